@@ -1,0 +1,73 @@
+"""What dnsd is told: services and tasks of networks, and the sandboxes that may ask for them.
+
+Pure: no I/O. These are also the messages of the control socket (msgspec encodes them). dnsd owns the naming rules: callers
+describe services, never records. All addresses are canonical text, both families.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class TaskName(msgspec.Struct, frozen=True, kw_only=True):
+    """One task (or plain container) on a network.
+
+    name: container name ("web.1.abcdef"). serving: running, healthy and not draining. running: may be tried if none serves.
+    """
+
+    id: str
+    name: str
+    slot: int = 0
+    addresses: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    serving: bool = True
+    running: bool = True
+
+
+class PortName(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    protocol: str
+    port: int
+
+
+class ServiceName(msgspec.Struct, frozen=True, kw_only=True):
+    """A service on a network. vips empty = DNS round robin: the name resolves to the serving tasks, rotated."""
+
+    id: str
+    name: str
+    aliases: tuple[str, ...] = ()
+    vips: tuple[str, ...] = ()
+    tasks: tuple[TaskName, ...] = ()
+    ports: tuple[PortName, ...] = ()
+
+
+class ZoneSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """All names of one network. containers: those that belong to no service."""
+
+    network: str
+    name: str
+    services: tuple[ServiceName, ...] = ()
+    containers: tuple[TaskName, ...] = ()
+
+
+class ScopeSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A sandbox that may ask: sockets are opened on `listen` inside `netns`; it sees the zones of `networks`, in that order.
+
+    upstreams: forward here instead of the node's own resolvers; forward False: answer NXDOMAIN for what is not ours.
+    stack: the asker's own stack; `db` is also tried as `<stack>_db`.
+    """
+
+    id: str
+    netns: str
+    networks: tuple[str, ...] = ()
+    listen: str = "127.0.0.11:53"
+    stack: str = ""
+    upstreams: tuple[str, ...] = ()
+    forward: bool = True
+
+
+class DnsState(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole desired state of one dnsd process."""
+
+    zones: tuple[ZoneSpec, ...] = ()
+    scopes: tuple[ScopeSpec, ...] = ()

@@ -1,0 +1,198 @@
+"""What managers and agents say to each other over the dispatcher's WebSocket: msgpack frames, one message each.
+
+Pure: types only. A node's assignment is a set of rows, each known by its key; the manager sends the whole set once (`Complete`) and
+then only what changed (`Delta`). A row holds everything an agent may know: only its own tasks, and the tables of networks it
+takes part in (every node takes part in the ingress network).
+
+    agent                              manager (leader)
+    Hello                  ------->
+                           <-------    Complete(revision, rows)      or Redirect(addr) when it doesn't lead
+    Applied(revision)      ------->    the kernel and dnsd now show this revision
+                           <-------    Delta(revision, put, removed)
+    Statuses               ------->    task states, only forward; answered by StatusesStored once they are in the store
+    Applied(..., open)     ------->    repeated while something drains: connections still open to draining endpoints
+    Heartbeat              ------->    every `heartbeat_s`; the manager declares the node lost after 3 missed ones
+"""
+
+from __future__ import annotations
+
+from typing import Union
+
+import msgspec
+
+from orchestrator.model import NodeDescription, PortConfig, Task, TaskStatus
+
+# ---- rows ----------------------------------------------------------------------------------------------------------------------
+
+
+class TaskRow(msgspec.Struct, frozen=True, kw_only=True, tag="task"):
+    """A task of this node (assigned or further, not yet gone). Its container runs iff the agent may: see `agent.tasks`."""
+
+    task: Task
+
+    @property
+    def key(self) -> str:
+        return f"task/{self.task.id}"
+
+
+class NodeRow(msgspec.Struct, frozen=True, kw_only=True, tag="node"):
+    """A node that shares a network with this one. data_addr: its VTEP address."""
+
+    id: str
+    hostname: str
+    data_addr: str
+
+    @property
+    def key(self) -> str:
+        return f"node/{self.id}"
+
+
+class NetworkRow(msgspec.Struct, frozen=True, kw_only=True, tag="network"):
+    """lb_addresses: node id -> that node's own address on this network (no prefix length)."""
+
+    id: str
+    name: str
+    vni: int
+    subnets: tuple[str, ...]
+    ingress: bool = False
+    internal: bool = False
+    mtu: int | None = None
+    lb_addresses: dict[str, str] = {}
+
+    @property
+    def key(self) -> str:
+        return f"network/{self.id}"
+
+
+class EndpointRow(msgspec.Struct, frozen=True, kw_only=True, tag="endpoint"):
+    """One task on one network.
+
+    Rows exist from the moment the task has a node (so that its addresses are reachable before it serves) until it is terminal;
+    `serving` says whether VIPs and DNS may offer it: status RUNNING and not draining.
+    """
+
+    task_id: str
+    network_id: str
+    service_id: str
+    node_id: str
+    name: str
+    slot: int
+    addresses: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
+    serving: bool = False
+    draining: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"endpoint/{self.network_id}/{self.task_id}"
+
+
+class ServiceRow(msgspec.Struct, frozen=True, kw_only=True, tag="service"):
+    """A service on one network. vips empty = dnsrr. ports: published ones, given on the ingress network's row only."""
+
+    id: str
+    network_id: str
+    name: str
+    aliases: tuple[str, ...] = ()
+    stack: str = ""
+    vips: tuple[str, ...] = ()
+    ports: tuple[PortConfig, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return f"service/{self.network_id}/{self.id}"
+
+
+class SecretRow(msgspec.Struct, frozen=True, kw_only=True, tag="secret"):
+    """A secret that one of this node's tasks names, in the clear (the connection is encrypted); kept on tmpfs only."""
+
+    id: str
+    name: str
+    data: bytes
+
+    @property
+    def key(self) -> str:
+        return f"secret/{self.id}"
+
+
+class ConfigRow(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
+    id: str
+    name: str
+    data: bytes
+
+    @property
+    def key(self) -> str:
+        return f"config/{self.id}"
+
+
+Row = Union[TaskRow, NodeRow, NetworkRow, EndpointRow, ServiceRow, SecretRow, ConfigRow]  # noqa: UP007
+
+# ---- agent -> manager ----------------------------------------------------------------------------------------------------------
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
+    """First message. Who it is, is said by the certificate, not here. version: of this protocol."""
+
+    description: NodeDescription
+    version: int = 1
+
+
+class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
+    task_id: str
+    status: TaskStatus
+
+
+class Statuses(msgspec.Struct, frozen=True, kw_only=True, tag="statuses"):
+    sequence: int
+    reports: tuple[TaskReport, ...]
+
+
+class Applied(msgspec.Struct, frozen=True, kw_only=True, tag="applied"):
+    """The balancers and DNS of this node show revision `revision`. open_connections: draining task id -> connections still open."""
+
+    revision: int
+    open_connections: dict[str, int] = {}
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
+    pass
+
+
+class Describe(msgspec.Struct, frozen=True, kw_only=True, tag="describe"):
+    """The node changed (resources, engine version, balancer)."""
+
+    description: NodeDescription
+
+
+FromAgent = Union[Hello, Statuses, Applied, Heartbeat, Describe]  # noqa: UP007
+
+# ---- manager -> agent ----------------------------------------------------------------------------------------------------------
+
+
+class Redirect(msgspec.Struct, frozen=True, kw_only=True, tag="redirect"):
+    """Not the leader. addr: the leader's "ip:port", or "" when there is none just now (try again)."""
+
+    addr: str
+
+
+class Complete(msgspec.Struct, frozen=True, kw_only=True, tag="complete"):
+    """managers: "ip:port" of all managers, to be remembered for reconnecting."""
+
+    revision: int
+    rows: tuple[msgspec.Raw, ...]
+    managers: tuple[str, ...] = ()
+    heartbeat_s: float = 5.0
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
+    revision: int
+    put: tuple[msgspec.Raw, ...] = ()
+    removed: tuple[str, ...] = ()
+    managers: tuple[str, ...] | None = None
+
+
+class StatusesStored(msgspec.Struct, frozen=True, kw_only=True, tag="stored"):
+    sequence: int
+
+
+FromManager = Union[Redirect, Complete, Delta, StatusesStored]  # noqa: UP007
