@@ -1,0 +1,71 @@
+"""A tiny image made on the spot, so that a lab needs no registry: a static busybox with its applets and a little web server.
+
+Edge: reads the machine's busybox. The server's answer at / tells container, version and the client's address.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import tarfile
+from pathlib import Path
+
+from orchestrator.errors import ConfigError
+
+DEMO_IMAGE = "meshd/demo"
+VERSIONS = ("v1", "v2")
+# busybox httpd serves a CGI script only below /cgi-bin, and takes a script there named index.cgi for the directory "/"
+_SCRIPT = """#!/bin/sh
+printf 'Content-Type: text/plain\\r\\nConnection: close\\r\\n\\r\\n'
+echo "host=$(hostname) version=${VERSION:-none} client=$REMOTE_ADDR"
+"""
+
+
+def busybox() -> Path:
+    """The machine's static busybox. ConfigError if there is none, or if it needs shared libraries."""
+    path = next((Path(p) for p in ("/bin/busybox", "/usr/bin/busybox") if Path(p).exists()), None)
+    if path is None:
+        raise ConfigError("busybox is missing: apt-get install busybox-static")
+    if not _is_static(path.read_bytes()):
+        raise ConfigError(f"{path} needs shared libraries: apt-get install busybox-static")
+    return path
+
+
+def _is_static(program: bytes) -> bool:
+    """An ELF file without a PT_INTERP (3) program header needs no loader. Source: elf(5), 64-bit layout."""
+    table, size, count = *struct.unpack_from("<Q", program, 32), *struct.unpack_from("<HH", program, 54)
+    return all(struct.unpack_from("<I", program, table + i * size)[0] != 3 for i in range(count))
+
+
+def rootfs() -> bytes:
+    """The image's root file system as a tar archive."""
+    program = busybox()
+    applets = subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout.split()
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for directory in ("bin", "etc", "tmp", "www", "www/cgi-bin", "proc", "sys", "dev", "run"):
+            entry = tarfile.TarInfo(directory)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o1777 if directory == "tmp" else 0o755
+            tar.addfile(entry)
+        for name, content, mode in (
+            ("bin/busybox", program.read_bytes(), 0o755),
+            ("www/cgi-bin/index.cgi", _SCRIPT.encode(), 0o755),
+            ("www/index.html", b"meshd demo\n", 0o644),
+            ("etc/passwd", b"root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n", 0o644),
+            ("etc/group", b"root:x:0:\nnogroup:x:65534:\n", 0o644),
+        ):
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(content), mode
+            tar.addfile(entry, io.BytesIO(content))
+        for applet in applets:
+            if applet != "busybox":
+                entry = tarfile.TarInfo(f"bin/{applet}")
+                entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
+                tar.addfile(entry)
+    return buffer.getvalue()
+
+
+def import_changes(version: str) -> list[str]:
+    """Dockerfile instructions that `docker import` applies to the archive."""
+    return ['CMD ["httpd", "-f", "-p", "80", "-h", "/www"]', "EXPOSE 80", f"ENV VERSION={version} PATH=/bin"]
