@@ -1,6 +1,6 @@
 """A tiny image made on the spot, so that a lab needs no registry: a static busybox with its applets and a little web server.
 
-Edge: reads the machine's busybox. The server's answer at / tells container, version and the client's address.
+Edge: reads the machine's busybox. Its answer at / is `<container's hostname> <version>`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ from orchestrator.errors import ConfigError
 
 DEMO_IMAGE = "meshd/demo"
 VERSIONS = ("v1", "v2")
-# busybox httpd serves a CGI script only below /cgi-bin, and takes a script there named index.cgi for the directory "/"
-_SCRIPT = """#!/bin/sh
-printf 'Content-Type: text/plain\\r\\nConnection: close\\r\\n\\r\\n'
-echo "host=$(hostname) version=${VERSION:-none} client=$REMOTE_ADDR"
+# / is a static page written at start (cheap enough for a load test); /cgi-bin/client says whom the server takes for its client
+_SERVE = """#!/bin/sh
+mkdir -p /tmp/www/cgi-bin && cp /www/cgi-bin/client /tmp/www/cgi-bin/ && echo "$(hostname) ${VERSION:-none}" > /tmp/www/index.html
+exec httpd -f -p "${PORT:-80}" -h /tmp/www
+"""
+_CLIENT = """#!/bin/sh
+printf 'Content-Type: text/plain\\r\\n\\r\\n'
+echo "$(hostname) ${VERSION:-none} $REMOTE_ADDR"
 """
 
 
@@ -50,8 +54,8 @@ def rootfs() -> bytes:
             tar.addfile(entry)
         for name, content, mode in (
             ("bin/busybox", program.read_bytes(), 0o755),
-            ("www/cgi-bin/index.cgi", _SCRIPT.encode(), 0o755),
-            ("www/index.html", b"meshd demo\n", 0o644),
+            ("www/cgi-bin/client", _CLIENT.encode(), 0o755),
+            ("bin/serve", _SERVE.encode(), 0o755),
             ("etc/passwd", b"root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n", 0o644),
             ("etc/group", b"root:x:0:\nnogroup:x:65534:\n", 0o644),
         ):
@@ -68,4 +72,4 @@ def rootfs() -> bytes:
 
 def import_changes(version: str) -> list[str]:
     """Dockerfile instructions that `docker import` applies to the archive."""
-    return ['CMD ["httpd", "-f", "-p", "80", "-h", "/www"]', "EXPOSE 80", f"ENV VERSION={version} PATH=/bin"]
+    return ['CMD ["serve"]', "EXPOSE 80", f"ENV VERSION={version} PATH=/bin"]

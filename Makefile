@@ -1,0 +1,24 @@
+# make demo            three nodes on this machine play the main job, then leave it clean (KEEP=1: leave the cluster up)
+# make test            everything that proves it works (as root: whole clusters; installs what it needs)
+# make check           style, types and layers only
+# make bench           the demo's figures: how fast, how much memory
+.PHONY: demo test check bench bootstrap
+BIN := .venv/bin
+
+bootstrap:
+	@scripts/bootstrap
+
+demo: bootstrap
+	@$(BIN)/meshd demo $(if $(KEEP),--keep)
+
+bench: bootstrap
+	@$(BIN)/meshd demo --figures
+
+check: bootstrap
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache | tail -n 5
+
+test: check
+	@$(BIN)/pytest

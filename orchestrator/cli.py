@@ -1,0 +1,96 @@
+"""The command line of meshd.
+
+Edge: terminal in, terminal out. Heavy imports wait until a command needs them, so `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from orchestrator.errors import MeshdError
+from orchestrator.lab.layout import DEFAULT_STATE_DIR
+from orchestrator.version import VERSION
+
+
+class _Sentences(click.Group):
+    """Turns our own errors into one sentence and exit code 2 instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except MeshdError as error:
+            click.secho(f"meshd: {error}", fg="red", err=True)
+            sys.exit(2)
+
+
+@click.group(cls=_Sentences, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="meshd")
+def main() -> None:
+    """A routing mesh, service discovery and an orchestrator, driven by the stock docker CLI.
+
+    \b
+    meshd daemon                 run on every node, beside its Docker Engine
+    docker -H unix:///run/meshd/meshd.sock swarm init
+    meshd lab up                 a whole cluster on this machine, to try it
+    meshd demo                   watch the main job, measured
+    meshd doctor                 is this machine ready to be a node?
+    """
+
+
+@main.command()
+@click.option("--state-dir", default="/var/lib/meshd", show_default=True, help="Identity, etcd's data, dnsd's state.")
+@click.option("--socket", default="/run/meshd/meshd.sock", show_default=True, help="The Docker API for root and the group of --group.")
+@click.option("--group", default="docker", show_default=True, help="Group that may use --socket (ignored if it doesn't exist).")
+@click.option("--engine", default="unix:///var/run/docker.sock", show_default=True, help="This node's Docker Engine.")
+@click.option("--advertise-addr", default="", help="Address other nodes reach this one at; chosen when there is only one.")
+@click.option("--listen-addr", default="", help="ip:port of the cluster's TLS server.  [default: 0.0.0.0:2377]")
+@click.option("--hostname", default="", help="Name of this node.  [default: the machine's]")
+@click.option("--netns-prefix", default="mesh", show_default=True, help="Prefix of the network namespaces meshd makes.")
+@click.option("--etcd-client-port", default=2379, show_default=True, help="etcd's port for meshd, on loopback (managers).")
+@click.option("--etcd-peer-port", default=2380, show_default=True, help="etcd's port for other managers.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
+def daemon(**options: object) -> None:
+    """Run this node: agent always, manager after `swarm init` or a join with a manager token.
+
+    Stopping or killing it disturbs no container, no connection and no DNS answer; the next start adopts everything.
+    """
+    from orchestrator import meshd
+
+    meshd.run(meshd.DaemonConfig.from_options(options))
+
+
+@main.command()
+@click.option("--engine", default="unix:///var/run/docker.sock", show_default=True, help="The Docker Engine to check.")
+def doctor(engine: str) -> None:
+    """Is this machine ready to be a node? Checks kernel, programs, Engine; says what to do. Exit code 1 if something is missing."""
+    from orchestrator import doctor as checks
+
+    sys.exit(checks.main(engine))
+
+
+@main.command()
+@click.option("--keep", is_flag=True, help="Leave the cluster up afterwards and say how to use it.")
+@click.option("--figures", is_flag=True, help="Also measure create, 50 replicas, a rolling update of 10, memory.")
+@click.option("--state-dir", default=str(DEFAULT_STATE_DIR), show_default=True, help="Where the demo's lab lives.")
+def demo(keep: bool, figures: bool, state_dir: str) -> None:
+    """Three nodes on this machine play the main job: publish, balance, resolve, scale, kill, update. Measured; leaves nothing behind."""
+    from rich.console import Console
+
+    from orchestrator.lab.demo import play
+
+    play(Path(state_dir), keep=keep, figures=figures, console=Console())
+
+
+def _add_lab() -> None:
+    from orchestrator.lab.cli import lab
+
+    main.add_command(lab)
+
+
+_add_lab()
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,464 @@
+"""`meshd demo`: the main job, played on a lab of three nodes with the stock docker CLI, and measured while it runs.
+
+Edge. Probes ask from outside (every node's published port), and from a client task on every node (the VIP, DNS) all the time;
+after each step the demo says how long every node took to follow and how many requests failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from docker import DockerClient
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.errors import ConfigError
+from orchestrator.lab.image import DEMO_IMAGE
+from orchestrator.lab.lab import Lab, LabError, Node, wait_until
+from orchestrator.lab.probe import Log, Probe, dns_addresses, http_get, in_network
+
+PUBLISHED = 8080
+# requests a second: through each node's published port, through the VIP from each node, DNS questions on each node
+PORT_RATE, VIP_RATE, DNS_RATE = 30.0, 20.0, 40.0
+# a dead backend makes a request hang until its timeout; several workers keep the cadence meanwhile
+WORKERS = 3
+
+
+@dataclass(slots=True)
+class Step:
+    """One line of the summary. balancer_ms / dns_ms: node -> time to follow; None = nothing to follow."""
+
+    title: str
+    requests: int = 0
+    failed: int = 0
+    balancer_ms: dict[str, float] = field(default_factory=dict)
+    dns_ms: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+
+class Demo:
+    """The story. Every step leaves a `Step` in `steps`; LabError if what must be seen isn't seen in time."""
+
+    def __init__(self, lab: Lab, console: Console) -> None:
+        self._lab, self._console = lab, console
+        self.steps: list[Step] = []
+        self.log = Log()
+        self._probes: list[Probe] = []
+        self._client: DockerClient | None = None
+        self._vip: str | None = None
+
+    # ---- small tools ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def api(self) -> DockerClient:
+        if self._client is None:
+            self._client = self._lab.nodes[0].docker()
+        return self._client
+
+    def docker(self, *arguments: str) -> str:
+        """Run the stock CLI against the first node's meshd, shown as a user would type it."""
+        self._console.print(f"  [cyan]$ docker {' '.join(arguments)}[/]", highlight=False)
+        command = ["docker", "-H", f"unix://{self._lab.nodes[0].layout.meshd_socket}", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+        if done.returncode != 0:
+            raise LabError(f"`docker {' '.join(arguments)}` failed: {done.stderr.strip() or done.stdout.strip()}")
+        return done.stdout.strip()
+
+    def running(self, service: str) -> dict[str, dict[str, str]]:
+        """Task id -> {"node", "address", "container"} of the tasks that run and should."""
+        names = {node["ID"]: node["Description"]["Hostname"] for node in self.api.api.nodes()}
+        found = {}
+        for task in self.api.api.tasks(filters={"service": service, "desired-state": "running"}):
+            if task["Status"]["State"] == "running":
+                address = next(
+                    (
+                        a["Addresses"][0].split("/")[0]
+                        for a in task.get("NetworksAttachments") or ()
+                        if a["Network"]["Spec"]["Name"] == "demo"
+                    ),
+                    "",
+                )
+                container = task["Status"]["ContainerStatus"]["ContainerID"]
+                found[task["ID"]] = {"node": names[task["NodeID"]], "address": address, "container": container}
+        return found
+
+    def wait_running(self, service: str, count: int, deadline_s: float = 60.0, version: str | None = None) -> dict[str, dict[str, str]]:
+        def enough() -> bool:
+            if version is not None:
+                image = f"{DEMO_IMAGE}:{version}"
+                tasks = self.api.api.tasks(filters={"service": service, "desired-state": "running"})
+                fresh = [t for t in tasks if t["Spec"]["ContainerSpec"]["Image"] == image and t["Status"]["State"] == "running"]
+                return len(fresh) == count == len(tasks)
+            return len(self.running(service)) == count
+
+        wait_until(enough, deadline_s, f"{count} tasks of {service} run", every_s=0.02)
+        return self.running(service)
+
+    def hostnames(self, service: str) -> set[str]:
+        """What the tasks' servers call themselves (their containers' hostnames)."""
+        names = set()
+        nodes = {node.name: node for node in self._lab.nodes}
+        for task in self.running(service).values():
+            with _closing(nodes[task["node"]].engine()) as engine:
+                names.add(engine.containers.get(task["container"]).attrs["Config"]["Hostname"])
+        return names
+
+    def client_netns(self, node: Node) -> str:
+        with _closing(node.engine()) as engine:
+            found = engine.containers.list(filters={"label": "com.docker.swarm.service.name=client"})
+            return f"/proc/{found[0].attrs['State']['Pid']}/ns/net"
+
+    # ---- narration -------------------------------------------------------------------------------------------------------------
+
+    def _table(self, start: float) -> RenderableType:
+        table = Table("node", "through its port 8080", "through the VIP", "tasks.web in DNS", box=None, padding=(0, 2))
+        recent = max(start, time.monotonic() - 1.0)
+        for node in self._lab.nodes:
+            cells = [node.name]
+            for kind in ("port", "vip"):
+                answers = [a for a in self.log.since(start, (kind,)) if a.node == node.name]
+                failed = sum(not a.ok for a in answers)
+                by = {a.by[0] for a in answers if a.ok and a.started >= recent}
+                cells.append(
+                    f"{len(answers):>4} requests, {'[red]' if failed else ''}{failed} failed{'[/]' if failed else ''}, by {len(by)} tasks"
+                )
+            dns = [a for a in self.log.since(recent, ("dns",)) if a.node == node.name]
+            cells.append(f"{len(dns[-1].by)} addresses" if dns else "-")
+            table.add_row(*cells)
+        return Group(Text(), table)
+
+    @contextlib.contextmanager
+    def step(self, title: str) -> Iterator[Step]:
+        """One step of the story: shows a live table while it runs, then its result; counts the requests that failed."""
+        number = len(self.steps) + 1
+        self._console.print(f"\n[bold]{number}. {title}[/]")
+        start = time.monotonic()
+        step = Step(title)
+        if self._probes:
+            with Live(get_renderable=lambda: self._table(start), console=self._console, refresh_per_second=4, transient=True):
+                yield step
+                # what was begun may still fail: let it end before the step is counted
+                time.sleep(0.3)
+        else:
+            yield step
+        step.requests, step.failed = self.log.count(start), len(self.log.failed(start))
+        self.steps.append(step)
+        for what, times in (("balancer", step.balancer_ms), ("DNS", step.dns_ms)):
+            if times:
+                self._console.print(f"  {what} followed: " + ", ".join(f"{node} {ms:.0f} ms" for node, ms in times.items()))
+        if self._probes:
+            color = "red" if step.failed else "green"
+            self._console.print(f"  requests meanwhile: {step.requests}, failed: [{color}]{step.failed}[/]")
+            for answer in self.log.failed(start)[:3]:
+                self._console.print(
+                    f"    [dim]{answer.node} {answer.kind} after {(answer.started - start) * 1000:.0f} ms: {answer.error}[/]"
+                )
+        if step.note:
+            self._console.print(f"  {step.note}")
+
+    def follow(self, step: Step, start: float, hosts: set[str], addresses: set[str], deadline_s: float = 20.0) -> None:
+        """Wait until every node's balancer has answered through all `hosts` and its DNS says exactly `addresses`; note the times."""
+
+        def done() -> bool:
+            return all(
+                self.log.all_seen(node.name, kind, start, hosts) is not None for node in self._lab.nodes for kind in ("port", "vip")
+            ) and all(self.log.dns_is(node.name, "dns", start, addresses) is not None for node in self._lab.nodes)
+
+        wait_until(done, deadline_s, f"every node balances over {len(hosts)} tasks and resolves {sorted(addresses)}", every_s=0.02)
+        for node in self._lab.nodes:
+            seen = [self.log.all_seen(node.name, kind, start, hosts) or 0.0 for kind in ("port", "vip")]
+            step.balancer_ms[node.name] = max(seen) * 1000
+            step.dns_ms[node.name] = (self.log.dns_is(node.name, "dns", start, addresses) or 0.0) * 1000
+
+    # ---- the story -------------------------------------------------------------------------------------------------------------
+
+    def start_probes(self) -> None:
+        switch = f"/run/netns/{self._lab.layout.switch}"
+        for node in self._lab.nodes:
+            inside = self.client_netns(node)
+
+            def through_port(address: str = node.address) -> tuple[str, ...]:
+                return http_get(address, PUBLISHED)
+
+            for _ in range(WORKERS):
+                self._probes.append(Probe(self.log, node.name, "port", switch, PORT_RATE / WORKERS, through_port))
+                self._probes.append(Probe(self.log, node.name, "vip", inside, VIP_RATE / WORKERS, lambda: http_get(self.vip, 80)))
+            self._probes.append(Probe(self.log, node.name, "dns", inside, DNS_RATE, lambda: dns_addresses("tasks.web")))
+
+    def stop_probes(self) -> None:
+        for probe in self._probes:
+            probe.stop()
+        self._probes.clear()
+
+    @property
+    def vip(self) -> str:
+        if self._vip is None:
+            service = self.api.api.inspect_service("web")
+            network = self.api.api.inspect_network("demo")["Id"]
+            self._vip = next(v["Addr"].split("/")[0] for v in service["Endpoint"]["VirtualIPs"] if v["NetworkID"] == network)
+        return self._vip
+
+    def play(self) -> None:
+        with self.step("an overlay network and a service of 3 tasks, published on every node") as step:
+            self.docker("network", "create", "-d", "overlay", "demo")
+            started = time.monotonic()
+            self.docker(
+                "service",
+                "create",
+                "-d",
+                "--name",
+                "web",
+                "--replicas",
+                "3",
+                "--network",
+                "demo",
+                "-p",
+                f"{PUBLISHED}:80",
+                f"{DEMO_IMAGE}:v1",
+            )
+            tasks = self.wait_running("web", 3)
+            placed = ", ".join(sorted(t["node"] for t in tasks.values()))
+            step.note = f"3 tasks run after {(time.monotonic() - started) * 1000:.0f} ms, on {placed}"
+        with self.step("a client task on every node; from each, `web` is the VIP and `tasks.web` the tasks") as step:
+            self.docker(
+                "service", "create", "-d", "--name", "client", "--mode", "global", "--network", "demo", f"{DEMO_IMAGE}:v1", "sleep", "86400"
+            )
+            self.wait_running("client", len(self._lab.nodes))
+            self._check_names(step)
+        self.start_probes()
+        with self.step("curl to every node's 8080, and to the VIP from every node, reaches all three tasks") as step:
+            start = time.monotonic()
+            self.follow(step, start, self.hostnames("web"), self._addresses("web"))
+        with self.step("a second service with DNS round robin instead of a VIP: rotated addresses") as step:
+            self._dnsrr(step)
+        with self.step("scale web=5") as step:
+            start = time.monotonic()
+            self.docker("service", "scale", "-d", "web=5")
+            tasks = self.wait_running("web", 5)
+            ready_s = time.monotonic() - start
+            self.follow(step, start, self.hostnames("web"), {t["address"] for t in tasks.values()})
+            step.note = f"5 tasks run after {ready_s * 1000:.0f} ms"
+        with self.step("scale web=3: tasks leave without a failed request") as step:
+            start = time.monotonic()
+            self.docker("service", "scale", "-d", "web=3")
+            wait_until(lambda: len(self.running("web")) == 3, 30, "3 tasks are left", every_s=0.02)
+            self.follow(step, start, self.hostnames("web"), self._addresses("web"))
+            wait_until(lambda: self._containers("web") == 3, 30, "the containers of the others are stopped")
+            step.note = f"the last container stopped after {(time.monotonic() - start) * 1000:.0f} ms"
+        with self.step("one container is killed by hand: gone everywhere, then replaced") as step:
+            self._kill_container(step)
+        with self.step(f"meshd on {self._lab.nodes[1].name} is killed (SIGKILL) while requests flow") as step:
+            self._kill_meshd(step)
+        with self.step("a rolling update to v2") as step:
+            start = time.monotonic()
+            self.docker("service", "update", "-d", "--image", f"{DEMO_IMAGE}:v2", "--no-resolve-image", "web")
+            tasks = self.wait_running("web", 3, 90, version="v2")
+            wait_until(lambda: self._containers("web") == 3, 30, "the old containers are stopped")
+            took_s = time.monotonic() - start
+            settled = time.monotonic()
+            self.follow(step, settled, self.hostnames("web"), {t["address"] for t in tasks.values()})
+            step.note = f"all tasks run v2 after {took_s:.1f} s"
+        self.stop_probes()
+
+    def _addresses(self, service: str) -> set[str]:
+        return {task["address"] for task in self.running(service).values()}
+
+    def _containers(self, service: str) -> int:
+        count = 0
+        for node in self._lab.nodes:
+            with _closing(node.engine()) as engine:
+                count += len(engine.containers.list(filters={"label": f"com.docker.swarm.service.name={service}"}))
+        return count
+
+    def _check_names(self, step: Step) -> None:
+        addresses = self._addresses("web")
+        for node in self._lab.nodes:
+            inside = self.client_netns(node)
+
+            def right(inside: str = inside) -> bool:
+                with contextlib.suppress(OSError, ValueError):
+                    one, every = in_network(inside, lambda: dns_addresses("web")), in_network(inside, lambda: dns_addresses("tasks.web"))
+                    return one == (self.vip,) and set(every) == addresses
+                return False
+
+            wait_until(right, 10, f"on {node.name} `web` resolves to {self.vip} and `tasks.web` to {sorted(addresses)}")
+        step.note = f"web = {self.vip}; tasks.web = {', '.join(sorted(addresses))}; the same on every node"
+
+    def _dnsrr(self, step: Step) -> None:
+        self.docker(
+            "service",
+            "create",
+            "-d",
+            "--name",
+            "rr",
+            "--replicas",
+            "3",
+            "--endpoint-mode",
+            "dnsrr",
+            "--network",
+            "demo",
+            f"{DEMO_IMAGE}:v1",
+        )
+        self.wait_running("rr", 3)
+        addresses = self._addresses("rr")
+        firsts: dict[str, set[str]] = {}
+        for node in self._lab.nodes:
+            inside = self.client_netns(node)
+
+            def resolves(inside: str = inside) -> bool:
+                with contextlib.suppress(OSError, ValueError):
+                    return set(in_network(inside, lambda: dns_addresses("rr"))) == addresses
+                return False
+
+            wait_until(resolves, 10, f"on {node.name} `rr` resolves to {sorted(addresses)}")
+            firsts[node.name] = {in_network(inside, lambda: dns_addresses("rr"))[0] for _ in range(12)}
+            if firsts[node.name] != addresses:
+                raise LabError(f"on {node.name} the answers for `rr` don't rotate: only {sorted(firsts[node.name])} came first")
+        step.note = f"rr = {', '.join(sorted(addresses))}; each of them comes first in turn, on every node"
+
+    def _kill_container(self, step: Step) -> None:
+        task = sorted(self.running("web").items())[0][1]
+        node = self._lab.node(task["node"])
+        before = self.running("web")
+        with _closing(node.engine()) as engine:
+            container = engine.containers.get(task["container"])
+            self._console.print(f"  [cyan]$ docker kill {container.short_id}[/]   (on {node.name}, past meshd)")
+            start = time.monotonic()
+            container.kill()
+        left = {t["address"] for t in before.values()} - {task["address"]}
+
+        def gone() -> bool:
+            return all(
+                any(a.node == n.name and task["address"] not in a.by and a.ok for a in self.log.since(start, ("dns",)))
+                for n in self._lab.nodes
+            )
+
+        wait_until(gone, 10, f"{task['address']} is gone from every node's DNS", every_s=0.01)
+        for n in self._lab.nodes:
+            step.dns_ms[n.name] = 1000 * min(
+                a.ended - start for a in self.log.since(start, ("dns",)) if a.node == n.name and a.ok and task["address"] not in a.by
+            )
+        tasks = self.wait_running("web", 3)
+        replaced_s = time.monotonic() - start
+        new = {t["address"] for t in tasks.values()} - left
+        wait_until(
+            lambda: all(self.log.dns_is(n.name, "dns", start, {t["address"] for t in tasks.values()}) for n in self._lab.nodes),
+            20,
+            "DNS follows",
+        )
+        for n in self._lab.nodes:
+            step.balancer_ms[n.name] = 1000 * max(self.log.last_failure(n.name, kind, start) for kind in ("port", "vip"))
+        step.note = f"replaced by {', '.join(new)} after {replaced_s:.1f} s (the restart delay is 5 s)"
+        self._console.print("  [dim]balancer here: when the last request that failed was begun[/]")
+
+    def _kill_meshd(self, step: Step) -> None:
+        node = self._lab.nodes[1]
+        node.kill("meshd")
+        start = time.monotonic()
+        wait_until(lambda: bool(node.pid_of("meshd")), 15, f"meshd on {node.name} is started again")
+        node.wait_ready(30)
+        wait_until(lambda: self._node_state(node.name) == "ready", 30, f"{node.name} is ready again")
+        step.note = (
+            f"meshd is back, has adopted its tasks and is ready after {time.monotonic() - start:.1f} s; dnsd and containers never stopped"
+        )
+
+    def _node_state(self, name: str) -> str:
+        return next(str(n["Status"]["State"]) for n in self.api.api.nodes() if n["Description"]["Hostname"] == name)
+
+    def figures(self) -> list[tuple[str, str]]:
+        """Measured: what the peers' figures are known for. Needs the story's network and image."""
+        results: list[tuple[str, str]] = []
+        times = []
+        for attempt in range(5):
+            started = time.monotonic()
+            name = f"one{attempt}"
+            self.docker("service", "create", "-d", "--name", name, "--network", "demo", f"{DEMO_IMAGE}:v1", "sleep", "1000")
+            self.wait_running(name, 1)
+            times.append(time.monotonic() - started)
+            self.docker("service", "rm", name)
+        results.append(("create 1 service on an overlay, docker CLI included -> running (median of 5)", f"{sorted(times)[2]:.2f} s"))
+        started = time.monotonic()
+        self.docker(
+            "service", "create", "-d", "--name", "fifty", "--replicas", "50", "--network", "demo", f"{DEMO_IMAGE}:v1", "sleep", "1000"
+        )
+        self.wait_running("fifty", 50, 180)
+        results.append(("50 replicas on 3 nodes -> all running", f"{time.monotonic() - started:.1f} s"))
+        started = time.monotonic()
+        self.docker("service", "rm", "fifty")
+        wait_until(lambda: self._containers("fifty") == 0, 120, "the 50 containers are gone")
+        results.append(("... removed, containers gone", f"{time.monotonic() - started:.1f} s"))
+        self.docker("service", "create", "-d", "--name", "ten", "--replicas", "10", "--network", "demo", f"{DEMO_IMAGE}:v1")
+        self.wait_running("ten", 10)
+        started = time.monotonic()
+        self.docker("service", "update", "-d", "--no-resolve-image", "--image", f"{DEMO_IMAGE}:v2", "--update-parallelism", "1", "ten")
+        self.wait_running("ten", 10, 180, version="v2")
+        results.append(("rolling update of 10, parallelism 1", f"{time.monotonic() - started:.1f} s"))
+        self.docker("service", "rm", "ten")
+        for unit in ("meshd", "etcd", "dnsd"):
+            memory = [f"{node.report().rss_bytes[unit] / 2**20:.0f} MB" for node in self._lab.nodes if unit in node.report().rss_bytes]
+            results.append((f"resident memory of {unit}, by node", ", ".join(memory)))
+        return results
+
+    def summary(self) -> Table:
+        table = Table(title="what happened", show_lines=False)
+        for heading in ("step", "balancers followed (slowest node)", "DNS followed", "requests", "failed"):
+            table.add_column(heading, justify="left" if heading == "step" else "right")
+        for step in self.steps:
+            slowest = [f"{max(times.values()):.0f} ms" if times else "-" for times in (step.balancer_ms, step.dns_ms)]
+            failed = f"[red]{step.failed}[/]" if step.failed else "0"
+            table.add_row(step.title, *slowest, str(step.requests or "-"), failed if step.requests else "-")
+        return table
+
+
+@contextlib.contextmanager
+def _closing(client: DockerClient) -> Iterator[DockerClient]:
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def play(state_dir: Path, *, keep: bool, figures: bool, console: Console, nodes: int = 3) -> list[Step]:
+    """Bring up a lab, play, take it down (unless `keep`). ConfigError if a lab is already there: it may be somebody's."""
+    lab = Lab(state_dir, progress=lambda text: console.print(f"  [dim]· {text}[/]"))
+    if lab.count:
+        raise ConfigError(f"there is already a lab in {state_dir}; take it down with `meshd lab down`, then run the demo again")
+    started = time.monotonic()
+    console.print("[bold]meshd: three nodes on this machine[/], each with its own Docker Engine, meshd and DNS server")
+    demo = Demo(lab, console)
+    finished = False
+    try:
+        lab.up(nodes)
+        console.print(f"  cluster of {nodes} ready after {time.monotonic() - started:.1f} s")
+        demo.play()
+        measured = demo.figures() if figures else []
+        finished = True
+        console.print()
+        console.print(demo.summary())
+        if measured:
+            table = Table("figure", "measured", title="figures")
+            for row in measured:
+                table.add_row(*row)
+            console.print(table)
+    finally:
+        demo.stop_probes()
+        if not (keep and finished):
+            console.print("\ncleaning up")
+            lab.down()
+    if keep:
+        socket = lab.nodes[0].layout.meshd_socket
+        console.print(
+            f"\nThe cluster is up. Use it:\n  export DOCKER_HOST=unix://{socket}\n  docker node ls; docker service ps web\n"
+            f"  .venv/bin/meshd lab exec node-2 -- curl -s localhost:{PUBLISHED}\nTake it down:\n  .venv/bin/meshd lab down"
+        )
+    console.print(
+        f"\n{len(demo.steps)} steps in {time.monotonic() - started:.0f} s" + ("" if keep else "; nothing is left on this machine")
+    )
+    return demo.steps
