@@ -117,3 +117,7 @@ class Backend(Protocol):
     def encrypt_secret(self, plain: bytes) -> bytes:
         """What Secret.mesh_ciphertext holds for this payload."""
         ...
+
+    def decrypt_secret(self, ciphertext: bytes) -> bytes:
+        """The payload again: `secret update` must tell whether the payload it was sent is the stored one."""
+        ...
