@@ -1,0 +1,231 @@
+"""What each node may know: the store's objects as the rows of one node's assignment.
+
+Pure: no I/O; the function that opens secrets is an argument. A node's assignment is made of three parts: its own rows (tasks,
+secrets, configs), the scopes of the networks it takes part in (network, endpoints, services: the same bytes for every member), and
+a row for each node it shares a network with. `Assignments` keeps all of that encoded and follows the store's events, so that a
+change costs what changed; `assignment` computes one node's rows from nothing and is what `Assignments` must always equal.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterable, Mapping
+
+import msgspec
+
+from orchestrator.dispatcher.messages import ConfigRow, EndpointRow, NetworkRow, NodeRow, Row, SecretRow, ServiceRow, TaskRow
+from orchestrator.model import (
+    STATE_ORDER,
+    Config,
+    Network,
+    NetworkAttachmentConfig,
+    Node,
+    Secret,
+    Service,
+    Task,
+    TaskState,
+    terminal,
+)
+from orchestrator.store.base import Event
+from orchestrator.store.snapshot import Snapshot
+
+Decrypt = Callable[[Secret], bytes]
+
+_ASSIGNED = STATE_ORDER[TaskState.ASSIGNED]
+_RUNNING = STATE_ORDER[TaskState.RUNNING]
+_STACK_LABEL = "com.docker.stack.namespace"
+_MTU_OPTION = "com.docker.network.driver.mtu"
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(row: Row) -> bytes:
+    return _encoder.encode(row)
+
+
+def diff(old: Mapping[str, bytes], new: Mapping[str, bytes]) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """(rows to put, keys removed): `old` with these applied is `new`. Sorted by key."""
+    put = {key: new[key] for key in sorted(new) if old.get(key) != new[key]}
+    return put, tuple(sorted(old.keys() - new.keys()))
+
+
+# ---- from nothing --------------------------------------------------------------------------------------------------------------
+
+
+def assignment(snapshot: Snapshot, node_id: str, decrypt: Decrypt) -> dict[str, Row]:
+    """Everything `node_id` may know. A node that is not in the store may know nothing."""
+    node = snapshot.node(node_id)
+    if node is None:
+        return {}
+    rows = own_rows(snapshot, node_id, decrypt)
+    for attachment in node.mesh_attachments or ():
+        rows.update(network_scope_rows(snapshot, attachment.network_id))
+    return rows
+
+
+def own_rows(snapshot: Snapshot, node_id: str, decrypt: Decrypt) -> dict[str, Row]:
+    """The node's tasks from ASSIGNED on, and the secrets and configs that those not yet ended name."""
+    rows: dict[str, Row] = {}
+    for task in snapshot.tasks_of_node(node_id):
+        if STATE_ORDER[task.status.state] < _ASSIGNED:
+            continue
+        _add(rows, TaskRow(task=task))
+        container = task.spec.container_spec
+        if container is None or terminal(task.status.state):
+            continue
+        for secret_reference in container.secrets or ():
+            secret = snapshot.secret(secret_reference.secret_id)
+            if secret is not None and f"secret/{secret.id}" not in rows:
+                _add(rows, SecretRow(id=secret.id, name=secret.spec.name, data=decrypt(secret)))
+        for config_reference in container.configs or ():
+            config = snapshot.config(config_reference.config_id)
+            if config is not None:
+                _add(rows, ConfigRow(id=config.id, name=config.spec.name, data=_config_bytes(config)))
+    return rows
+
+
+def network_scope_rows(snapshot: Snapshot, network_id: str) -> dict[str, Row]:
+    """What every node of the network may know of it; {} before it is allocated."""
+    network = snapshot.network(network_id)
+    if network is None or not network.mesh_vni:
+        return {}
+    rows: dict[str, Row] = {}
+    members = [(node, address) for node in snapshot.all(Node) if (address := lb_address(node, network_id))]
+    _add(rows, _network_row(network, members))
+    for node, _ in members:
+        if row := node_row(node):
+            _add(rows, row)
+    for task in snapshot.tasks_of_network(network_id):
+        if endpoint := endpoint_row(snapshot, task, network):
+            _add(rows, endpoint)
+    for service in snapshot.all(Service):
+        if service_on_network := service_row(service, network):
+            _add(rows, service_on_network)
+    return rows
+
+
+def affected_networks(snapshot: Snapshot, events: Iterable[Event]) -> set[str]:
+    """The networks whose scope the events may have changed; `snapshot` is the one after them."""
+    ingress = [network.id for network in snapshot.all(Network) if network.ingress]
+    affected: set[str] = set()
+    for event in events:
+        if event.kind == "network":
+            affected.add(event.id)
+        for obj in (event.old, event.new):
+            match obj:
+                case Task():
+                    affected.update(attachment.network.id for attachment in obj.networks_attachments or ())
+                case Service():
+                    affected.update(vip.network_id for vip in obj.endpoint.virtual_ips or ())
+                    affected.update(config.target for config in service_networks(obj))
+                    if obj.endpoint.ports:
+                        affected.update(ingress)
+                case Node():
+                    affected.update(attachment.network_id for attachment in obj.mesh_attachments or ())
+    return affected
+
+
+# ---- one row -------------------------------------------------------------------------------------------------------------------
+
+
+def node_row(node: Node) -> NodeRow | None:
+    """None until the node has said where its tunnels end."""
+    data_addr = node.description.mesh_data_addr or node.status.addr
+    return NodeRow(id=node.id, hostname=node.description.hostname, data_addr=data_addr) if data_addr else None
+
+
+def lb_address(node: Node, network_id: str) -> str:
+    """The node's own address on the network without prefix length, or ""."""
+    for attachment in node.mesh_attachments or ():
+        if attachment.network_id == network_id:
+            return _bare(attachment.addr)
+    return ""
+
+
+def endpoint_row(snapshot: Snapshot, task: Task, network: Network) -> EndpointRow | None:
+    """None before the task has a node and after it has ended."""
+    state = task.status.state
+    node = snapshot.node(task.node_id) if task.node_id else None
+    if node is None or STATE_ORDER[state] < _ASSIGNED or terminal(state):
+        return None
+    attachment = next((a for a in task.networks_attachments or () if a.network.id == network.id), None)
+    if attachment is None or not attachment.addresses:
+        return None
+    running = state is TaskState.RUNNING
+    leaving = STATE_ORDER[task.desired_state] > _RUNNING
+    return EndpointRow(
+        task_id=task.id,
+        network_id=network.id,
+        service_id=task.service_id,
+        node_id=task.node_id,
+        name=container_name(task),
+        slot=task.slot,
+        addresses=tuple(_bare(address) for address in attachment.addresses),
+        aliases=_task_aliases(snapshot, task, network.id),
+        serving=running and task.desired_state is TaskState.RUNNING and node.status.state != "down",
+        draining=running and leaving,
+    )
+
+
+def service_row(service: Service, network: Network) -> ServiceRow | None:
+    """None if the service is not on the network, or is to have a VIP there that is not allocated yet."""
+    configs = [config for config in service_networks(service) if config.target == network.id]
+    vips = tuple(_bare(vip.addr) for vip in service.endpoint.virtual_ips or () if vip.network_id == network.id)
+    ports = tuple(port for port in service.endpoint.ports or () if port.publish_mode == "ingress" and port.published_port)
+    if not configs and not vips and not (network.ingress and ports):
+        return None
+    if not vips and (service.spec.endpoint_spec is None or service.spec.endpoint_spec.mode != "dnsrr"):
+        return None
+    return ServiceRow(
+        id=service.id,
+        network_id=network.id,
+        name=service.spec.name,
+        aliases=tuple(sorted({alias for config in configs for alias in config.aliases or ()})),
+        stack=(service.spec.labels or {}).get(_STACK_LABEL, ""),
+        vips=vips,
+        ports=ports if network.ingress else (),
+    )
+
+
+def service_networks(service: Service) -> list[NetworkAttachmentConfig]:
+    """The networks the service asks for; those of the task template win over the old place, `spec.networks`, as in Swarm."""
+    return list(service.spec.task_template.networks or service.spec.networks or ())
+
+
+def container_name(task: Task) -> str:
+    """`web.1.<task id>`, or `web.<node id>.<task id>` for a global service: the name of the task's container."""
+    return f"{task.mesh_service_name}.{task.slot or task.node_id}.{task.id}"
+
+
+def _network_row(network: Network, members: list[tuple[Node, str]]) -> NetworkRow:
+    mtu = (network.options or {}).get(_MTU_OPTION, "")
+    return NetworkRow(
+        id=network.id,
+        name=network.name,
+        vni=network.mesh_vni,
+        subnets=tuple(config.subnet for config in network.ipam.config or ()),
+        ingress=network.ingress,
+        internal=network.internal,
+        mtu=int(mtu) if mtu.isdigit() else None,
+        lb_addresses={node.id: address for node, address in sorted(members, key=lambda member: member[0].id)},
+    )
+
+
+def _task_aliases(snapshot: Snapshot, task: Task, network_id: str) -> tuple[str, ...]:
+    configs = task.spec.networks
+    if configs is None:
+        service = snapshot.service(task.service_id)
+        configs = service.spec.networks if service else None
+    return tuple(sorted({alias for config in configs or () if config.target == network_id for alias in config.aliases or ()}))
+
+
+def _config_bytes(config: Config) -> bytes:
+    return base64.b64decode(config.spec.data)
+
+
+def _bare(cidr: str) -> str:
+    return cidr.partition("/")[0]
+
+
+def _add(rows: dict[str, Row], row: Row) -> None:
+    rows[row.key] = row
