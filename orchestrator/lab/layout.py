@@ -17,6 +17,8 @@ DEFAULT_STATE_DIR = Path("/var/lib/meshd-lab")
 DEFAULT_SUBNET = "192.0.2.0/24"
 MAX_NODES = 200
 API_PORT = 2377
+# sun_path has 108 bytes; the longest socket below the state directory is containerd's
+MAX_PATH_LENGTH = 107 - len("/node-200/engine/run/containerd/containerd-debug.sock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,10 @@ def layout(state_dir: Path, subnet: str = DEFAULT_SUBNET) -> LabLayout:
     if network.num_addresses < 8:
         raise ConfigError(f"--subnet {subnet}: too small; a lab needs at least 8 addresses (a /29)")
     directory = state_dir.absolute()
+    if len(str(directory)) > MAX_PATH_LENGTH:
+        raise ConfigError(
+            f"--state-dir {directory}: longer than {MAX_PATH_LENGTH} characters; the sockets below it would not fit into 108 (unix(7))"
+        )
     name = re.sub(r"[^a-z0-9]+", "-", directory.name.lower()).strip("-")[-20:] or "lab"
     return LabLayout(state_dir=directory, name=name, subnet=network)
 
