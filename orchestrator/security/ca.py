@@ -1,0 +1,250 @@
+"""The cluster's certificate authority: root certificate, node certificates, their digest and verification.
+
+Pure, but for the key and serial numbers drawn from the system's randomness; the time is an argument. PEM in, PEM out.
+Source: SwarmKit ca/ (P-256, root 20 years, node certificates 90 days, backdated an hour; CN = node id, OU = role, O = cluster id).
+
+A node's names (subject alternative names) are chosen here, never taken from the request: its id and its role's name. So TLS's own
+host name check can demand "a manager of this cluster" (`swarm-manager`) or "this very node" (its id) before a byte is sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from orchestrator.errors import ConfigError, RemoteProtocolError
+from orchestrator.ids import base36
+from orchestrator.model import TLSInfo
+
+Role = Literal["worker", "manager"]
+OU_OF: dict[str, str] = {"worker": "swarm-worker", "manager": "swarm-manager"}
+ROLE_OF: dict[str, Role] = {"swarm-worker": "worker", "swarm-manager": "manager"}
+
+ROOT_LIFE = timedelta(days=20 * 365)
+NODE_LIFE = timedelta(days=90)
+# SwarmKit's CertBackdate and MinNodeCertExpiration.
+BACKDATE = timedelta(hours=1)
+MIN_NODE_LIFE = timedelta(hours=1)
+_MAX_CSR_BYTES = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class RootCA:
+    """certificate, key: PEM. The key never leaves the managers."""
+
+    certificate: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Who a certificate says its owner is."""
+
+    node_id: str
+    role: Role
+    cluster_id: str
+    not_before: datetime
+    not_after: datetime
+
+
+def new_root(cluster_id: str, now: datetime) -> RootCA:
+    """A self-signed root. Its path length of 1 leaves room for a cross-signed successor when the root is rotated."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name(
+        [x509.NameAttribute(NameOID.COMMON_NAME, "swarm-ca"), x509.NameAttribute(NameOID.ORGANIZATION_NAME, cluster_id)],
+    )
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATE)
+        .not_valid_after(now + ROOT_LIFE)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
+        .add_extension(_key_usage(ca=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return RootCA(_pem(certificate), key_pem(key))
+
+
+def new_key_and_csr() -> tuple[str, str]:
+    """(private key PEM, signing request PEM) of a node that joins. The request carries only the public key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    return key_pem(key), csr_of(key)
+
+
+def csr_of(key: ec.EllipticCurvePrivateKey) -> str:
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def node_id_of(csr: str) -> str:
+    """The id a joining node gets: 25 base-36 digits of its public key's hash, so a join that is repeated is the same node.
+
+    RemoteProtocolError: not a signing request, not self-signed, or not a P-256 key.
+    """
+    spki = _request(csr).public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return base36(int.from_bytes(hashlib.sha256(spki).digest()[:16], "big"), 25)
+
+
+def issue(
+    root: RootCA,
+    csr: str,
+    *,
+    node_id: str,
+    role: Role,
+    cluster_id: str,
+    now: datetime,
+    life: timedelta = NODE_LIFE,
+    addresses: Sequence[str] = (),
+) -> str:
+    """A certificate for the request's key, PEM. Of the request nothing but the key is used.
+
+    addresses: IP addresses the caller vouches for. RemoteProtocolError as `node_id_of`; ConfigError: the CA can't sign.
+    """
+    request = _request(csr)
+    ca = load_certificate(root.certificate)
+    ca_key = load_key(root.key)
+    public_key = request.public_key()
+    names: list[x509.GeneralName] = [x509.DNSName(node_id), x509.DNSName(OU_OF[role])]
+    names += [x509.IPAddress(ipaddress.ip_address(address)) for address in sorted(set(addresses))]
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(
+            x509.Name(
+                [
+                    x509.NameAttribute(NameOID.ORGANIZATION_NAME, cluster_id),
+                    x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, OU_OF[role]),
+                    x509.NameAttribute(NameOID.COMMON_NAME, node_id),
+                ],
+            ),
+        )
+        .issuer_name(ca.subject)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATE)
+        .not_valid_after(min(now + max(life, MIN_NODE_LIFE), ca.not_valid_after_utc))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(ca=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.public_key()), critical=False)  # type: ignore[arg-type]
+    )
+    return _pem(builder.sign(ca_key, hashes.SHA256()))
+
+
+def subject(certificate: str) -> Subject:
+    """What the certificate says, without asking who signed it. RemoteProtocolError: not a node's certificate."""
+    parsed = load_certificate(certificate)
+
+    def one(oid: x509.ObjectIdentifier) -> str:
+        found = parsed.subject.get_attributes_for_oid(oid)
+        if len(found) != 1:
+            raise RemoteProtocolError("this is not a node's certificate: its subject lacks organization, unit or common name")
+        return str(found[0].value)
+
+    unit = one(NameOID.ORGANIZATIONAL_UNIT_NAME)
+    role = ROLE_OF.get(unit)
+    if role is None:
+        raise RemoteProtocolError(f'this is not a node\'s certificate: its organizational unit is "{unit}"')
+    return Subject(one(NameOID.COMMON_NAME), role, one(NameOID.ORGANIZATION_NAME), parsed.not_valid_before_utc, parsed.not_valid_after_utc)
+
+
+def verify(certificate: str, root_certificate: str, now: datetime) -> Subject:
+    """The certificate's subject, if the root signed it and it is valid now; RemoteProtocolError with the reason otherwise."""
+    parsed, root = load_certificate(certificate), load_certificate(root_certificate)
+    try:
+        parsed.verify_directly_issued_by(root)
+    except (ValueError, TypeError, InvalidSignature):
+        raise RemoteProtocolError("the certificate was not signed by this cluster's CA") from None
+    found = subject(certificate)
+    if now > found.not_after:
+        raise RemoteProtocolError(f"the certificate expired on {found.not_after:%Y-%m-%d %H:%M:%S} UTC")
+    if now < found.not_before:
+        raise RemoteProtocolError(f"the certificate is not valid before {found.not_before:%Y-%m-%d %H:%M:%S} UTC; is this clock right?")
+    return found
+
+
+def digest(root_certificate: str) -> str:
+    """The part of a join token that names the root: sha256 of its PEM, 50 base-36 digits. However the PEM was wrapped."""
+    return base36(int(hashlib.sha256(_pem(load_certificate(root_certificate)).encode()).hexdigest(), 16), 50)
+
+
+def tls_info(root_certificate: str) -> TLSInfo:
+    """What `docker info` and `docker node inspect` show of the CA."""
+    root = load_certificate(root_certificate)
+    spki = root.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return TLSInfo(
+        trust_root=_pem(root),
+        cert_issuer_subject=base64.b64encode(root.subject.public_bytes()).decode(),
+        cert_issuer_public_key=base64.b64encode(spki).decode(),
+    )
+
+
+def belongs(certificate: str, key: str) -> bool:
+    """The private key is the certificate's."""
+    return load_certificate(certificate).public_key() == load_key(key).public_key()
+
+
+def load_certificate(pem: str) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(pem.encode())
+    except ValueError:
+        raise RemoteProtocolError("this is not a PEM certificate") from None
+
+
+def load_key(pem: str) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = serialization.load_pem_private_key(pem.encode(), None)
+    except (ValueError, TypeError):
+        raise ConfigError("this is not a PEM private key") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError("the private key is not an elliptic-curve key")
+    return key
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey) -> str:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()  # fmt: skip
+
+
+def _request(csr: str) -> x509.CertificateSigningRequest:
+    if len(csr) > _MAX_CSR_BYTES:
+        raise RemoteProtocolError(f"the certificate signing request is longer than {_MAX_CSR_BYTES} bytes")
+    try:
+        request = x509.load_pem_x509_csr(csr.encode())
+        key = request.public_key()
+        signed = request.is_signature_valid
+    except Exception:  # cryptography raises ValueError, UnsupportedAlgorithm and others here: all mean the same
+        raise RemoteProtocolError("this is not a PEM certificate signing request") from None
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise RemoteProtocolError("the certificate signing request's key is not a P-256 key")
+    if not signed:
+        raise RemoteProtocolError("the certificate signing request is not signed by its own key")
+    return request
+
+
+def _key_usage(*, ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not ca, content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=False,
+        key_cert_sign=ca, crl_sign=ca, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+
+
+def _pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
