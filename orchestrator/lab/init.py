@@ -21,6 +21,8 @@ from orchestrator.lab import processes
 
 RESTART_DELAY_S = 1.0
 LOG_LIMIT_BYTES = 20_000_000
+# prctl(2)
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass(slots=True)
@@ -44,7 +46,9 @@ def _mount(source: str, target: Path, filesystem: str) -> None:
 
 
 def _prepare(name: str) -> None:
-    """What makes the node a machine of its own: hostname, and its own list of network namespaces and runtime directories."""
+    """What makes the node a machine of its own: hostname, its own list of network namespaces and runtime directories, its orphans."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl PR_SET_CHILD_SUBREAPER")
     socket.sethostname(name)
     for directory in ("/run/netns", "/run/docker", "/run/meshd"):
         _mount("tmpfs", Path(directory), "tmpfs")
@@ -64,6 +68,7 @@ class Init:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._record()
         while not self._stopping:
+            self._reap_orphans()
             changed = [self._supervise(unit) for unit in self._units]
             if any(changed):
                 self._record()
@@ -96,6 +101,18 @@ class Init:
             unit.process = subprocess.Popen(unit.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         return True
 
+    def _reap_orphans(self) -> None:
+        """As a machine's init does. dockerd takes a zombie containerd for a living one and waits 15 s for it to answer."""
+        own = {unit.process.pid for unit in self._units if unit.process is not None}
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None or ended.si_pid in own:
+                return
+            os.waitpid(ended.si_pid, 0)
+
     def _record(self) -> None:
         record = {
             "pid": os.getpid(),
@@ -119,7 +136,14 @@ def main() -> None:
     directory = Path(sys.argv[1])
     orders = json.loads((directory / "init.json").read_text())
     _prepare(orders["name"])
-    units = [Unit(name=u["name"], command=u["command"], after=Path(u["after"]) if u.get("after") else None) for u in orders["units"]]
+    units = [
+        Unit(
+            name=unit["name"],
+            command=unit["command"],
+            after=Path(unit["after"]) if "after" in unit else None,
+        )
+        for unit in orders["units"]
+    ]
     Init(directory, units).run()
 
 

@@ -366,9 +366,7 @@ class Lab:
 
 
 def _belongs(pid: int, directory: str) -> bool:
-    with contextlib.suppress(OSError):
-        return f"MESHD_LAB_NODE={directory}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    return False
+    return f"MESHD_LAB_NODE={directory}".encode() in processes.environment(pid)
 
 
 def _node_index(path: Path) -> int:

@@ -38,12 +38,14 @@ def pids() -> Iterator[int]:
 def marked(marker: str) -> list[int]:
     """Processes that carry `marker` ("KEY=value") in the environment they were started with."""
     wanted = marker.encode()
-    found = []
-    for pid in pids():
-        with contextlib.suppress(OSError):
-            if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                found.append(pid)
-    return found
+    return [pid for pid in pids() if wanted in environment(pid)]
+
+
+def environment(pid: int) -> list[bytes]:
+    """What a process was started with, "KEY=value" each; empty if it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return []
 
 
 def in_cgroup(name: str) -> list[int]:
