@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from orchestrator.model import NodeDescription, Task
@@ -17,7 +18,8 @@ class Container:
     """A container of ours, as the engine shows it now.
 
     state: created | held (started, the application waits for its network) | running | exited. pid 0 unless held or running.
-    health: "" (no check) | starting | healthy | unhealthy. listening ports are asked for separately.
+    running with pid 0: its process has just died and the engine hasn't said how; exited follows.
+    health: "" (no check) | starting | healthy | unhealthy. tcp_ports: those its image exposes. Listening ports are asked for separately.
     """
 
     id: str
@@ -28,6 +30,8 @@ class Container:
     exit_code: int = 0
     error: str = ""
     health: str = ""
+    tcp_ports: tuple[int, ...] = ()
+    started_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +61,14 @@ class Runtime(Protocol):
         """Let the application go on: it becomes PID 1 by exec."""
         ...
 
-    async def stop(self, task_id: str, grace_s: float, signal: str) -> None: ...
+    async def stop(self, task_id: str, grace_s: float, signal: str) -> None:
+        """Signal ("" = the image's, else SIGTERM), wait `grace_s`, kill; a held one is killed at once. Returns when it has exited."""
+        ...
 
-    async def remove(self, task_id: str) -> None: ...
+    async def remove(self, task_id: str) -> None:
+        """Remove the container, its anonymous volumes and files. One that runs is killed."""
+        ...
 
-    def events(self) -> AsyncIterator[RuntimeEvent]: ...
+    def events(self) -> AsyncIterator[RuntimeEvent]:
+        """Never ends by itself. task_id "": events may have been missed (connected or connected again): look at everything."""
+        ...

@@ -1,0 +1,544 @@
+"""The Docker Engine as a `Runtime`: one blocking SDK call a thread, bounded; states read back, never remembered beyond what a list shows.
+
+Edge: talks to the Engine's socket, reads /proc, holds pidfds. Source: Docker Engine API 1.41, pidfd_open(2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import docker
+import docker.errors
+import docker.utils
+import requests
+
+from orchestrator.agent import hold
+from orchestrator.agent.container_spec import (
+    LABEL_ADDRESS,
+    LABEL_CLUSTER,
+    LABEL_TASK,
+    ImageConfig,
+    container_name,
+    create_request,
+    environment,
+    spec_of,
+    task_files,
+)
+from orchestrator.agent.errors import EngineUnavailable
+from orchestrator.agent.runtime import Container, RuntimeEvent
+from orchestrator.agent.task_files import TaskFiles
+from orchestrator.errors import TaskError
+from orchestrator.model import EngineDescription, EnginePlugin, NodeDescription, Platform, ResourceObject, Task
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+CALL_TIMEOUT_S = 120
+RELEASE_DEADLINE_S = 30.0
+EXIT_DEADLINE_S = 30
+_EVENTS = ["create", "start", "die", "destroy", "health_status"]
+# the Engine answers 500 with these while its containerd restarts: not the task's fault
+_TRANSIENT = ("connection refused: unavailable", "transport is closing", "ttrpc: closed", "code = Unavailable", "context deadline exceeded")
+
+
+class DockerRuntime:
+    """state_dir, files_dir: see `TaskFiles`. Only containers labelled with `cluster_id` exist for it."""
+
+    def __init__(
+        self,
+        *,
+        engine_url: str,
+        cluster_id: str,
+        state_dir: Path,
+        files_dir: Path,
+        hostname: str = "",
+        busybox: Path | None = None,
+        workers: int = 16,
+        pulls: int = 3,
+    ) -> None:
+        self._engine_url = engine_url
+        self._cluster_id = cluster_id
+        self._hostname = hostname
+        self._files = TaskFiles(state_dir, files_dir, busybox)
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="engine")
+        # pulls have threads of their own: a slow registry must never keep a container from being stopped
+        self._pull_threads = ThreadPoolExecutor(pulls, thread_name_prefix="engine-pull")
+        self._local = threading.local()
+        self._seen: dict[str, _Seen] = {}
+        self._container_ids: dict[str, str] = {}
+        self._deaths: dict[str, _Death] = {}
+        self._queues: set[asyncio.Queue[RuntimeEvent]] = set()
+        self._preparing: set[str] = set()
+        self._swept = False
+
+    async def close(self) -> None:
+        for death in self._deaths.values():
+            death.close()
+        self._deaths.clear()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._pull_threads.shutdown(wait=False, cancel_futures=True)
+
+    async def describe(self) -> NodeDescription:
+        info: dict[str, Any] = await self._call(lambda client: client.info())
+        plugins = [
+            EnginePlugin(type=kind, name=name)
+            for kind, names in sorted((info.get("Plugins") or {}).items())
+            for name in sorted(names or ())
+        ]
+        labels = dict(label.partition("=")[::2] for label in info.get("Labels") or ())
+        return NodeDescription(
+            hostname=self._hostname or info.get("Name", ""),
+            platform=Platform(architecture=info.get("Architecture", ""), os=info.get("OSType", "")),
+            resources=ResourceObject(nano_cpus=int(info.get("NCPU", 0)) * 1_000_000_000, memory_bytes=int(info.get("MemTotal", 0))),
+            engine=EngineDescription(engine_version=info.get("ServerVersion", ""), labels=labels or None, plugins=plugins),
+        )
+
+    async def containers(self) -> list[Container]:
+        seen = await self._call(self._read_all)
+        self._seen = {entry.container.id: entry for entry in seen}
+        self._container_ids = {entry.container.task_id: entry.container.id for entry in seen}
+        for container_id in self._deaths.keys() - self._seen.keys():
+            self._deaths.pop(container_id).close()
+        found = [self._shown(entry.container) for entry in seen]
+        if not self._swept:
+            self._swept = True
+            self._files.sweep({container.task_id for container in found} | self._preparing)
+        return found
+
+    async def prepare(self, task: Task, files: dict[str, bytes]) -> Container:
+        spec = spec_of(task)
+        self._preparing.add(task.id)
+        try:
+            if (there := await self._find(task.id)) is not None:
+                return there
+            image = await self._image(spec.image)
+
+            def create(client: docker.APIClient) -> Container:
+                gate = self._files.make_gate(task.id, [*image.environment, *environment(task)])
+                paths = self._files.write(task.id, task_files(spec), files)
+                request = create_request(task, image, cluster_id=self._cluster_id, gate_dir=str(gate), file_paths=paths)
+                try:
+                    client.create_container_from_config(request, container_name(task))
+                except docker.errors.APIError as error:
+                    # made by a process that was killed before it saw the answer, or by a cancelled call
+                    if error.status_code != 409:
+                        raise TaskError(_explanation(error), rejected=True) from error
+                    if not self._list(client, task.id):
+                        raise TaskError(_explanation(error), rejected=True) from error
+                return self._read_one(client, self._list(client, task.id)[0]).container
+
+            container = await self._call(create)
+            self._container_ids[task.id] = container.id
+            return container
+        finally:
+            self._preparing.discard(task.id)
+
+    async def start_held(self, task_id: str) -> Container:
+        container_id = await self._container_id(task_id)
+
+        def start(client: docker.APIClient) -> _Seen:
+            try:
+                client.start(container_id)
+            except docker.errors.APIError as error:
+                raise TaskError(f"starting container failed: {_explanation(error)}") from error
+            details: dict[str, Any] = client.inspect_container(container_id)
+            _name_itself(details)
+            return _seen(details, "")
+
+        entry = await self._call(start)
+        self._seen[container_id] = entry
+        return self._shown(entry.container)
+
+    async def release(self, task_id: str) -> None:
+        gate = self._files.gate(task_id)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + RELEASE_DEADLINE_S
+        pid = 0
+        while not hold.open_gate(gate):
+            if not pid:
+                container = await self._find(task_id)
+                pid = container.pid if container else 0
+            if not pid or not hold.is_waiting(pid):
+                break
+            if loop.time() > deadline:
+                raise TaskError(f"the container's first process did not ask for its network within {RELEASE_DEADLINE_S:g} s")
+            await asyncio.sleep(0.005)
+        if gate.is_dir():
+            hold.mark_released(gate)
+
+    async def stop(self, task_id: str, grace_s: float, signal: str) -> None:
+        container = await self._find(task_id)
+        if container is None or container.state in ("created", "exited"):
+            return
+        if container.state == "held" or grace_s <= 0:
+            # nobody listens to a signal while the holder is the first process
+            signal, grace_s = "SIGKILL", 0.0
+        await self._call(lambda client: _kill(client, container.id, signal or _stop_signal(client, container.id)))
+        death = self._deaths.get(container.id)
+        if death is not None and signal != "SIGKILL":
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(death.happened.wait(), grace_s)
+            if not death.happened.is_set():
+                await self._call(lambda client: _kill(client, container.id, "SIGKILL"))
+        await self._call(lambda client: _wait_exited(client, container.id))
+        self._seen.pop(container.id, None)
+
+    async def remove(self, task_id: str) -> None:
+        def remove(client: docker.APIClient) -> None:
+            for listed in self._list(client, task_id):
+                with contextlib.suppress(docker.errors.NotFound):
+                    try:
+                        client.remove_container(listed["Id"], v=True, force=True)
+                    except docker.errors.APIError as error:
+                        # somebody else's removal is under way: it counts when it is done
+                        if error.status_code != 409:
+                            raise
+                        client.wait(listed["Id"], timeout=EXIT_DEADLINE_S, condition="removed")
+            self._files.remove(task_id)
+
+        await self._call(remove)
+        self._seen.pop(self._container_ids.pop(task_id, ""), None)
+
+    async def events(self) -> AsyncIterator[RuntimeEvent]:
+        queue: asyncio.Queue[RuntimeEvent] = asyncio.Queue()
+        self._queues.add(queue)
+        stream = _EventStream(self._engine_url, self._cluster_id, asyncio.get_running_loop(), queue.put_nowait)
+        stream.start()
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._queues.discard(queue)
+            stream.close()
+
+    # ---- reading -------------------------------------------------------------------------------------------------------------
+
+    def _list(self, client: docker.APIClient, task_id: str = "") -> list[dict[str, Any]]:
+        labels = [f"{LABEL_CLUSTER}={self._cluster_id}", f"{LABEL_TASK}={task_id}" if task_id else LABEL_TASK]
+        listed: list[dict[str, Any]] = client.containers(all=True, filters={"label": labels})
+        return listed
+
+    def _read_all(self, client: docker.APIClient) -> list[_Seen]:
+        found = []
+        for listed in self._list(client):
+            # one that vanished after the list is one that is gone
+            with contextlib.suppress(docker.errors.NotFound):
+                found.append(self._read_one(client, listed))
+        return found
+
+    def _read_one(self, client: docker.APIClient, listed: dict[str, Any]) -> _Seen:
+        """Asks for the details only if the list shows a change: a node with a hundred containers is listed at every event."""
+        mark = _mark(listed)
+        known = self._seen.get(listed["Id"])
+        if known is not None and known.mark == mark and not self._is_dead(listed["Id"]):
+            return known
+        entry = _seen(client.inspect_container(listed["Id"]), mark)
+        container = entry.container
+        if container.state == "exited" and container.exit_code in (126, 127) and not container.error:
+            with contextlib.suppress(docker.errors.APIError):
+                line = client.logs(container.id, tail=1).decode(errors="replace")
+                entry = replace_container(entry, error=hold.complaint(line))
+        return entry
+
+    def _shown(self, container: Container) -> Container:
+        """The container as callers see it; its process is watched from here on. Runs in the event loop."""
+        if container.state != "running":
+            if (death := self._deaths.pop(container.id, None)) is not None:
+                death.happened.set()
+                death.close()
+            return container
+        death = self._deaths.get(container.id)
+        if death is None or death.pid != container.pid:
+            if death is not None:
+                death.close()
+            death = _Death(container.pid, lambda: self._died(container.id, container.task_id))
+            self._deaths[container.id] = death
+        if death.happened.is_set():
+            return replace(container, pid=0)
+        return container if hold.is_released(self._files.gate(container.task_id)) else replace(container, state="held")
+
+    def _died(self, container_id: str, task_id: str) -> None:
+        self._seen.pop(container_id, None)
+        for queue in self._queues:
+            queue.put_nowait(RuntimeEvent(task_id, "die"))
+
+    def _is_dead(self, container_id: str) -> bool:
+        death = self._deaths.get(container_id)
+        return death is not None and death.happened.is_set()
+
+    async def _find(self, task_id: str) -> Container | None:
+        def find(client: docker.APIClient) -> _Seen | None:
+            listed = self._list(client, task_id)
+            return self._read_one(client, listed[0]) if listed else None
+
+        entry = await self._call(find)
+        if entry is None:
+            return None
+        self._seen[entry.container.id] = entry
+        self._container_ids[task_id] = entry.container.id
+        return self._shown(entry.container)
+
+    async def _container_id(self, task_id: str) -> str:
+        if (known := self._container_ids.get(task_id)) is not None:
+            return known
+        container = await self._find(task_id)
+        if container is None:
+            raise TaskError("the container is gone")
+        return container.id
+
+    # ---- images --------------------------------------------------------------------------------------------------------------
+
+    async def _image(self, name: str) -> ImageConfig:
+        if not name:
+            raise TaskError("No image specified", rejected=True)
+        found = await self._call(lambda client: _image_config(client, name))
+        if found is None:
+            await self._call(lambda client: _pull(client, name), self._pull_threads)
+            found = await self._call(lambda client: _image_config(client, name))
+        if found is None:
+            raise TaskError(f"No such image: {_tagged(name)}", rejected=True)
+        return found
+
+    # ---- calling -------------------------------------------------------------------------------------------------------------
+
+    def _client(self) -> docker.APIClient:
+        client: docker.APIClient | None = getattr(self._local, "client", None)
+        if client is None:
+            client = docker.APIClient(base_url=self._engine_url, version="auto", timeout=CALL_TIMEOUT_S)
+            self._local.client = client
+        return client
+
+    async def _call(self, function: Callable[[docker.APIClient], T], threads: ThreadPoolExecutor | None = None) -> T:
+        def call() -> T:
+            try:
+                return function(self._client())
+            except docker.errors.APIError as error:
+                raise EngineUnavailable(f"Docker Engine: {_explanation(error)}") from error
+            except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
+                raise EngineUnavailable(f"Docker Engine at {self._engine_url} does not answer: {error}") from error
+
+        return await asyncio.get_running_loop().run_in_executor(threads or self._threads, call)
+
+
+class _Seen:
+    """A container as last inspected. mark: what the list said of it then. Held isn't told apart from running here."""
+
+    __slots__ = ("container", "mark")
+
+    def __init__(self, container: Container, mark: str) -> None:
+        self.container = container
+        self.mark = mark
+
+
+def replace_container(entry: _Seen, *, error: str) -> _Seen:
+    return _Seen(replace(entry.container, error=error), entry.mark)
+
+
+def _mark(listed: dict[str, Any]) -> str:
+    """State and health, without the ageing part ("Up 3 seconds (healthy)")."""
+    return f"{listed['State']}{listed['Status'].partition('(')[2]}" if listed["State"] == "running" else str(listed["State"])
+
+
+def _seen(details: dict[str, Any], mark: str) -> _Seen:
+    state = details["State"]
+    status = state["Status"]
+    shown = "created" if status == "created" else "running" if status in ("running", "paused", "restarting") else "exited"
+    health = (state.get("Health") or {}).get("Status", "")
+    ports = sorted(int(port.partition("/")[0]) for port in details["Config"].get("ExposedPorts") or () if port.endswith("/tcp"))
+    return _Seen(
+        Container(
+            id=details["Id"],
+            task_id=details["Config"]["Labels"][LABEL_TASK],
+            name=details["Name"].lstrip("/"),
+            state=shown,
+            pid=state["Pid"] if shown == "running" else 0,
+            exit_code=state["ExitCode"] if shown == "exited" else 0,
+            error=state.get("Error", ""),
+            health="" if health == "none" else health,
+            tcp_ports=tuple(ports),
+            started_at=_time(state.get("StartedAt", "")) if shown != "created" else None,
+        ),
+        mark,
+    )
+
+
+def _time(text: str) -> datetime | None:
+    """The Engine's nanoseconds are more than datetime takes."""
+    head, _, rest = text.partition(".")
+    fraction = rest.rstrip("Z")[:6]
+    with contextlib.suppress(ValueError):
+        return datetime.fromisoformat(f"{head.rstrip('Z')}.{fraction or '0'}+00:00")
+    return None
+
+
+class _Death:
+    """Tells within microseconds that a process has ended, long before the Engine does."""
+
+    def __init__(self, pid: int, on_death: Callable[[], None]) -> None:
+        self.pid = pid
+        self.happened = asyncio.Event()
+        self._on_death = on_death
+        self._loop = asyncio.get_running_loop()
+        self._fd = -1
+        try:
+            self._fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self.happened.set()
+        else:
+            self._loop.add_reader(self._fd, self._ended)
+
+    def _ended(self) -> None:
+        self.close()
+        self.happened.set()
+        self._on_death()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+
+class _EventStream:
+    """A thread that reads the Engine's events, connecting again with back-off, until closed."""
+
+    def __init__(self, engine_url: str, cluster_id: str, loop: asyncio.AbstractEventLoop, put: Callable[[RuntimeEvent], None]) -> None:
+        self._engine_url = engine_url
+        self._cluster_id = cluster_id
+        self._loop = loop
+        self._put = put
+        self._closed = threading.Event()
+        self._stream: Any = None
+        self._thread = threading.Thread(target=self._run, name="engine-events", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closed.set()
+        if self._stream is not None:
+            with contextlib.suppress(Exception):
+                self._stream.close()
+
+    def _run(self) -> None:
+        delay_s = 0.1
+        while not self._closed.is_set():
+            try:
+                for event in self._events():
+                    delay_s = 0.1
+                    self._loop.call_soon_threadsafe(self._put, event)
+            except (docker.errors.DockerException, requests.exceptions.RequestException, OSError, ValueError) as error:
+                if not self._closed.is_set():
+                    log.warning("engine_events lost error=%r retry_s=%.1f", str(error), delay_s)
+            except RuntimeError:
+                return  # the event loop is closed
+            self._closed.wait(delay_s)
+            delay_s = min(delay_s * 2, 2.0)
+
+    def _events(self) -> Iterator[RuntimeEvent]:
+        # None: events may be days apart. The stubs know only numbers
+        client = docker.APIClient(base_url=self._engine_url, version="auto", timeout=None)  # type: ignore[arg-type]
+        try:
+            filters = {"type": ["container"], "event": _EVENTS, "label": [f"{LABEL_CLUSTER}={self._cluster_id}"]}
+            self._stream = client.events(decode=True, filters=filters)
+            if self._closed.is_set():
+                return
+            yield RuntimeEvent("", "connected")
+            for event in self._stream:
+                yield RuntimeEvent(event["Actor"]["Attributes"].get(LABEL_TASK, ""), event["Action"])
+        finally:
+            self._stream = None
+            client.close()
+
+
+def _explanation(error: docker.errors.APIError) -> str:
+    """The Engine's sentence. EngineUnavailable when it says that the Engine itself, not the request, is at fault."""
+    text = str(error.explanation or error)
+    if any(phrase in text for phrase in _TRANSIENT):
+        raise EngineUnavailable(f"Docker Engine: {text}") from error
+    return text
+
+
+def _image_config(client: docker.APIClient, name: str) -> ImageConfig | None:
+    try:
+        image = client.inspect_image(name)
+    except docker.errors.NotFound:
+        return None
+    except docker.errors.APIError as error:
+        if error.status_code == 400:
+            raise TaskError(_explanation(error), rejected=True) from error
+        raise
+    config = image.get("Config") or {}
+    return ImageConfig(
+        id=image["Id"],
+        entrypoint=tuple(config.get("Entrypoint") or ()),
+        command=tuple(config.get("Cmd") or ()),
+        environment=tuple(config.get("Env") or ()),
+    )
+
+
+def _pull(client: docker.APIClient, name: str) -> None:
+    """Try; a failure is told in the log, and by the image still missing."""
+    try:
+        repository, tag = docker.utils.parse_repository_tag(name)
+        for progress in client.pull(repository, tag or "latest", stream=True, decode=True):
+            if "error" in progress:
+                log.warning("image_pull failed image=%s error=%r", name, progress["error"])
+    except docker.errors.APIError as error:
+        log.warning("image_pull failed image=%s error=%r", name, str(error.explanation or error))
+
+
+def _tagged(name: str) -> str:
+    repository, tag = docker.utils.parse_repository_tag(name)
+    return name if tag else f"{repository}:latest"
+
+
+def _name_itself(details: dict[str, Any]) -> None:
+    """Add the container's own name to its /etc/hosts, as the Engine does on networks of its own. Many programs look it up."""
+    address = (details["Config"].get("Labels") or {}).get(LABEL_ADDRESS, "")
+    path = Path(details.get("HostsPath") or "/nonexistent")
+    if address and details["HostConfig"]["NetworkMode"] == "none":
+        with contextlib.suppress(OSError):
+            line = f"{address}\t{details['Config']['Hostname']}\n"
+            if line not in path.read_text():
+                with path.open("a") as hosts:
+                    hosts.write(line)
+
+
+def _stop_signal(client: docker.APIClient, container_id: str) -> str:
+    with contextlib.suppress(docker.errors.NotFound):
+        return client.inspect_container(container_id)["Config"].get("StopSignal") or "SIGTERM"
+    return "SIGTERM"
+
+
+def _kill(client: docker.APIClient, container_id: str, signal: str) -> None:
+    try:
+        client.kill(container_id, signal)
+    except docker.errors.NotFound:
+        return
+    except docker.errors.APIError as error:
+        text = _explanation(error)
+        if "is paused" in text:
+            client.unpause(container_id)
+            client.kill(container_id, signal)
+        elif error.status_code != 409 and "is not running" not in text:
+            raise
+
+
+def _wait_exited(client: docker.APIClient, container_id: str) -> None:
+    try:
+        client.wait(container_id, timeout=EXIT_DEADLINE_S)
+    except docker.errors.NotFound:
+        return
+    except requests.exceptions.RequestException as error:
+        raise EngineUnavailable(f"container {container_id[:12]} did not exit within {EXIT_DEADLINE_S} s of being killed") from error
