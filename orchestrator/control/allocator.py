@@ -1,0 +1,253 @@
+"""Gives networks, services, tasks and nodes what must be unique: VNI and subnet, VIPs, published ports, addresses.
+
+Pure: no I/O. A control loop; everything is committed before anybody can see or use it. Source: SwarmKit manager/allocator for the
+outcome (ingress VIP, dynamic ports 30000-32767, tasks NEW -> PENDING); in place of its bitmaps in memory, what is in use is read from
+the snapshot each time something has to be given, so a new leader needs no warm-up and nothing can leak.
+
+What can't be had now is told in the task's status and tried again in every pass: an address becomes free by a change of the store,
+and each change starts a pass.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+import msgspec
+
+from orchestrator.control.addresses import Pools
+from orchestrator.control.context import Context
+from orchestrator.control.ports import PortClaims, publishes_ingress
+from orchestrator.control.steps import Decision, Step, earliest
+from orchestrator.control.subnets import allocated, is_allocated
+from orchestrator.errors import ConfigError
+from orchestrator.model import (
+    STATE_ORDER,
+    Endpoint,
+    EndpointSpec,
+    Network,
+    NetworkAttachment,
+    NetworkAttachmentConfig,
+    NetworkReference,
+    Node,
+    NodeAttachment,
+    Service,
+    Task,
+    TaskState,
+    VirtualIP,
+    terminal,
+)
+from orchestrator.store.base import Change, Delete, Put
+from orchestrator.store.snapshot import Snapshot
+
+# networks of the node itself: nothing of them is ours to allocate
+PREDEFINED = frozenset({"host", "bridge", "none"})
+# A node keeps its address for a while after its last task of a network ended: a restarted task finds the network still set up
+LINGER = timedelta(seconds=30)
+_NO_INGRESS = "service needs ingress network, but no ingress network is present"
+_ASSIGNED = STATE_ORDER[TaskState.ASSIGNED]
+_RUNNING = STATE_ORDER[TaskState.RUNNING]
+
+
+def allocate(snapshot: Snapshot, ctx: Context) -> Decision:
+    """Networks first, then the nodes' own addresses, services, tasks: each needs what the one before it was given."""
+    return _Pass(snapshot, ctx).run()
+
+
+class _Pass:
+    """One pass: what was decided so far, on top of the snapshot."""
+
+    def __init__(self, snapshot: Snapshot, ctx: Context) -> None:
+        self._snapshot = snapshot
+        self._now = ctx.now
+        self._steps: list[Step] = []
+        self._wakeup: datetime | None = None
+        self._networks = {network.id: network for network in snapshot.all(Network)}
+        self._services: dict[str, Service] = {}
+        # why an object has not got what it needs; the tasks that wait for it say so
+        self._refused_networks: dict[str, str] = {}
+        self._refused_services: dict[str, str] = {}
+        self._ports = PortClaims(snapshot)
+        self._pools = Pools(snapshot)
+
+    def run(self) -> Decision:
+        self._allocate_networks()
+        new_tasks, used = self._read_tasks()
+        self._allocate_nodes(used)
+        for service in sorted(self._snapshot.all(Service), key=lambda service: (service.created_at, service.id)):
+            self._allocate_service(service)
+        for task in sorted(new_tasks, key=lambda task: (task.created_at, task.slot, task.id)):
+            self._allocate_task(task)
+        self._steps += [(Delete("claim", claim.id, claim.version.index),) for claim in self._ports.orphans(self._services)]
+        return Decision(self._steps, self._wakeup)
+
+    # ---- networks --------------------------------------------------------------------------------------------------------------
+
+    def _allocate_networks(self) -> None:
+        for network in sorted(self._networks.values(), key=lambda network: (network.created_at, network.id)):
+            if network.driver not in ("overlay", "") or is_allocated(network):
+                continue
+            try:
+                new = allocated(network, self._snapshot.cluster, self._networks.values(), self._snapshot.all(Node))
+            except ConfigError as error:
+                self._refused_networks[network.id] = str(error)
+                continue
+            self._put_network(msgspec.structs.replace(new, updated_at=self._now))
+
+    def _put_network(self, network: Network) -> None:
+        self._networks[network.id] = network
+        self._steps.append((Put(network),))
+
+    def _ingress(self) -> Network | None:
+        return next((network for network in self._networks.values() if network.ingress and is_allocated(network)), None)
+
+    # ---- nodes -----------------------------------------------------------------------------------------------------------------
+
+    def _read_tasks(self) -> tuple[list[Task], dict[str, set[str]]]:
+        """(tasks to allocate, node id -> networks its tasks need), in one walk over all tasks."""
+        new: list[Task] = []
+        used: dict[str, set[str]] = defaultdict(set)
+        for task in self._snapshot.all(Task):
+            state = task.status.state
+            if state is TaskState.NEW:
+                if STATE_ORDER[task.desired_state] <= _RUNNING:
+                    new.append(task)
+            elif task.node_id and task.networks_attachments and STATE_ORDER[state] >= _ASSIGNED and self._needs_networks(task):
+                used[task.node_id].update(attachment.network.id for attachment in task.networks_attachments)
+        return new, used
+
+    def _needs_networks(self, task: Task) -> bool:
+        if not terminal(task.status.state):
+            return True
+        ended = task.status.timestamp
+        # the agent's clock said when it ended: one that is ahead of ours must not keep the address for ever
+        if not self._now - LINGER < ended <= self._now:
+            return False
+        self._wakeup = earliest(self._wakeup, ended + LINGER)
+        return True
+
+    def _allocate_nodes(self, used: dict[str, set[str]]) -> None:
+        ingress = self._ingress()
+        for node in sorted(self._snapshot.all(Node), key=lambda node: node.id):
+            wanted = used.get(node.id, set()) | ({ingress.id} if ingress else set())
+            attachments = [attachment for attachment in node.mesh_attachments or () if attachment.network_id in wanted]
+            for network_id in sorted(wanted - {attachment.network_id for attachment in attachments}):
+                network = self._networks.get(network_id)
+                if network and is_allocated(network) and (address := self._pools.of(network).take_for_node()):
+                    attachments.append(NodeAttachment(network_id=network_id, addr=address))
+            if attachments != (node.mesh_attachments or []):
+                self._steps.append((Put(msgspec.structs.replace(node, mesh_attachments=attachments, updated_at=self._now)),))
+
+    # ---- services --------------------------------------------------------------------------------------------------------------
+
+    def _allocate_service(self, service: Service) -> None:
+        """Endpoint, VIPs and claims as the spec wants them: all in one step, or none with the reason kept for its tasks."""
+        self._services[service.id] = service
+        spec = service.spec.endpoint_spec or EndpointSpec()
+        try:
+            ports, claims = self._ports.allocate(service)
+            vips = self._vips(service)
+        except ConfigError as error:
+            self._refused_services[service.id] = str(error)
+            return
+        endpoint = Endpoint(spec=spec, ports=ports or None, virtual_ips=vips or None)
+        changes: list[Change] = [Put(claim) for claim in claims]
+        if endpoint != service.endpoint:
+            new = msgspec.structs.replace(service, endpoint=endpoint, updated_at=self._now)
+            self._services[service.id] = new
+            changes.append(Put(new))
+        if changes:
+            self._steps.append(tuple(changes))
+        self._ports.accept(claims)
+
+    def _vips(self, service: Service) -> list[VirtualIP]:
+        """Those it has and still needs, then new ones; the ingress network's first, as Docker lists them."""
+        spec = service.spec.endpoint_spec
+        if spec and spec.mode == "dnsrr":
+            return []
+        wanted: list[Network] = []
+        if publishes_ingress(service):
+            ingress = self._ingress()
+            if ingress is None:
+                raise ConfigError(_NO_INGRESS)
+            wanted.append(ingress)
+        for config in _requested(service.spec.task_template.networks, service.spec.networks):
+            network = self._network(config.target)
+            if network is not None and network not in wanted:
+                wanted.append(network)
+        had = service.endpoint.virtual_ips or []
+        kept = [vip for vip in had if any(vip.network_id == network.id for network in wanted)]
+        pools = [self._pools.of(network) for network in wanted if not any(vip.network_id == network.id for vip in kept)]
+        # ask all before taking from one: a service that has to wait must not cost others their addresses
+        for pool in pools:
+            if not pool.has_room_for_service():
+                raise ConfigError(pool.exhausted())
+        return kept + [VirtualIP(network_id=pool.network.id, addr=address) for pool in pools for address in pool.take_for_service()]
+
+    def _network(self, target: str) -> Network | None:
+        """An allocated overlay network; None for one of the node's own. ConfigError: it isn't there, or not yet."""
+        if target in PREDEFINED:
+            return None
+        network = self._networks.get(target)
+        if network is None:
+            raise ConfigError(f"network {target} not found")
+        if network.driver not in ("overlay", ""):
+            return None
+        if not is_allocated(network):
+            raise ConfigError(self._refused_networks.get(target, f"network {network.name} is not allocated yet"))
+        return network
+
+    # ---- tasks -----------------------------------------------------------------------------------------------------------------
+
+    def _allocate_task(self, task: Task) -> None:
+        service = self._services.get(task.service_id)
+        if task.service_id and service is None:
+            # removed meanwhile: the task follows
+            return
+        try:
+            if service is not None and service.id in self._refused_services:
+                raise ConfigError(self._refused_services[service.id])
+            attachments = self._attachments(task, service)
+        except ConfigError as error:
+            sentence = str(error)
+            if task.status.err != sentence:
+                self._put_task(task, msgspec.structs.replace(task.status, err=sentence, timestamp=self._now))
+            return
+        status = msgspec.structs.replace(
+            task.status, state=TaskState.PENDING, message="pending task scheduling", err="", timestamp=self._now
+        )
+        self._put_task(
+            task,
+            status,
+            networks_attachments=attachments or None,
+            mesh_endpoint_ports=service.endpoint.ports if service else task.mesh_endpoint_ports,
+        )
+
+    def _put_task(self, task: Task, status: object, **fields: object) -> None:
+        self._steps.append((Put(msgspec.structs.replace(task, status=status, updated_at=self._now, **fields)),))
+
+    def _attachments(self, task: Task, service: Service | None) -> list[NetworkAttachment]:
+        """An address of every network the task takes part in: all of them or ConfigError (then none is taken)."""
+        wanted: list[Network] = []
+        if service is not None and publishes_ingress(service):
+            ingress = self._ingress()
+            if ingress is None:
+                raise ConfigError(_NO_INGRESS)
+            wanted.append(ingress)
+        for config in _requested(task.spec.networks, service.spec.networks if service else None):
+            network = self._network(config.target)
+            if network is not None and network not in wanted:
+                wanted.append(network)
+        pools = [self._pools.of(network) for network in wanted]
+        for pool in pools:
+            if not pool.has_room_for_task():
+                raise ConfigError(pool.exhausted())
+        return [NetworkAttachment(network=NetworkReference(id=pool.network.id), addresses=pool.take_for_task()) for pool in pools]
+
+
+def _requested(
+    of_template: Iterable[NetworkAttachmentConfig] | None, of_service: Iterable[NetworkAttachmentConfig] | None
+) -> list[NetworkAttachmentConfig]:
+    """The networks of the task template win over the old place, `ServiceSpec.Networks`, as in Swarm."""
+    return list(of_template or of_service or ())
