@@ -424,6 +424,7 @@ class Task(_Struct):
     it has a check, else its ports listen.
     mesh_run_at: not started before (restart delay). mesh_draining_since: desired shutdown while running: weight 0 from the
     revision of that write on. mesh_released: nobody sends to it any more (or the drain deadline passed): the agent may stop it.
+    mesh_running_since: when it was first reported RUNNING (kept after it ended: an update's monitor asks how long it ran).
     """
 
     id: str
@@ -446,6 +447,7 @@ class Task(_Struct):
     mesh_run_at: datetime | None = None
     mesh_draining_since: datetime | None = None
     mesh_released: bool = False
+    mesh_running_since: datetime | None = None
 
 
 # ---- node ----------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,51 @@
+"""What a node's state and availability mean to the tasks on it and to those that could come.
+
+Pure: no I/O. Source: SwarmKit orchestrator.InvalidNode (down or drained nodes lose their tasks), scheduler ReadyFilter.
+"""
+
+from __future__ import annotations
+
+from orchestrator.control.constraints import node_matches, parse
+from orchestrator.errors import ConfigError
+from orchestrator.model import Node, Service, Task, terminal
+from orchestrator.store.snapshot import Snapshot
+
+
+def takes_tasks(node: Node) -> bool:
+    """New tasks may be placed here."""
+    return node.status.state == "ready" and node.spec.availability == "active"
+
+
+def keeps_tasks(node: Node | None) -> bool:
+    """Tasks that are here may stay: paused and disconnected nodes keep theirs until they count as down."""
+    return node is not None and node.status.state != "down" and node.spec.availability != "drain"
+
+
+def unreachable(node: Node | None) -> bool:
+    """Nobody is there to stop a task or to report on it."""
+    return node is None or node.status.state == "down"
+
+
+def gone(snapshot: Snapshot, task: Task) -> bool:
+    """Nothing of this task serves any more as far as anybody can know: ended, never placed, or on a node that is lost."""
+    return terminal(task.status.state) or not task.node_id or unreachable(snapshot.node(task.node_id))
+
+
+def stays(snapshot: Snapshot, task: Task) -> bool:
+    """Not placed yet, or placed where it may stay."""
+    return not task.node_id or keeps_tasks(snapshot.node(task.node_id))
+
+
+class Placement:
+    """A service's constraints, read once and asked of many nodes. Constraints that can't be read match no node."""
+
+    def __init__(self, service: Service) -> None:
+        placement = service.spec.task_template.placement
+        self._readable = True
+        try:
+            self._constraints = parse((placement.constraints if placement else None) or [])
+        except ConfigError:
+            self._readable = False
+
+    def matches(self, node: Node) -> bool:
+        return self._readable and node_matches(self._constraints, node)

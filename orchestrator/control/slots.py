@@ -1,0 +1,172 @@
+"""A service's tasks by slot: which is live, which is stopping, which have ended, and whether they are what the service asks for.
+
+Pure: no I/O. A slot is a number (replicated services) or a node id (global ones). Source: SwarmKit orchestrator/slot.go,
+orchestrator/task.go (IsTaskDirty), restart.go (UpdatableTasksInSlot).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from orchestrator.control.defaults import restart_rule
+from orchestrator.model import STATE_ORDER, PortConfig, Service, Task, TaskSpec, TaskState, terminal
+
+SlotKey = int | str
+_BY_ITSELF = frozenset({TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED})
+
+
+def mode_of(service: Service) -> Literal["replicated", "global", "job"]:
+    mode = service.spec.mode
+    if mode.replicated_job is not None or mode.global_job is not None:
+        return "job"
+    return "global" if mode.global_ is not None else "replicated"
+
+
+def wanted(task: Task) -> bool:
+    """The orchestrator wants it to run, now or when its time has come."""
+    return STATE_ORDER[task.desired_state] <= STATE_ORDER[TaskState.RUNNING]
+
+
+def live(task: Task) -> bool:
+    """Wanted and not ended."""
+    return wanted(task) and not terminal(task.status.state)
+
+
+def running(task: Task) -> bool:
+    return task.status.state is TaskState.RUNNING and task.desired_state is TaskState.RUNNING
+
+
+def ended_by_itself(task: Task) -> bool:
+    """It completed or failed; nobody had asked it to stop."""
+    return task.status.state in _BY_ITSELF and task.mesh_draining_since is None
+
+
+def age_key(task: Task) -> tuple[Any, str]:
+    return (task.created_at, task.id)
+
+
+def slot_key(task: Task) -> SlotKey:
+    """Tasks of global services have slot 0 and a node from the start."""
+    return task.slot or task.node_id
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """`tasks`: oldest first, never empty; those on their way out of the store (desired REMOVE) are left out."""
+
+    key: SlotKey
+    tasks: tuple[Task, ...]
+
+    @property
+    def live(self) -> list[Task]:
+        return [task for task in self.tasks if live(task)]
+
+    @property
+    def stopping(self) -> list[Task]:
+        return [task for task in self.tasks if not wanted(task) and not terminal(task.status.state)]
+
+    @property
+    def newest(self) -> Task:
+        return self.tasks[-1]
+
+    def finished(self) -> bool:
+        """Nothing lives here and the restart policy says that this is right: the slot counts as filled."""
+        return not any(live(task) for task in self.tasks) and ended_by_itself(self.newest) and not may_restart(self.newest, self.tasks)
+
+    def filled(self) -> bool:
+        return any(live(task) for task in self.tasks) or self.finished()
+
+    def current(self) -> list[Task]:
+        """The tasks that a rolling update has to look at: the live ones, or the last one of a finished slot."""
+        return self.live or ([self.newest] if self.finished() else [])
+
+
+def slots_of(tasks: Iterable[Task]) -> dict[SlotKey, Slot]:
+    """The tasks of one service by slot, in the slots' order."""
+    grouped: dict[SlotKey, list[Task]] = {}
+    for task in tasks:
+        if task.desired_state is not TaskState.REMOVE:
+            grouped.setdefault(slot_key(task), []).append(task)
+    return {key: Slot(key, tuple(sorted(grouped[key], key=age_key))) for key in sorted(grouped, key=lambda key: (str(type(key)), key))}
+
+
+# ---- restart policy -------------------------------------------------------------------------------------------------------------
+
+
+def may_restart(task: Task, slot_tasks: Iterable[Task]) -> bool:
+    """May an ended task be replaced? A task that did not end by itself (orphaned, stopped by us) always may.
+
+    The answer depends on stored tasks only and doesn't change with time: attempts are the earlier tasks of this slot with the same
+    spec that ended by themselves, within `window` before this one's end if the policy has a window.
+    """
+    if not ended_by_itself(task):
+        return True
+    rule = restart_rule(task.spec)
+    if rule.condition == "none" or (rule.condition == "on-failure" and task.status.state is TaskState.COMPLETE):
+        return False
+    if not rule.max_attempts:
+        return True
+    since = task.status.timestamp - rule.window if rule.window else None
+    attempts = sum(
+        1
+        for other in slot_tasks
+        if age_key(other) < age_key(task)
+        and ended_by_itself(other)
+        and (since is None or other.status.timestamp > since)
+        and same_spec(other.spec, task.spec)
+    )
+    return attempts < rule.max_attempts
+
+
+# ---- dirty ----------------------------------------------------------------------------------------------------------------------
+
+
+def wanted_spec(service: Service) -> TaskSpec:
+    """The spec of the service's tasks. Networks given at the service (the older place in Docker's API) move into it."""
+    template = service.spec.task_template
+    if service.spec.networks and not template.networks:
+        return msgspec.structs.replace(template, networks=service.spec.networks)
+    return template
+
+
+def wanted_ports(service: Service) -> list[PortConfig] | None:
+    endpoint = service.spec.endpoint_spec
+    return list(endpoint.ports) if endpoint is not None and endpoint.ports else None
+
+
+def dirty(task: Task, service: Service) -> bool:
+    """The task is not what the service asks for now: its spec or its host ports differ, or it lacks the ingress network.
+
+    A changed ingress port needs no new task: only the nodes' tables know it.
+    """
+    ports, had = wanted_ports(service) or [], task.mesh_endpoint_ports or []
+    if ports != had and (_host_ports(ports) != _host_ports(had) or (_has_ingress(ports) and not _has_ingress(had))):
+        return True
+    return not same_spec(task.spec, wanted_spec(service))
+
+
+def same_spec(one: TaskSpec, other: TaskSpec) -> bool:
+    """Equal in meaning: clients write `{}`, `null`, an empty list or nothing for the same thing."""
+    return one is other or one == other or _pruned(msgspec.to_builtins(one)) == _pruned(msgspec.to_builtins(other))
+
+
+def _host_ports(ports: list[PortConfig]) -> list[tuple[str, int, int]]:
+    return sorted((port.protocol, port.target_port, port.published_port) for port in ports if port.publish_mode == "host")
+
+
+def _has_ingress(ports: list[PortConfig]) -> bool:
+    return any(port.publish_mode != "host" for port in ports)
+
+
+def _pruned(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {key: _pruned(item) for key, item in value.items()}
+        # the Docker CLI fills Runtime in on update, and only there
+        return {key: item for key, item in kept.items() if item not in (None, {}, []) and (key, item) != ("Runtime", "container")}
+    if isinstance(value, list):
+        return [_pruned(item) for item in value]
+    return value
