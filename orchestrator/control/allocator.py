@@ -70,9 +70,11 @@ class _Pass:
         self._refused_services: dict[str, str] = {}
         self._ports = PortClaims(snapshot)
         self._pools = Pools(snapshot)
+        self._ingress: Network | None = None
 
     def run(self) -> Decision:
         self._allocate_networks()
+        self._ingress = next((n for n in self._networks.values() if n.ingress and is_allocated(n)), None)
         new_tasks, used = self._read_tasks()
         self._allocate_nodes(used)
         for service in sorted(self._snapshot.all(Service), key=lambda service: (service.created_at, service.id)):
@@ -98,9 +100,6 @@ class _Pass:
     def _put_network(self, network: Network) -> None:
         self._networks[network.id] = network
         self._steps.append((Put(network),))
-
-    def _ingress(self) -> Network | None:
-        return next((network for network in self._networks.values() if network.ingress and is_allocated(network)), None)
 
     # ---- nodes -----------------------------------------------------------------------------------------------------------------
 
@@ -128,7 +127,7 @@ class _Pass:
         return True
 
     def _allocate_nodes(self, used: dict[str, set[str]]) -> None:
-        ingress = self._ingress()
+        ingress = self._ingress
         for node in sorted(self._snapshot.all(Node), key=lambda node: node.id):
             wanted = used.get(node.id, set()) | ({ingress.id} if ingress else set())
             attachments = [attachment for attachment in node.mesh_attachments or () if attachment.network_id in wanted]
@@ -168,10 +167,9 @@ class _Pass:
             return []
         wanted: list[Network] = []
         if publishes_ingress(service):
-            ingress = self._ingress()
-            if ingress is None:
+            if self._ingress is None:
                 raise ConfigError(_NO_INGRESS)
-            wanted.append(ingress)
+            wanted.append(self._ingress)
         for config in _requested(service.spec.task_template.networks, service.spec.networks):
             network = self._network(config.target)
             if network is not None and network not in wanted:
@@ -231,10 +229,9 @@ class _Pass:
         """An address of every network the task takes part in: all of them or ConfigError (then none is taken)."""
         wanted: list[Network] = []
         if service is not None and publishes_ingress(service):
-            ingress = self._ingress()
-            if ingress is None:
+            if self._ingress is None:
                 raise ConfigError(_NO_INGRESS)
-            wanted.append(ingress)
+            wanted.append(self._ingress)
         for config in _requested(task.spec.networks, service.spec.networks if service else None):
             network = self._network(config.target)
             if network is not None and network not in wanted:
