@@ -42,18 +42,24 @@ class ServiceName(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ZoneSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """All names of one network. containers: those that belong to no service."""
+    """All names of one network. containers: those that belong to no service.
+
+    vip_ttl_s: how long a resolver may keep a VIP. task_ttl_s: the same for addresses of tasks, which come and go.
+    """
 
     network: str
     name: str
     services: tuple[ServiceName, ...] = ()
     containers: tuple[TaskName, ...] = ()
+    vip_ttl_s: int = 5
+    task_ttl_s: int = 0
 
 
 class ScopeSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A sandbox that may ask: sockets are opened on `listen` inside `netns`; it sees the zones of `networks`, in that order.
 
-    upstreams: forward here instead of the node's own resolvers; forward False: answer NXDOMAIN for what is not ours.
+    netns "": dnsd's own. upstreams ("10.0.0.1", "10.0.0.1:5353", "[fd00::1]:53"): forward here instead of the node's own
+    resolvers; forward False: answer NXDOMAIN for what is not ours.
     stack: the asker's own stack; `db` is also tried as `<stack>_db`.
     """
 
@@ -71,3 +77,40 @@ class DnsState(msgspec.Struct, frozen=True, kw_only=True):
 
     zones: tuple[ZoneSpec, ...] = ()
     scopes: tuple[ScopeSpec, ...] = ()
+
+
+class Applied(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a DnsState. Whatever is not named here is in force.
+
+    failed: scope id -> why its sockets could not be opened; tried again at the next apply. problems: sentences about names or
+    addresses that DNS can't carry; those are left out.
+    """
+
+    failed: dict[str, str] = {}
+    problems: tuple[str, ...] = ()
+
+
+class ScopeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """listen: the address really bound. reason: why it isn't open, "" if it is."""
+
+    id: str
+    netns: str
+    listen: str
+    queries: int
+    reason: str = ""
+
+
+class ZoneStatus(msgspec.Struct, frozen=True, kw_only=True):
+    network: str
+    name: str
+    names: int
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    version: str
+    pid: int
+    uptime_s: float
+    zones: tuple[ZoneStatus, ...]
+    scopes: tuple[ScopeStatus, ...]
+    upstreams: tuple[str, ...]
+    counters: dict[str, int]

@@ -1,0 +1,234 @@
+"""Asking other servers: hedged, cached, each question once at a time, bounded.
+
+Edge: UDP and TCP sockets of dnsd's own namespace. A question goes to the first upstream; another joins in after 200 ms, or at
+once when the first refuses; the first good answer wins. Upstreams that stay silent are asked last for a while.
+Source: RFC 5452 (fresh socket and id a query), RFC 6891 7 (servers without EDNS), RFC 7766 (TCP), RFC 8767 5 (client timer).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from dnsd import wire
+from dnsd.cache import Cache
+from dnsd.resolvers import Endpoint, NodeResolvers
+from dnsd.wire import Query, Reply
+
+HEDGE_S = 0.2
+# Resolver libraries give up after 5 s: a failure must reach them before.
+DEADLINE_S = 4.0
+# A lost datagram is sent again after this long.
+RESEND_S = 1.0
+# RFC 8767, 5: who asks is not kept waiting longer than this when there is something stale to say.
+STALE_AFTER_S = 1.8
+STALE_TTL_S = 30
+# An upstream that did not answer is asked after the others for so long.
+AVOID_S = 5.0
+
+FlightKey = tuple[tuple[Endpoint, ...], bytes, bool, bool]
+
+
+class Forwarder:
+    """`own` says whether an address is one of our own listeners (never asked: that would be a loop)."""
+
+    def __init__(
+        self,
+        resolvers: NodeResolvers | None = None,
+        *,
+        own: Callable[[Endpoint], bool] = lambda endpoint: False,
+        max_flights: int = 512,
+        max_waiting: int = 4096,
+    ) -> None:
+        self.resolvers = resolvers or NodeResolvers()
+        self.counters: Counter[str] = Counter()
+        self.own = own
+        self.cache = Cache()
+        self._max_flights = max_flights
+        self._max_waiting = max_waiting
+        self._waiting = 0
+        self._flights: dict[FlightKey, asyncio.Task[Reply | None]] = {}
+        self._silent_until: dict[Endpoint, float] = {}
+
+    def upstreams(self, given: tuple[Endpoint, ...] = ()) -> tuple[Endpoint, ...]:
+        return tuple(endpoint for endpoint in given or self.resolvers.endpoints() if not self.own(endpoint))
+
+    def kept(self, query: Query, given: tuple[Endpoint, ...], size_bytes: int) -> bytes | None:
+        """The response from the cache, if it is fresh: at once, without a task."""
+        now = time.monotonic()
+        kept = self.cache.fresh(_key(query, given), now)
+        if kept is None:
+            return None
+        self.counters["cache_hits"] += 1
+        return wire.write_reply(kept.reply, query, kept.age_s(now), size_bytes)
+
+    async def resolve(self, query: Query, given: tuple[Endpoint, ...], size_bytes: int) -> bytes:
+        """The response, whatever happens: another server's, a stale one, or SERVFAIL."""
+        if self._waiting >= self._max_waiting:
+            self.counters["refused_full"] += 1
+            return self._stale(query, given, size_bytes) or wire.failure(query, wire.SERVFAIL)
+        self._waiting += 1
+        try:
+            reply = await self._wait(query, given)
+        finally:
+            self._waiting -= 1
+        # A server's own trouble (anything but an answer or a denial) is no better than none: stale goes before it.
+        if reply is None or reply.rcode not in (wire.NOERROR, wire.NXDOMAIN):
+            stale = self._stale(query, given, size_bytes)
+            if stale is not None:
+                return stale
+        if reply is None:
+            self.counters["servfail"] += 1
+            return wire.failure(query, wire.SERVFAIL)
+        return wire.write_reply(reply, query, 0, size_bytes)
+
+    async def close(self) -> None:
+        flights = list(self._flights.values())
+        for flight in flights:
+            flight.cancel()
+        await asyncio.gather(*flights, return_exceptions=True)
+
+    # -- one flight a question ------------------------------------------------------------------------------------------------
+
+    async def _wait(self, query: Query, given: tuple[Endpoint, ...]) -> Reply | None:
+        """The flight's outcome; None: it failed, can't be started, or something stale is there and it takes too long."""
+        key = _key(query, given)
+        flight = self._flights.get(key)
+        if flight is None:
+            upstreams = self.upstreams(given)
+            if not upstreams:
+                return None
+            if len(self._flights) >= self._max_flights:
+                self.counters["refused_full"] += 1
+                return None
+            flight = asyncio.create_task(self._fly(key, query, upstreams))
+            self._flights[key] = flight
+        else:
+            self.counters["joined"] += 1
+        patience_s = STALE_AFTER_S if self.cache.stale(key, time.monotonic()) else DEADLINE_S + 1
+        # The flight goes on without us and fills the cache.
+        await asyncio.wait({flight}, timeout=patience_s)
+        if not flight.done() or flight.cancelled() or flight.exception() is not None:
+            return None
+        return flight.result()
+
+    async def _fly(self, key: FlightKey, query: Query, upstreams: tuple[Endpoint, ...]) -> Reply | None:
+        try:
+            reply = await self._ask_all(query, upstreams)
+            if reply is not None and reply.rcode in (wire.NOERROR, wire.NXDOMAIN):
+                self.cache.put(key, reply, time.monotonic())
+            return reply
+        finally:
+            del self._flights[key]
+
+    def _stale(self, query: Query, given: tuple[Endpoint, ...], size_bytes: int) -> bytes | None:
+        kept = self.cache.stale(_key(query, given), time.monotonic())
+        if kept is None:
+            return None
+        self.counters["stale"] += 1
+        return wire.write_reply(kept.reply, query, 0, size_bytes, STALE_TTL_S)
+
+    # -- hedging --------------------------------------------------------------------------------------------------------------
+
+    async def _ask_all(self, query: Query, upstreams: tuple[Endpoint, ...]) -> Reply | None:
+        """The first answer or denial; else the last failure an upstream reported; else None."""
+        now = time.monotonic()
+        deadline = now + DEADLINE_S
+        # Stable: among the equally quiet, the configured order stays.
+        order = sorted(upstreams, key=lambda endpoint: self._silent_until.get(endpoint, 0.0) > now)
+        waiting = list(order)
+        attempts: set[asyncio.Task[Reply | None]] = set()
+        trouble: Reply | None = None
+        rounds = 0
+        try:
+            while True:
+                if waiting:
+                    endpoint = waiting.pop(0)
+                    attempts.add(asyncio.create_task(self._ask(endpoint, query, deadline)))
+                    patience_s = HEDGE_S if waiting else RESEND_S * (rounds + 1)
+                elif not attempts:
+                    return trouble
+                timeout_s = min(patience_s, deadline - time.monotonic())
+                if timeout_s <= 0:
+                    return trouble
+                done, attempts = await asyncio.wait(attempts, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+                for attempt in done:
+                    reply = attempt.result()
+                    if reply is not None and reply.rcode in (wire.NOERROR, wire.NXDOMAIN):
+                        return reply
+                    trouble = reply or trouble
+                if not done and not waiting:
+                    # Everybody was asked and is silent: datagrams get lost, so all are asked again.
+                    rounds += 1
+                    waiting = list(order)
+        finally:
+            for attempt in attempts:
+                attempt.cancel()
+            if attempts:
+                await asyncio.gather(*attempts, return_exceptions=True)
+
+    async def _ask(self, endpoint: Endpoint, query: Query, deadline: float) -> Reply | None:
+        """One upstream: its reply, truncated ones fetched again over TCP. None: it can't be reached or makes no sense."""
+        self.counters["forwarded"] += 1
+        since = time.monotonic()
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                reply = await self._exchange(endpoint, query, edns=True)
+                if reply is not None and reply.rcode in (wire.FORMERR, wire.NOTIMP, wire.BADVERS):
+                    reply = await self._exchange(endpoint, query, edns=False)
+        except OSError:  # TimeoutError is one
+            self._avoid(endpoint)
+            return None
+        except asyncio.CancelledError:
+            # Overtaken by another upstream, or out of time. Who was asked just now had no chance yet.
+            if time.monotonic() - since >= HEDGE_S:
+                self._avoid(endpoint)
+            raise
+        except asyncio.IncompleteReadError:
+            return None
+        self._silent_until.pop(endpoint, None)
+        return reply
+
+    async def _exchange(self, endpoint: Endpoint, query: Query, *, edns: bool) -> Reply | None:
+        query_id = os.urandom(2)
+        packet = wire.write_query(query_id, query.question, edns=edns, dnssec_ok=query.dnssec_ok, checking_disabled=query.checking_disabled)
+        reply = await _ask_udp(endpoint, packet, query_id, query.question)
+        if reply.truncated:
+            self.counters["forwarded_tcp"] += 1
+            reader, writer = await asyncio.open_connection(*endpoint)
+            try:
+                writer.write(len(packet).to_bytes(2) + packet)
+                size = int.from_bytes(await reader.readexactly(2))
+                return wire.read_reply(await reader.readexactly(size), query_id, query.question)
+            finally:
+                writer.close()
+        return reply
+
+    def _avoid(self, endpoint: Endpoint) -> None:
+        if len(self._silent_until) > 1024:
+            self._silent_until.clear()
+        self._silent_until[endpoint] = time.monotonic() + AVOID_S
+
+
+def _key(query: Query, given: tuple[Endpoint, ...]) -> FlightKey:
+    return given, query.key, query.dnssec_ok, query.checking_disabled
+
+
+async def _ask_udp(endpoint: Endpoint, packet: bytes, query_id: bytes, question: bytes) -> Reply:
+    """The first well-formed reply to this very query; anything else that arrives is dropped. OSError: nobody listens there."""
+    loop = asyncio.get_running_loop()
+    host, port = endpoint
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)[0]
+    # A socket of its own: a new source port a query is what makes forged replies miss. Connected: others' packets are dropped
+    # by the kernel, and "port unreachable" comes back at once.
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
+        sock.connect(address)
+        await loop.sock_sendall(sock, packet)
+        while True:
+            reply = wire.read_reply(await loop.sock_recv(sock, 65535), query_id, question)
+            if reply is not None:
+                return reply

@@ -1,0 +1,156 @@
+"""Serving one scope: its UDP socket and its TCP connections.
+
+Edge. UDP is read until it is empty and answered on the spot; only what must be forwarded becomes a task. `view` may be
+exchanged at any time: each query is answered from exactly one.
+Source: RFC 1035 4.2, RFC 7766 (DNS over TCP).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Any
+
+from dnsd import wire
+from dnsd.forward import Forwarder
+from dnsd.resolve import Forward, View
+from dnsd.resolvers import Endpoint
+from dnsd.sockets import Opened
+
+_log = logging.getLogger("dnsd")
+
+# Queries taken from one socket before the others get their turn.
+_BATCH = 64
+_RECEIVE_BYTES = 4096
+_TCP_IDLE_S = 10.0
+# Sockets are few and shared by all scopes: one asker must not take them all.
+_TCP_CONNECTIONS = 64
+
+
+class Listener:
+    """counters are the server's. `close` may be called at any time, also from a callback; answers still under way are dropped."""
+
+    def __init__(self, opened: Opened, view: View, upstreams: tuple[Endpoint, ...], forwarder: Forwarder, counters: Counter[str]) -> None:
+        self.view = view
+        self.upstreams = upstreams
+        self.queries = 0
+        self.netns_id = opened.netns_id
+        host, port = opened.udp.getsockname()[:2]
+        self.address: Endpoint = (host, port)
+        self._udp = opened.udp
+        self._tcp = opened.tcp
+        self._forwarder = forwarder
+        self._counters = counters
+        self._closed = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections = 0
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        loop.add_reader(self._udp.fileno(), self._readable)
+        loop.add_reader(self._tcp.fileno(), self._connected)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for sock in (self._udp, self._tcp):
+            self._loop.remove_reader(sock.fileno())
+            sock.close()
+        for task in self._tasks:
+            task.cancel()
+
+    # -- UDP ------------------------------------------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        receive, send = self._udp.recvfrom, self._udp.sendto
+        for _ in range(_BATCH):
+            try:
+                packet, peer = receive(_RECEIVE_BYTES)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                # The error of an earlier answer (its asker closed its socket): it is cleared by having been read.
+                continue
+            self.queries += 1
+            response = self._respond(packet, tcp=False)
+            if type(response) is bytes:
+                try:
+                    send(response, peer)
+                except OSError:
+                    self._counters["unsent"] += 1
+            elif isinstance(response, Forward):
+                self._spawn(self._forward_udp(response.query, peer))
+
+    def _respond(self, packet: bytes, *, tcp: bool) -> bytes | Forward | None:
+        try:
+            response = self.view.respond(packet, tcp)
+            if isinstance(response, Forward):
+                query = response.query
+                return self._forwarder.kept(query, self.upstreams, wire.MAX_TCP_BYTES if tcp else query.size_bytes) or response
+        except Exception:
+            # Our own bug: it costs this one asker an answer and nobody else anything.
+            self._counters["bugs"] += 1
+            if self._counters["bugs"] <= 10:
+                _log.exception("event=bug packet=%s", packet.hex())
+            return wire.error_response(packet, wire.SERVFAIL) if len(packet) >= wire.HEADER_BYTES else None
+        return response
+
+    async def _forward_udp(self, query: wire.Query, peer: tuple[Any, ...]) -> None:
+        response = await self._forwarder.resolve(query, self.upstreams, query.size_bytes)
+        if not self._closed:
+            try:
+                self._udp.sendto(response, peer)
+            except OSError:
+                self._counters["unsent"] += 1
+
+    # -- TCP ------------------------------------------------------------------------------------------------------------------
+
+    def _connected(self) -> None:
+        for _ in range(_BATCH):
+            try:
+                connection, _peer = self._tcp.accept()
+            except OSError:
+                return
+            if self._connections >= _TCP_CONNECTIONS:
+                self._counters["tcp_refused"] += 1
+                connection.close()
+                continue
+            self._connections += 1
+            self._spawn(self._converse(connection))
+
+    async def _converse(self, connection: socket.socket) -> None:
+        """Queries one after the other until the asker leaves, stays silent, or breaks the framing."""
+        writer: asyncio.StreamWriter | None = None
+        try:
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            reader, writer = await asyncio.open_connection(sock=connection)
+            while True:
+                async with asyncio.timeout(_TCP_IDLE_S):
+                    size = int.from_bytes(await reader.readexactly(2))
+                    packet = await reader.readexactly(size)
+                self.queries += 1
+                response = self._respond(packet, tcp=True)
+                if isinstance(response, Forward):
+                    response = await self._forwarder.resolve(response.query, self.upstreams, wire.MAX_TCP_BYTES)
+                if response is None:
+                    return
+                writer.write(len(response).to_bytes(2) + response)
+                async with asyncio.timeout(_TCP_IDLE_S):
+                    await writer.drain()
+        except (OSError, asyncio.IncompleteReadError):  # TimeoutError is an OSError
+            return
+        finally:
+            self._connections -= 1
+            if writer is not None:
+                writer.close()
+            else:
+                connection.close()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,244 @@
+"""The server: what scopes exist, which zones each sees, and the exchange of all of them at once.
+
+Edge: opens and closes sockets. `apply` compiles everything first and opens what is new; then every scope changes over in one
+step of the event loop, so that no query is answered from a mixture.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dnsd.errors import ConfigError, DnsError
+from dnsd.forward import Forwarder
+from dnsd.listener import Listener
+from dnsd.model import Applied, DnsState, ScopeSpec, ScopeStatus, Status, ZoneSpec, ZoneStatus
+from dnsd.resolve import View
+from dnsd.resolvers import Endpoint, NodeResolvers, endpoint_text, parse_endpoint
+from dnsd.sockets import OWN_NETNS, Opened, Request, netns_id, open_all
+from dnsd.version import VERSION
+from dnsd.zone import Zone
+
+_log = logging.getLogger("dnsd")
+
+# How soon a dead sandbox's namespace is let go when nobody tells us that the sandbox is gone.
+_WATCH_S = 2.0
+
+_Seen = tuple[tuple[str, ...], str, bool]
+_Place = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A scope that could be open: where it listens and what it shows."""
+
+    scope: ScopeSpec
+    place: _Place
+    listen: Endpoint
+    view: View
+    upstreams: tuple[Endpoint, ...]
+
+
+class Server:
+    """Serves a DnsState. `apply` replaces the whole of it; what did not change is not touched (sockets stay open, no query is
+    lost). Use from one event loop; `close` at the end."""
+
+    def __init__(self, resolvers: NodeResolvers | None = None) -> None:
+        self.counters: Counter[str] = Counter()
+        self._forwarder = Forwarder(resolvers, own=self._is_own)
+        self._zones: dict[str, Zone] = {}
+        self._views: dict[_Seen, View] = {}
+        self._scopes: dict[str, ScopeSpec] = {}
+        self._listeners: dict[_Place, Listener] = {}
+        self._places: dict[str, _Place] = {}
+        self._reasons: dict[str, str] = {}
+        self._own: tuple[Endpoint, ...] = ()
+        self._applying = asyncio.Lock()
+        self._watcher: asyncio.Task[None] | None = None
+        self._since = time.monotonic()
+
+    async def apply(self, state: DnsState, *, expected: Mapping[str, str] | None = None) -> Applied:
+        """Afterwards `state` is served, but for the scopes named in the result. ConfigError: contradictory input, nothing done.
+
+        expected: scope id -> identity its namespace must have (see `identities`); a path of a dead process may lead elsewhere.
+        """
+        async with self._applying:
+            return await self._apply(state, expected)
+
+    async def _apply(self, state: DnsState, expected: Mapping[str, str] | None) -> Applied:
+        _check(state)
+        zones = {spec.network: self._compile(spec) for spec in state.zones}
+        problems = [problem for zone in zones.values() for problem in zone.problems]
+        views: dict[_Seen, View] = {}
+        wanted: dict[_Place, _Wanted] = {}
+        failed: dict[str, str] = {}
+        for scope in state.scopes:
+            try:
+                listen = parse_endpoint(scope.listen)
+            except ConfigError as error:
+                failed[scope.id] = str(error)
+                continue
+            place = (scope.netns, endpoint_text(listen), scope.id if listen[1] == 0 else "")
+            if place in wanted:
+                failed[scope.id] = f"{scope.listen} in {scope.netns or 'our own namespace'} already serves scope {wanted[place].scope.id!r}"
+                continue
+            view = self._view(scope, zones, views)
+            wanted[place] = _Wanted(scope, place, listen, view, _upstreams(scope, problems))
+        for place in [place for place in self._listeners if place not in wanted or self._is_dead(place)]:
+            # Closed before anything is opened: the namespace behind the same path may be a new one.
+            if place in wanted:
+                self._close(place)
+        missing = [want for place, want in wanted.items() if place not in self._listeners]
+        opened = await open_all(
+            [Request(want.scope.netns, want.listen, (expected or {}).get(want.scope.id, "")) for want in missing],
+        )
+        # From here to the end nothing waits: one step of the event loop.
+        for place in [place for place in self._listeners if place not in wanted]:
+            self._close(place)
+        for place, listener in self._listeners.items():
+            listener.view, listener.upstreams = wanted[place].view, wanted[place].upstreams
+        for want, result in zip(missing, opened, strict=True):
+            if isinstance(result, Opened):
+                self._listeners[want.place] = Listener(result, want.view, want.upstreams, self._forwarder, self.counters)
+            else:
+                failed[want.scope.id] = str(result)
+        self._zones, self._views = zones, views
+        self._scopes = {scope.id: scope for scope in state.scopes}
+        self._places = {want.scope.id: place for place, want in wanted.items()}
+        self._reasons = dict(failed)
+        own_id = netns_id(OWN_NETNS)
+        self._own = tuple(listener.address for listener in self._listeners.values() if listener.netns_id == own_id)
+        self.counters["applied"] += 1
+        if self._watcher is None:
+            self._watcher = asyncio.create_task(self._watch())
+        return Applied(failed=failed, problems=tuple(problems))
+
+    def address(self, scope_id: str) -> Endpoint:
+        """Where a scope really listens (its port 0 became a number)."""
+        listener = self._listeners.get(self._places.get(scope_id, ("", "", "")))
+        if listener is None:
+            raise DnsError(f"scope {scope_id!r} is not open: {self._reasons.get(scope_id, 'there is no such scope')}")
+        return listener.address
+
+    def identities(self) -> dict[str, str]:
+        """Open scopes inside other namespaces: scope id -> identity of that namespace."""
+        found = {}
+        for scope_id, place in self._places.items():
+            listener = self._listeners.get(place)
+            if listener is not None and place[0]:
+                found[scope_id] = listener.netns_id
+        return found
+
+    def status(self) -> Status:
+        scopes = []
+        queries = self.counters["queries_before"]
+        for scope_id, scope in sorted(self._scopes.items()):
+            listener = self._listeners.get(self._places.get(scope_id, ("", "", "")))
+            queries += listener.queries if listener else 0
+            scopes.append(
+                ScopeStatus(
+                    id=scope_id,
+                    netns=scope.netns,
+                    listen=endpoint_text(listener.address) if listener else scope.listen,
+                    queries=listener.queries if listener else 0,
+                    reason="" if listener else self._reasons.get(scope_id, "it is not open"),
+                )
+            )
+        counters = {**self.counters, **self._forwarder.counters, "queries": queries, "cache_entries": len(self._forwarder.cache)}
+        return Status(
+            version=VERSION,
+            pid=os.getpid(),
+            uptime_s=time.monotonic() - self._since,
+            zones=tuple(ZoneStatus(network=key, name=zone.spec.name, names=len(zone)) for key, zone in sorted(self._zones.items())),
+            scopes=tuple(scopes),
+            upstreams=tuple(endpoint_text(endpoint) for endpoint in self._forwarder.upstreams()),
+            counters=dict(sorted(counters.items())),
+        )
+
+    async def close(self) -> None:
+        async with self._applying:
+            if self._watcher is not None:
+                self._watcher.cancel()
+                await asyncio.gather(self._watcher, return_exceptions=True)
+                self._watcher = None
+            for listener in self._listeners.values():
+                listener.close()
+            self._listeners.clear()
+            await self._forwarder.close()
+
+    # -- parts of apply -------------------------------------------------------------------------------------------------------
+
+    def _compile(self, spec: ZoneSpec) -> Zone:
+        zone = self._zones.get(spec.network)
+        return zone if zone is not None and (zone.spec is spec or zone.spec == spec) else Zone(spec)
+
+    def _view(self, scope: ScopeSpec, zones: Mapping[str, Zone], views: dict[_Seen, View]) -> View:
+        """Scopes that see the same share a view; one whose zones did not change stays, with all the answers it has built."""
+        seen = (scope.networks, scope.stack, scope.forward)
+        if seen not in views:
+            visible = tuple(zones[network] for network in scope.networks if network in zones)
+            old = self._views.get(seen)
+            same = old is not None and len(old.zones) == len(visible) and all(a is b for a, b in zip(old.zones, visible, strict=True))
+            views[seen] = old if old is not None and same else View(visible, scope.stack, forward=scope.forward)
+        return views[seen]
+
+    # -- namespaces that die --------------------------------------------------------------------------------------------------
+
+    def _is_dead(self, place: _Place) -> bool:
+        return bool(place[0]) and netns_id(place[0]) != self._listeners[place].netns_id
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            for place in [place for place in self._listeners if self._is_dead(place)]:
+                self._close(place)
+                for scope_id, other in self._places.items():
+                    if other == place:
+                        self._reasons[scope_id] = f"the network namespace {place[0]} is gone"
+                        _log.info("event=scope-closed scope=%s netns=%s reason=gone", scope_id, place[0])
+
+    def _close(self, place: _Place) -> None:
+        listener = self._listeners.pop(place)
+        self.counters["queries_before"] += listener.queries
+        listener.close()
+
+    def _is_own(self, endpoint: Endpoint) -> bool:
+        """Whether asking that upstream would be asking ourselves. Others may well use the same address in their namespaces."""
+        host, port = endpoint
+        return any(
+            own_port == port and (own_host == host or (own_host in ("0.0.0.0", "::") and _is_local(host)))
+            for own_host, own_port in self._own
+        )
+
+
+def _check(state: DnsState) -> None:
+    for what, ids in (("network", [zone.network for zone in state.zones]), ("scope", [scope.id for scope in state.scopes])):
+        twice = sorted(name for name, times in Counter(ids).items() if times > 1)
+        if twice:
+            raise ConfigError(f"{what} {twice[0]!r} is given more than once")
+
+
+def _upstreams(scope: ScopeSpec, problems: list[str]) -> tuple[Endpoint, ...]:
+    endpoints = []
+    for text in scope.upstreams:
+        try:
+            endpoints.append(parse_endpoint(text))
+        except ConfigError as error:
+            problems.append(f"scope {scope.id!r}: upstream left out: {error}")
+    return tuple(endpoints)
+
+
+def _is_local(host: str) -> bool:
+    """Whether this machine has the address: only then a socket can be bound to it."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True

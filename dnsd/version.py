@@ -1,0 +1,6 @@
+"""The version of dnsd that runs: a caller that finds another one alive replaces it.
+
+Pure.
+"""
+
+VERSION = "0.1.0"

@@ -1,0 +1,446 @@
+"""DNS on the wire: names, records and the shapes of queries and answers as bytes.
+
+Pure: no I/O. The usual is packed and read by hand, because it runs once a query; dnslib packs the unusual and knows every
+record type. Names are lower-case wire bytes ("\\x03web\\x00") unless a docstring says otherwise.
+Source: RFC 1035, RFC 6891 (EDNS0), RFC 2308 (SOA in negative answers), RFC 2782 (SRV), RFC 4343 (case).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+
+from dnslib import DNSRecord
+
+from dnsd.errors import WireError
+
+A, NS, SOA_TYPE, PTR, AAAA, SRV, OPT, IXFR, AXFR, ANY = 1, 2, 6, 12, 28, 33, 41, 251, 252, 255
+IN, CLASS_ANY = 1, 255
+NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, BADVERS = 0, 1, 2, 3, 4, 5, 16
+
+HEADER_BYTES = 12
+CLASSIC_UDP_BYTES = 512
+# What we tell others we take, and the most we send in one datagram: answers travel over loopback, where nothing is fragmented.
+ADVERTISED_UDP_BYTES = 1232
+MAX_UDP_BYTES = 4096
+MAX_TCP_BYTES = 65535
+MAX_NAME_BYTES = 255
+MAX_LABEL_BYTES = 63
+
+# Every record about the question's own name points to it (offset 12).
+_OWNER_IS_QUESTION = b"\xc0\x0c"
+_OPT_ANSWER = struct.pack("!BHHIH", 0, OPT, ADVERTISED_UDP_BYTES, 0, 0)
+_OPT_BADVERS = struct.pack("!BHHIH", 0, OPT, ADVERTISED_UDP_BYTES, (BADVERS >> 4) << 24, 0)
+_DO_BIT = 0x8000
+
+
+def name_of(text: str) -> bytes | None:
+    """Text to a wire name; None if DNS can't carry it (empty or over-long labels, over-long names)."""
+    parts = []
+    for label in text.removesuffix(".").encode().lower().split(b"."):
+        if not label or len(label) > MAX_LABEL_BYTES or b"\0" in label:
+            return None
+        parts.append(bytes((len(label),)) + label)
+    name = b"".join(parts) + b"\0"
+    return name if len(name) <= MAX_NAME_BYTES else None
+
+
+def labels_of(name: bytes) -> list[bytes]:
+    """The labels of a well-formed wire name, without length bytes."""
+    labels, at = [], 0
+    while size := name[at]:
+        labels.append(name[at + 1 : at + 1 + size])
+        at += 1 + size
+    return labels
+
+
+def wire_name(labels: list[bytes]) -> bytes:
+    return b"".join(bytes((len(label),)) + label for label in labels) + b"\0"
+
+
+def text_of(name: bytes) -> str:
+    return b".".join(labels_of(name)).decode(errors="backslashreplace") or "."
+
+
+def packed_address(text: str) -> bytes | None:
+    """4 or 16 bytes; None if it is no address."""
+    try:
+        return inet_pton(AF_INET6 if ":" in text else AF_INET, text)
+    except (OSError, ValueError):
+        return None
+
+
+def address_text(packed: bytes) -> str:
+    return inet_ntop(AF_INET if len(packed) == 4 else AF_INET6, packed)
+
+
+def reverse_address(name: bytes) -> bytes | None:
+    """The address a name under in-addr.arpa or ip6.arpa stands for, packed; None for every other name."""
+    labels = labels_of(name)
+    if len(labels) == 6 and labels[4:] == [b"in-addr", b"arpa"]:
+        if all(label.isdigit() and (label == b"0" or not label.startswith(b"0")) and int(label) < 256 for label in labels[:4]):
+            return bytes(int(label) for label in reversed(labels[:4]))
+        return None
+    if len(labels) == 34 and labels[32:] == [b"ip6", b"arpa"]:
+        digits = b"".join(reversed(labels[:32]))
+        if len(digits) == 32 and all(digit in b"0123456789abcdef" for digit in digits):
+            return bytes.fromhex(digits.decode())
+    return None
+
+
+def reverse_name(packed: bytes) -> bytes:
+    if len(packed) == 4:
+        labels = [b"%d" % byte for byte in reversed(packed)]
+        return wire_name([*labels, b"in-addr", b"arpa"])
+    return wire_name([b"%c" % digit for digit in reversed(packed.hex().encode())] + [b"ip6", b"arpa"])
+
+
+# -- records --------------------------------------------------------------------------------------------------------------------
+
+
+def address_record(packed: bytes, ttl_s: int, owner: bytes = _OWNER_IS_QUESTION) -> bytes:
+    kind = A if len(packed) == 4 else AAAA
+    return owner + struct.pack("!HHIH", kind, IN, ttl_s, len(packed)) + packed
+
+
+def pointer_record(target: bytes, ttl_s: int) -> bytes:
+    return _OWNER_IS_QUESTION + struct.pack("!HHIH", PTR, IN, ttl_s, len(target)) + target
+
+
+def service_record(port: int, target: bytes, ttl_s: int) -> bytes:
+    """SRV, priority 0, weight 0. The target is not compressed (RFC 2782)."""
+    return _OWNER_IS_QUESTION + struct.pack("!HHIHHHH", SRV, IN, ttl_s, 6 + len(target), 0, 0, port) + target
+
+
+def _soa_record() -> bytes:
+    # The root owns it: the names of a mesh have no domain of their own, and the owner must be an ancestor of whatever is
+    # denied. Minimum 0: a service created right after somebody asked for it must be found at once. Not compressed: it is
+    # used behind questions of any length.
+    names = (name_of("dnsd") or b"") + (name_of("hostmaster.dnsd") or b"")
+    rdata = names + struct.pack("!IIIII", 1, 60, 10, 60, 0)
+    return b"\0" + struct.pack("!HHIH", SOA_TYPE, IN, 0, len(rdata)) + rdata
+
+
+SOA_RECORD = _soa_record()
+
+
+# -- questions ------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A well-formed query. question: as asked, case kept. size_bytes: largest datagram the asker takes."""
+
+    id: bytes
+    question: bytes
+    opcode_flags: int
+    recursion_desired: bool
+    checking_disabled: bool = False
+    edns: bool = False
+    dnssec_ok: bool = False
+    size_bytes: int = CLASSIC_UDP_BYTES
+
+    @property
+    def key(self) -> bytes:
+        """The question in lower case: what answers are found by. Length bytes are below 64 and so never letters."""
+        return self.question[:-4].lower() + self.question[-4:]
+
+    @property
+    def name(self) -> bytes:
+        return self.question[:-4].lower()
+
+    @property
+    def qtype(self) -> int:
+        return int.from_bytes(self.question[-4:-2])
+
+    @property
+    def qclass(self) -> int:
+        return int.from_bytes(self.question[-2:])
+
+
+def read_query(packet: bytes) -> Query | bytes | None:
+    """A Query; or the error response to send (FORMERR, NOTIMP, BADVERS); or None: answer nothing (a response, or no header)."""
+    if len(packet) < HEADER_BYTES or packet[2] & 0x80:
+        return None
+    if packet[2] & 0x78:
+        return error_response(packet, NOTIMP)
+    questions, answers, authorities, additionals = struct.unpack_from("!HHHH", packet, 4)
+    if questions != 1:
+        return error_response(packet, FORMERR)
+    try:
+        end = _question_end(packet)
+    except WireError:
+        return error_response(packet, FORMERR)
+    question = packet[HEADER_BYTES:end]
+    # Only zone transfers and updates carry anything but additional records, and we do neither.
+    if answers or authorities:
+        return error_response(packet, FORMERR, question)
+    edns, size, flags = False, CLASSIC_UDP_BYTES, 0
+    at = end
+    try:
+        for _ in range(additionals):
+            owner_end = _name_end(packet, at)
+            kind, klass, ttl, length = struct.unpack_from("!HHIH", packet, owner_end)
+            if kind == OPT:
+                if edns or owner_end != at + 1:
+                    return error_response(packet, FORMERR, question)
+                edns, size, flags = True, klass, ttl
+            at = owner_end + 10 + length
+    except (WireError, struct.error):
+        return error_response(packet, FORMERR, question)
+    if at != len(packet):
+        return error_response(packet, FORMERR, question)
+    if edns and (flags >> 16) & 0xFF:
+        return error_response(packet, BADVERS, question)
+    return Query(
+        id=packet[:2],
+        question=question,
+        opcode_flags=packet[2] & 0x79,
+        recursion_desired=bool(packet[2] & 1),
+        checking_disabled=bool(packet[3] & 0x10),
+        edns=edns,
+        dnssec_ok=bool(flags & _DO_BIT),
+        size_bytes=min(max(size, CLASSIC_UDP_BYTES), MAX_UDP_BYTES),
+    )
+
+
+def write_query(query_id: bytes, question: bytes, *, edns: bool, dnssec_ok: bool = False, checking_disabled: bool = False) -> bytes:
+    """What we ask others: recursion desired, one question."""
+    header = query_id + struct.pack("!BBHHHH", 1, 0x10 if checking_disabled else 0, 1, 0, 0, 1 if edns else 0)
+    opt = struct.pack("!BHHIH", 0, OPT, ADVERTISED_UDP_BYTES, _DO_BIT if dnssec_ok else 0, 0) if edns else b""
+    return header + question + opt
+
+
+def _question_end(packet: bytes) -> int:
+    """A question's name is never compressed: nothing comes before it that it could point to."""
+    at, total = HEADER_BYTES, len(packet)
+    while at < total:
+        size = packet[at]
+        if size > MAX_LABEL_BYTES:
+            raise WireError("a label of the question is longer than 63 bytes")
+        at += 1 + size
+        if not size:
+            if at + 4 > total or at - HEADER_BYTES > MAX_NAME_BYTES:
+                break
+            return at + 4
+    raise WireError("the question is cut off or its name is too long")
+
+
+def _name_end(packet: bytes, at: int) -> int:
+    """Where the name at `at` ends; a compression pointer ends it."""
+    total = len(packet)
+    while at < total:
+        size = packet[at]
+        if not size:
+            return at + 1
+        if size >= 0xC0:
+            return at + 2
+        if size > MAX_LABEL_BYTES:
+            raise WireError("a label is longer than 63 bytes")
+        at += 1 + size
+    raise WireError("a name is cut off")
+
+
+# -- responses ------------------------------------------------------------------------------------------------------------------
+
+
+def error_response(packet: bytes, rcode: int, question: bytes = b"") -> bytes:
+    """A response without records to whatever came in; the opcode and RD are kept. BADVERS needs an OPT to carry its upper bits."""
+    opt = _OPT_BADVERS if rcode == BADVERS else b""
+    flags = bytes((0x80 | (packet[2] & 0x79), rcode & 0xF))
+    return packet[:2] + flags + struct.pack("!HHHH", 1 if question else 0, 0, 0, 1 if opt else 0) + question + opt
+
+
+def failure(query: Query, rcode: int, *, recursion_available: bool = True) -> bytes:
+    """SERVFAIL, REFUSED or NXDOMAIN without records, with EDNS as the query had it."""
+    flags = bytes((0x80 | query.recursion_desired, (0x80 if recursion_available else 0) | rcode))
+    counts = struct.pack("!HHHH", 1, 0, 0, 1 if query.edns else 0)
+    return query.id + flags + counts + query.question + (_OPT_ANSWER if query.edns else b"")
+
+
+class Answer:
+    """Everything about one question but the asker: prebuilt once, then written out with an id, the asker's case and a rotation.
+
+    records are of the answer section; authority and additional are whole sections already packed, with their record counts.
+    """
+
+    __slots__ = ("_additional", "_authority", "_ends", "_flags", "_plain", "_records", "count", "turn")
+
+    def __init__(
+        self,
+        rcode: int,
+        records: list[bytes],
+        authority: bytes = b"",
+        authorities: int = 0,
+        additional: list[bytes] | None = None,
+        *,
+        recursion_available: bool,
+        turn: int = 0,
+    ) -> None:
+        self.count = len(records)
+        self.turn = turn
+        # Twice in a row, so that each rotation is one slice.
+        self._records = b"".join(records) * (2 if self.count > 1 else 1)
+        ends, at = [0], 0
+        for record in records + (records if self.count > 1 else []):
+            at += len(record)
+            ends.append(at)
+        self._ends = ends
+        self._authority = (authority, authorities)
+        self._additional = (b"".join(additional or ()), len(additional or ()))
+        self._flags = (0x84, (0x80 if recursion_available else 0) | rcode)
+        # Flags and counts by (edns, recursion desired): the part between id and question of an answer that fits.
+        self._plain = [
+            bytes((0x84 | rd, self._flags[1])) + struct.pack("!HHHH", 1, self.count, authorities, self._additional[1] + edns)
+            for edns in (0, 1)
+            for rd in (0, 1)
+        ]
+
+    def write(self, query_id: bytes, question: bytes, recursion_desired: int, edns: int, size_bytes: int) -> bytes:
+        """The response, at most `size_bytes` long. Successive calls start with successive records."""
+        count = self.count
+        if count > 1:
+            start = self.turn = (self.turn + 1) % count
+            ends = self._ends
+            records = self._records[ends[start] : ends[start + count]]
+        else:
+            start, records = 0, self._records
+        opt = _OPT_ANSWER if edns else b""
+        response = (
+            query_id + self._plain[edns * 2 + recursion_desired] + question + records + self._authority[0] + self._additional[0] + opt
+        )
+        if len(response) <= size_bytes:
+            return response
+        return self._write_cut(query_id, question, recursion_desired, edns, size_bytes, start)
+
+    def _write_cut(self, query_id: bytes, question: bytes, rd: int, edns: int, size_bytes: int, start: int) -> bytes:
+        """Additional records go first, without a word (RFC 2181, 9). Then as many answers as fit, and TC: resolvers that don't
+        retry over TCP (musl before 1.2.4) then still have some addresses."""
+        opt = _OPT_ANSWER if edns else b""
+        room = size_bytes - HEADER_BYTES - len(question) - len(opt)
+        ends = self._ends
+        fits = self.count
+        while fits and ends[start + fits] - ends[start] > room:
+            fits -= 1
+        truncated = fits < self.count and size_bytes < MAX_TCP_BYTES
+        flags = bytes((self._flags[0] | rd | (2 if truncated else 0), self._flags[1]))
+        counts = struct.pack("!HHHH", 1, fits, 0, edns)
+        return query_id + flags + counts + question + self._records[ends[start] : ends[start + fits]] + opt
+
+
+# -- what other servers say -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A response of another server, ready to be passed on: everything after its question, without its OPT.
+
+    ttl_offsets point into body. answer_ends: where each answer ends. ttl_s: how long it may be kept, 0 = not at all.
+    """
+
+    rcode: int
+    truncated: bool
+    authentic: bool
+    counts: tuple[int, int, int]
+    body: bytes
+    ttl_offsets: tuple[int, ...]
+    answer_ends: tuple[int, ...]
+    ttl_s: int
+
+
+def read_reply(packet: bytes, query_id: bytes, question: bytes) -> Reply | None:
+    """None: not a well-formed response to that query (wrong id, wrong question, broken)."""
+    start = HEADER_BYTES + len(question)
+    if len(packet) < start or packet[:2] != query_id or packet[2] & 0xF8 != 0x80 or packet[4:6] != b"\0\1":
+        # Some servers leave the question out of an error; only the rcode is worth anything then.
+        if len(packet) >= HEADER_BYTES and packet[:2] == query_id and packet[2] & 0xF8 == 0x80 and packet[3] & 0xF in (FORMERR, NOTIMP):
+            return Reply(packet[3] & 0xF, False, False, (0, 0, 0), b"", (), (), 0)
+        return None
+    if packet[HEADER_BYTES:start].lower() != question.lower():
+        return None
+    try:
+        reply, opt_is_last = _read_sections(packet, start)
+        if opt_is_last:
+            return reply
+        # Records behind the OPT may be pointed to: cutting it out would move them. Rare enough for dnslib to pack it again.
+        record = DNSRecord.parse(packet)
+        record.ar = [additional for additional in record.ar if additional.rtype != OPT]
+        return _read_sections(bytes(record.pack()), start)[0]
+    except Exception:  # dnslib raises whatever a broken packet makes it trip over
+        return None
+
+
+def _read_sections(packet: bytes, start: int) -> tuple[Reply, bool]:
+    counts = list(struct.unpack_from("!HHH", packet, 6))
+    at = end = start
+    rcode = packet[3] & 0xF
+    ttl_offsets: list[int] = []
+    answer_ends: list[int] = []
+    ttls: list[int] = []
+    negative_ttls: list[int] = []
+    opt_at = -1
+    opt_is_last = True
+    for section, count in enumerate(tuple(counts)):
+        for _ in range(count):
+            owner_end = _name_end(packet, at)
+            kind, _klass, ttl, length = struct.unpack_from("!HHIH", packet, owner_end)
+            after = owner_end + 10 + length
+            if after > len(packet):
+                raise WireError("a record is cut off")
+            if kind == OPT:
+                opt_at = at
+                counts[section] -= 1
+                rcode |= (ttl >> 24) << 4
+            else:
+                opt_is_last = opt_is_last and opt_at < 0
+                end = after
+                # RFC 2181, 8: a TTL with the top bit set is 0.
+                ttl = 0 if ttl & 0x80000000 else ttl
+                ttl_offsets.append(owner_end + 4 - start)
+                if section == 0:
+                    ttls.append(ttl)
+                    answer_ends.append(after - start)
+                elif section == 1 and kind == SOA_TYPE and length >= 22:
+                    negative_ttls.append(min(ttl, int.from_bytes(packet[after - 4 : after])))
+            at = after
+    # A denial without SOA must not be kept (RFC 2308, 5); neither may a server's own trouble.
+    negative = rcode == NXDOMAIN or not answer_ends
+    keep = rcode in (NOERROR, NXDOMAIN) and (bool(negative_ttls) or not negative)
+    reply = Reply(
+        rcode=rcode,
+        truncated=bool(packet[2] & 2),
+        authentic=bool(packet[3] & 0x20),
+        counts=(counts[0], counts[1], counts[2]),
+        body=packet[start:end],
+        ttl_offsets=tuple(ttl_offsets),
+        answer_ends=tuple(answer_ends),
+        ttl_s=min(ttls + negative_ttls) if keep else 0,
+    )
+    return reply, opt_is_last
+
+
+def write_reply(reply: Reply, query: Query, age_s: int, size_bytes: int, stale_ttl_s: int | None = None) -> bytes:
+    """Another server's answer as ours: our asker's id, case and EDNS; TTLs lowered by its age (or set, when it is stale)."""
+    body = bytearray(reply.body)
+    for offset in reply.ttl_offsets:
+        ttl = int.from_bytes(body[offset : offset + 4])
+        ttl = stale_ttl_s if stale_ttl_s is not None else max(0, (0 if ttl & 0x80000000 else ttl) - age_s)
+        body[offset : offset + 4] = ttl.to_bytes(4)
+    opt = _OPT_ANSWER if query.edns else b""
+    answers, authorities, additionals = reply.counts
+    truncated = False
+    room = size_bytes - HEADER_BYTES - len(query.question) - len(opt)
+    if len(body) > room:
+        fitting = [end for end in reply.answer_ends if end <= room]
+        truncated = len(fitting) < answers or not answers
+        answers, authorities, additionals = len(fitting), 0, 0
+        body = body[: fitting[-1] if fitting else 0]
+    flags = bytes(
+        (
+            0x80 | query.recursion_desired | (2 if truncated else 0),
+            0x80 | (0x20 if reply.authentic else 0) | (0x10 if query.checking_disabled else 0) | (reply.rcode & 0xF),
+        )
+    )
+    counts = struct.pack("!HHHH", 1, answers, authorities, additionals + (1 if query.edns else 0))
+    return query.id + flags + counts + query.question + bytes(body) + opt
