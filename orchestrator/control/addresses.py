@@ -146,6 +146,9 @@ class NetworkPool:
         """The VIPs of a service, one of each family; there must be room."""
         return self._take()
 
+    def has_room_for_node(self) -> bool:
+        return bool(self._families) and any(subnet.free > 0 for subnet in self._families[0])
+
     def take_for_node(self) -> str | None:
         """A node's own address: one only, of the network's first family."""
         address = self._families and _take_first(self._families[0])
