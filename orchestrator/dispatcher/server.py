@@ -1,0 +1,380 @@
+"""The dispatcher: the leader's end of the agents' sessions.
+
+Edge: WebSockets and the store. An agent is sent its whole assignment once, then what changed; what an agent has not been sent yet is
+never queued but computed from the state when its connection can take more, so a slow agent gets one merged delta instead of a
+backlog. Non-leaders send agents on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+import msgspec
+from aiohttp import WSMsgType, web
+
+from orchestrator.control.context import NetworkAcks
+from orchestrator.dispatcher.acks import AgentAcks
+from orchestrator.dispatcher.assignment import Decrypt
+from orchestrator.dispatcher.messages import (
+    Applied,
+    Complete,
+    Delta,
+    Describe,
+    FromAgent,
+    FromManager,
+    Heartbeat,
+    Hello,
+    Redirect,
+    Statuses,
+    StatusesStored,
+)
+from orchestrator.dispatcher.parts import AssignmentParts, Differences, Parts
+from orchestrator.dispatcher.reports import Presence, absent
+from orchestrator.dispatcher.writer import ReportWriter
+from orchestrator.errors import Compacted, RemoteProtocolError, StoreUnavailable
+from orchestrator.model import Node
+from orchestrator.security.admission import managers_of
+from orchestrator.security.peer import Peer
+from orchestrator.security.rate import RateLimit
+from orchestrator.store.base import Event, Guard, Store
+from orchestrator.store.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 5.0
+MISSED_HEARTBEATS = 3
+FLUSH_S = 0.02
+# Sessions woken between two turns of the loop.
+FAN_OUT_CHUNK = 64
+HELLO_TIMEOUT_S = 10.0
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+MAX_DESCRIPTION_BYTES = 64 * 1024
+# What a connection buffers before its writer waits.
+WRITER_LIMIT_BYTES = 64 * 1024
+
+# Close codes of ours (RFC 6455: 4000-4999 are the application's).
+CLOSE_REPLACED = 4000
+CLOSE_REMOVED = 4001
+CLOSE_NOT_LEADING = 4002
+CLOSE_PROTOCOL = 1002
+CLOSE_LOST = 4003
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAgent)
+
+
+class _Session:
+    """One agent. `shown` is what its rows are once everything sent has arrived."""
+
+    __slots__ = ("acks", "closing", "dirty", "managers", "peer", "shown", "stored", "stored_sent", "ws")
+
+    def __init__(self, peer: Peer, ws: web.WebSocketResponse) -> None:
+        self.peer, self.ws = peer, ws
+        self.acks = AgentAcks()
+        self.shown: Parts = {}
+        self.managers: tuple[str, ...] = ()
+        self.dirty = asyncio.Event()
+        self.stored = self.stored_sent = 0
+        self.closing: tuple[int, str] | None = None
+
+    def close(self, code: int, reason: str) -> None:
+        if self.closing is None:
+            self.closing = (code, reason)
+            self.dirty.set()
+
+    def statuses_stored(self, sequence: int) -> None:
+        self.stored = max(self.stored, sequence)
+        self.dirty.set()
+
+
+class Dispatcher:
+    """fence(): the guard of the present leadership, None = not the leader. poke(): the acknowledgements changed, run the loops."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        node_id: str,
+        decrypt: Decrypt,
+        fence: Callable[[], Guard | None],
+        poke: Callable[[], None] = lambda: None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        heartbeat_s: float | None = None,
+        absent_after_s: float = HEARTBEAT_S * MISSED_HEARTBEATS,
+    ) -> None:
+        self._store, self._node_id, self._decrypt, self._poke, self._now = store, node_id, decrypt, poke, now
+        self._fence = fence
+        self._given_heartbeat_s = heartbeat_s
+        self._absent_after_s = absent_after_s
+        self._sessions: dict[str, _Session] = {}
+        self._parts: AssignmentParts | None = None
+        self._differences = Differences()
+        self._writer = ReportWriter(store, fence, now)
+        self.acks = NetworkAcks(applied=self._applied, open=self._open)
+
+    @property
+    def connected(self) -> frozenset[str]:
+        """Ids of the nodes with a session."""
+        return frozenset(self._sessions)
+
+    async def lead(self) -> None:
+        """Serve agents until cancelled: call it when leadership is gained, cancel it when it is lost. Sessions end with it.
+
+        StoreUnavailable: the store was closed.
+        """
+        self._writer = ReportWriter(self._store, self._fence, self._now)
+        tasks = [asyncio.create_task(work) for work in (self._follow(), self._writer.run(), self._mark_absent())]
+        try:
+            # Neither following nor writing ends by itself: the first that does brings its exception.
+            done, _ = await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            self._parts = None
+            for session in self._sessions.values():
+                session.close(CLOSE_NOT_LEADING, "this manager doesn't lead any more")
+            self._sessions.clear()
+
+    # ---- store -> agents --------------------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        while True:
+            watch = self._store.watch()
+            # Also after the watch was cut: sessions hold what they were sent, so they get the difference and no resend.
+            self._parts = AssignmentParts(self._store.snapshot(), self._decrypt)
+            unreadable: frozenset[str] = frozenset()
+            await self._fan_out(self._parts.snapshot, [])
+            try:
+                async for snapshot, events in watch:
+                    started_s = asyncio.get_running_loop().time()
+                    self._parts.follow(snapshot, events)
+                    await self._fan_out(snapshot, events)
+                    if new := self._parts.unreadable_secrets - unreadable:
+                        log.error("secrets can't be decrypted, tasks that name them don't get them ids=%s", sorted(new))
+                        unreadable |= new
+                    # The first change went out at once; what comes meanwhile gathers in the watch.
+                    await asyncio.sleep(max(0.0, started_s + FLUSH_S - asyncio.get_running_loop().time()))
+            except Compacted:
+                log.warning("fell behind the store, reading everything again")
+            else:
+                raise StoreUnavailable("the store was closed")
+
+    async def _fan_out(self, snapshot: Snapshot, events: list[Event]) -> None:
+        parts = self._parts
+        assert parts is not None
+        self._differences = Differences()
+        for event in events:
+            if event.kind == "node" and event.new is None and (session := self._sessions.pop(event.id, None)):
+                # Out of the table first: what it says from now on is not heard.
+                session.close(CLOSE_REMOVED, "the node was removed from the cluster")
+        managers = managers_of(snapshot)
+        woken = 0
+        for session in list(self._sessions.values()):
+            now_due = parts.of(session.peer.node_id)
+            if _same(session.shown, now_due) and session.managers == managers:
+                session.acks.processed(snapshot.revision)
+                continue
+            session.dirty.set()
+            woken += 1
+            if woken % FAN_OUT_CHUNK == 0:
+                await asyncio.sleep(0)
+        if self._sessions:
+            # "Nothing outstanding" may have become true for this revision without any agent saying a word.
+            self._poke()
+
+    async def _mark_absent(self) -> None:
+        await asyncio.sleep(self._absent_after_s)
+        for node_id, presence in absent(self._store.snapshot().all(Node), self.connected, self._now()).items():
+            log.warning("node has no session since this manager leads node=%s", node_id)
+            self._writer.presence(node_id, presence)
+
+    # ---- one agent ----------------------------------------------------------------------------------------------------------
+
+    async def serve(self, request: web.Request, peer: Peer) -> web.WebSocketResponse:
+        """The agent's WebSocket, from upgrade to end. The caller has checked certificate and membership."""
+        ws = web.WebSocketResponse(compress=False, max_msg_size=MAX_MESSAGE_BYTES, writer_limit=WRITER_LIMIT_BYTES, timeout=2.0)
+        await ws.prepare(request)
+        if self._parts is None:
+            leader = self._store.snapshot().leader
+            addr = leader.addr if leader and leader.node_id != self._node_id else ""
+            await _send(ws, Redirect(addr=addr))
+            await ws.close(code=CLOSE_NOT_LEADING, message=b"not the leader")
+            return ws
+        session = _Session(peer, ws)
+        try:
+            hello = await self._receive(session, HELLO_TIMEOUT_S)
+            if not isinstance(hello, Hello):
+                raise RemoteProtocolError("the first message was not a hello")
+            await self._run(session, hello)
+        except RemoteProtocolError as error:
+            log.warning("session refused node=%s address=%s reason=%s", peer.node_id, peer.address, error)
+            await ws.close(code=CLOSE_PROTOCOL, message=str(error)[:100].encode())
+        except (TimeoutError, ConnectionError):
+            await ws.close(code=CLOSE_LOST, message=b"nothing was heard for too long")
+        return ws
+
+    async def _run(self, session: _Session, hello: Hello) -> None:
+        peer = session.peer
+        if self._parts is None:
+            session.close(CLOSE_NOT_LEADING, "this manager doesn't lead any more")
+        elif self._store.snapshot().node(peer.node_id) is None:
+            session.close(CLOSE_REMOVED, "the node was removed from the cluster")
+        else:
+            if old := self._sessions.get(peer.node_id):
+                log.info("session replaced node=%s old=%s new=%s", peer.node_id, old.peer.address, peer.address)
+                old.close(CLOSE_REPLACED, "a newer session of this node took over")
+            self._sessions[peer.node_id] = session
+            self._writer.presence(peer.node_id, Presence(self._now(), hello.description, peer.address))
+        log.info("agent connected node=%s address=%s", peer.node_id, peer.address)
+        reading = asyncio.create_task(self._read(session))
+        writing = asyncio.create_task(self._write(session))
+        reason = "cancelled"
+        try:
+            done, _ = await asyncio.wait({reading, writing}, return_when=asyncio.FIRST_COMPLETED)
+            reason = next((str(error) or type(error).__name__ for task in done if (error := task.exception())), "closed")
+            for task in done:
+                task.result()
+        finally:
+            for task in (reading, writing):
+                task.cancel()
+            self._ended(session, reason)
+            await asyncio.gather(reading, writing, return_exceptions=True)
+
+    def _ended(self, session: _Session, reason: str) -> None:
+        node_id = session.peer.node_id
+        if self._sessions.get(node_id) is session:
+            del self._sessions[node_id]
+            self._writer.presence(node_id, Presence(self._now()))
+            self._poke()
+        log.info("agent gone node=%s reason=%s", node_id, session.closing[1] if session.closing else reason)
+
+    async def _read(self, session: _Session) -> None:
+        silence_s = self._heartbeat_s() * MISSED_HEARTBEATS
+        describes = RateLimit(per_s=0.5, burst=10)
+        # A session ends with the certificate that opened it; the agent comes back with the renewed one.
+        loop = asyncio.get_running_loop()
+        expires_s = loop.time() + max(0.0, session.peer.expires_unix_s - self._now().timestamp())
+        async with asyncio.timeout_at(expires_s):
+            while True:
+                message = await self._receive(session, silence_s)
+                if message is None:
+                    return
+                if self._sessions.get(session.peer.node_id) is not session:
+                    continue
+                match message:
+                    case Applied():
+                        if session.acks.acknowledge(message.revision, message.open_connections):
+                            self._poke()
+                    case Statuses():
+                        self._writer.report(session.peer.node_id, message.reports, _stored(session, message.sequence))
+                    case Describe():
+                        if describes.allows("", loop.time()):
+                            self._writer.presence(
+                                session.peer.node_id, Presence(self._now(), message.description, session.peer.address)
+                            )  # fmt: skip
+                    case Heartbeat():
+                        pass
+                    case Hello():
+                        raise RemoteProtocolError("a second hello in one session")
+
+    async def _receive(self, session: _Session, timeout_s: float) -> FromAgent | None:
+        """The next message; None = closed. TimeoutError, RemoteProtocolError."""
+        frame = await session.ws.receive(timeout=timeout_s)
+        if frame.type is WSMsgType.BINARY:
+            try:
+                message = _decoder.decode(frame.data)
+                if isinstance(message, Hello | Describe) and len(frame.data) > MAX_DESCRIPTION_BYTES:
+                    raise RemoteProtocolError(f"a node description of {len(frame.data)} bytes")
+                return message
+            except msgspec.DecodeError as error:
+                raise RemoteProtocolError(f"a message can't be read: {error}") from None
+        if frame.type is WSMsgType.TEXT:
+            raise RemoteProtocolError("a text message")
+        if frame.type is WSMsgType.ERROR:
+            raise RemoteProtocolError(f"a broken frame: {session.ws.exception()}")
+        return None
+
+    async def _write(self, session: _Session) -> None:
+        """Everything that goes to the agent goes through here, one message after the other."""
+        complete = False
+        while True:
+            if session.closing is not None:
+                code, reason = session.closing
+                await session.ws.close(code=code, message=reason.encode())
+                return
+            if session.stored > session.stored_sent:
+                session.stored_sent = session.stored
+                await _send(session.ws, StatusesStored(sequence=session.stored))
+            if self._parts is not None:
+                await self._send_rows(session, self._parts, complete=not complete)
+                complete = True
+            await session.dirty.wait()
+            session.dirty.clear()
+
+    async def _send_rows(self, session: _Session, parts: AssignmentParts, *, complete: bool) -> None:
+        revision, due, managers = parts.snapshot.revision, parts.of(session.peer.node_id), managers_of(parts.snapshot)
+        put, removed = self._differences.between(session.shown, due)
+        new_managers = managers if managers != session.managers else None
+        session.shown, session.managers = due, managers
+        rows = tuple(map(msgspec.Raw, put.values()))
+        if complete:
+            session.acks.sent(revision)
+            await _send(session.ws, Complete(revision=revision, rows=rows, managers=managers, heartbeat_s=self._heartbeat_s()))
+        elif put or removed:
+            session.acks.sent(revision)
+            await _send(session.ws, Delta(revision=revision, put=rows, removed=removed, managers=new_managers))
+        else:
+            # Only knowledge about managers: nothing to apply, so nothing to acknowledge.
+            session.acks.processed(revision)
+            if new_managers is not None:
+                await _send(session.ws, Delta(revision=revision, managers=new_managers))
+
+    # ---- acknowledgements -----------------------------------------------------------------------------------------------------
+
+    def _applied(self, node_id: str) -> int | None:
+        session = self._sessions.get(node_id)
+        return session.acks.applied if session else None
+
+    def _open(self, task_id: str) -> int | None:
+        """None while a connected node of one of the task's networks has not shown the task's newest version yet."""
+        snapshot = self._store.snapshot()
+        task = snapshot.task(task_id)
+        if task is None:
+            return 0
+        networks = {attachment.network.id for attachment in task.networks_attachments or ()}
+        total = 0
+        for node_id, session in self._sessions.items():
+            node = snapshot.node(node_id)
+            if node is None or not any(attachment.network_id in networks for attachment in node.mesh_attachments or ()):
+                continue
+            if session.acks.applied < task.version.index:
+                return None
+            total += session.acks.open(task_id)
+        return total
+
+    def _heartbeat_s(self) -> float:
+        if self._given_heartbeat_s is not None:
+            return self._given_heartbeat_s
+        cluster = self._store.snapshot().cluster
+        period_ns = cluster.spec.dispatcher.heartbeat_period if cluster else 0
+        return period_ns / 1e9 if period_ns > 0 else HEARTBEAT_S
+
+
+def _same(old: Parts, new: Mapping[str, object]) -> bool:
+    return len(old) == len(new) and all(old.get(name) is part for name, part in new.items())
+
+
+def _stored(session: _Session, sequence: int) -> Callable[[], None]:
+    return lambda: session.statuses_stored(sequence)
+
+
+async def _send(ws: web.WebSocketResponse, message: FromManager) -> None:
+    with contextlib.suppress(RuntimeError):
+        # RuntimeError is aiohttp's word for "closed meanwhile"; the reading side ends the session.
+        await ws.send_bytes(_encoder.encode(message))

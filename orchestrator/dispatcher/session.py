@@ -1,0 +1,275 @@
+"""The agent's end of its session with the leader: connects, reconnects, hands rows over, keeps reports until they are stored.
+
+Edge: one WebSocket at a time over mutual TLS. What is to be sent is state (the newest description, acknowledgement and status of each
+task), so a lost connection loses nothing and a slow one piles nothing up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+import aiohttp
+import msgspec
+
+from orchestrator.dispatcher.messages import (
+    Applied,
+    Complete,
+    Delta,
+    Describe,
+    FromAgent,
+    FromManager,
+    Heartbeat,
+    Hello,
+    Redirect,
+    Row,
+    Statuses,
+    StatusesStored,
+    TaskReport,
+)
+from orchestrator.errors import RemoteProtocolError
+from orchestrator.model import NodeDescription
+from orchestrator.security.identity import Credentials
+
+log = logging.getLogger(__name__)
+
+OnRows = Callable[[int, list[Row], list[str], bool], Awaitable[None]]
+
+BACKOFF_FIRST_S = 0.1
+BACKOFF_LAST_S = 8.0
+CONNECT_TIMEOUT_S = 5.0
+COMPLETE_TIMEOUT_S = 15.0
+# A leader that moved, moved again and again: then the managers have not agreed yet and it is better to wait.
+MAX_REDIRECTS = 4
+REPORTS_PER_MESSAGE = 500
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[FromManager] = msgspec.msgpack.Decoder(FromManager)
+_row_decoder: msgspec.msgpack.Decoder[Row] = msgspec.msgpack.Decoder(Row)
+
+
+class AgentSession:
+    """`run()` until cancelled. on_rows(revision, put, removed, complete) is awaited, one call at a time, in order.
+
+    After each on_rows the owner owes an `applied(revision, ...)` once the node shows it. managers: "ip:port".
+    """
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        managers: Sequence[str],
+        description: NodeDescription,
+        on_rows: OnRows,
+        *,
+        on_managers: Callable[[tuple[str, ...]], None] = lambda managers: None,
+        random_: random.Random | None = None,
+    ) -> None:
+        self._credentials = credentials
+        self._managers = tuple(managers)
+        self._description = description
+        self._on_rows = on_rows
+        self._on_managers = on_managers
+        self._random = random_ or random.Random()
+        self._unstored: dict[str, tuple[int, TaskReport]] = {}
+        self._sequence = 0
+        self._sent_sequence = 0
+        self._applied: Applied | None = None
+        self._applied_sent: Applied | None = None
+        self._described: NodeDescription | None = None
+        self._dirty = asyncio.Event()
+        self._backoff_s = BACKOFF_FIRST_S
+        self._preferred = ""
+        self._connected_to = ""
+
+    @property
+    def managers(self) -> tuple[str, ...]:
+        """As last heard; the daemon keeps them for the next start."""
+        return self._managers
+
+    @property
+    def connected_to(self) -> str:
+        """The leader this node has a complete assignment from, "" while there is none."""
+        return self._connected_to
+
+    def report(self, statuses: Iterable[TaskReport]) -> None:
+        """Kept and repeated until the leader has stored them; a newer status of a task takes the place of an older."""
+        self._sequence += 1
+        for report in statuses:
+            self._unstored[report.task_id] = (self._sequence, report)
+        self._dirty.set()
+
+    def applied(self, revision: int, open_connections: Mapping[str, int]) -> None:
+        """This node's balancers and DNS show `revision`. Sent every time, also with the same numbers."""
+        self._applied = Applied(revision=revision, open_connections=dict(open_connections))
+        self._dirty.set()
+
+    def describe(self, description: NodeDescription) -> None:
+        self._description = description
+        self._dirty.set()
+
+    @property
+    def unstored(self) -> int:
+        """How many statuses the leader has not confirmed yet."""
+        return len(self._unstored)
+
+    async def run(self) -> None:
+        while True:
+            tried = ""
+            for _ in range(1 + MAX_REDIRECTS):
+                tried = self._preferred or self._next(tried)
+                self._preferred = ""
+                await self._one(tried)
+                if not self._preferred:
+                    break
+            # Full jitter on the upper half: agents that lost the same leader don't come back in step.
+            await asyncio.sleep(self._backoff_s * self._random.uniform(0.5, 1.0))
+            self._backoff_s = min(self._backoff_s * 2, BACKOFF_LAST_S)
+
+    def _next(self, last: str) -> str:
+        others = [manager for manager in self._managers if manager != last] or list(self._managers)
+        return self._random.choice(others) if others else ""
+
+    async def _one(self, manager: str) -> None:
+        """One connection, from dialling to its end. Never raises but for cancellation and bugs of the owner's callback."""
+        if not manager:
+            log.warning("no manager is known")
+            return
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
+        connector = aiohttp.TCPConnector(ssl=self._credentials.client_context(), force_close=True)
+        reason = ""
+        try:
+            async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as http:
+                async with asyncio.timeout(CONNECT_TIMEOUT_S * 2):
+                    # Pings find out that the manager's machine is gone: nothing else would be noticed for minutes.
+                    ws = await http.ws_connect(
+                        f"https://{manager}/v1/dispatcher", heartbeat=5.0, max_msg_size=0, compress=0, autoclose=True
+                    )  # fmt: skip
+                try:
+                    reason = await self._converse(ws, manager)
+                finally:
+                    self._connected_to = ""
+                    await ws.close()
+        except aiohttp.WSServerHandshakeError as error:
+            reason = f"refused with HTTP status {error.status}"
+        except aiohttp.ClientConnectorError as error:
+            reason = str(error.os_error.strerror or error.os_error).lower()
+        except (aiohttp.ClientError, RemoteProtocolError, OSError) as error:
+            reason = str(error) or type(error).__name__
+        if not self._preferred:
+            log.info("session ended manager=%s reason=%s", manager, reason)
+
+    async def _converse(self, ws: aiohttp.ClientWebSocketResponse, manager: str) -> str:
+        """Why it ended."""
+        self._described, self._applied_sent, self._sent_sequence = self._description, None, 0
+        await ws.send_bytes(_encoder.encode(Hello(description=self._description)))
+        first = await _receive(ws, COMPLETE_TIMEOUT_S)
+        if isinstance(first, Redirect):
+            if first.addr and first.addr != manager:
+                self._preferred = first.addr
+            return f"it doesn't lead, {first.addr or 'nobody'} does"
+        if first is None:
+            return f"closed by the manager: {_close_reason(ws)}"
+        if not isinstance(first, Complete):
+            raise RemoteProtocolError("the manager's first message is neither a complete assignment nor a redirect")
+        log.info("session opened manager=%s revision=%d rows=%d", manager, first.revision, len(first.rows))
+        self._backoff_s = BACKOFF_FIRST_S
+        self._connected_to = manager
+        # An acknowledgement of before tells this leader nothing about its own assignment.
+        self._applied = None
+        self._remember(first.managers)
+        sending = asyncio.create_task(self._send(ws, first.heartbeat_s))
+        try:
+            await self._on_rows(first.revision, _rows(first.rows), [], True)
+            while (message := await _receive(ws, None)) is not None:
+                await self._heard(message)
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+        return f"closed by the manager: {_close_reason(ws)}"
+
+    async def _heard(self, message: FromManager) -> None:
+        match message:
+            case Delta():
+                if message.managers is not None:
+                    self._remember(message.managers)
+                if message.put or message.removed:
+                    await self._on_rows(message.revision, _rows(message.put), list(message.removed), False)
+            case StatusesStored():
+                self._unstored = {id: kept for id, kept in self._unstored.items() if kept[0] > message.sequence}
+            case Complete():
+                self._remember(message.managers)
+                await self._on_rows(message.revision, _rows(message.rows), [], True)
+            case Redirect():
+                raise RemoteProtocolError("the manager sent a redirect in the middle of a session")
+
+    async def _send(self, ws: aiohttp.ClientWebSocketResponse, heartbeat_s: float) -> None:
+        """Everything after the hello goes through here. Ends when the connection does; the reader notices too."""
+        loop = asyncio.get_running_loop()
+        beat_at_s = loop.time()
+        try:
+            while True:
+                self._dirty.clear()
+                if loop.time() >= beat_at_s:
+                    await ws.send_bytes(_encoder.encode(Heartbeat()))
+                    beat_at_s = loop.time() + heartbeat_s
+                for message in self._due():
+                    await ws.send_bytes(_encoder.encode(message))
+                try:
+                    async with asyncio.timeout_at(beat_at_s):
+                        await self._dirty.wait()
+                except TimeoutError:
+                    pass
+        except (ConnectionError, aiohttp.ClientError):
+            await ws.close()
+
+    def _due(self) -> list[FromAgent]:
+        messages: list[FromAgent] = []
+        if self._described is not self._description:
+            self._described = self._description
+            messages.append(Describe(description=self._description))
+        waiting = sorted((kept for kept in self._unstored.values() if kept[0] > self._sent_sequence), key=lambda kept: kept[0])
+        # A message's sequence confirms everything up to it, so a report split in two confirms its first half with the one before.
+        chunks = [waiting[start : start + REPORTS_PER_MESSAGE] for start in range(0, len(waiting), REPORTS_PER_MESSAGE)]
+        for chunk, following in zip(chunks, [*chunks[1:], []], strict=True):
+            whole = chunk[-1][0] - 1 if following and following[0][0] == chunk[-1][0] else chunk[-1][0]
+            messages.append(Statuses(sequence=whole, reports=tuple(report for _, report in chunk)))
+            self._sent_sequence = chunk[-1][0]
+        if self._applied is not self._applied_sent and self._applied is not None:
+            self._applied_sent = self._applied
+            messages.append(self._applied)
+        return messages
+
+    def _remember(self, managers: tuple[str, ...]) -> None:
+        if managers and managers != self._managers:
+            self._managers = managers
+            self._on_managers(managers)
+
+
+async def _receive(ws: aiohttp.ClientWebSocketResponse, timeout_s: float | None) -> FromManager | None:
+    """None = closed. RemoteProtocolError: not our protocol; TimeoutError."""
+    frame = await ws.receive(timeout=timeout_s)
+    if frame.type is aiohttp.WSMsgType.BINARY:
+        try:
+            return _decoder.decode(frame.data)
+        except msgspec.DecodeError as error:
+            raise RemoteProtocolError(f"the manager's message can't be read: {error}") from None
+    if frame.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.ERROR):
+        raise RemoteProtocolError(f"a frame that is not ours: {ws.exception() or frame.type.name}")
+    return None
+
+
+def _rows(raws: Iterable[msgspec.Raw]) -> list[Row]:
+    rows = []
+    for raw in raws:
+        try:
+            rows.append(_row_decoder.decode(raw))
+        except msgspec.DecodeError as error:
+            # A newer manager may know kinds of rows this agent doesn't.
+            log.warning("row skipped reason=%s", error)
+    return rows
+
+
+def _close_reason(ws: aiohttp.ClientWebSocketResponse) -> str:
+    return f"code {ws.close_code}" if ws.close_code else "connection lost"

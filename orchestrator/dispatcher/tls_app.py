@@ -1,0 +1,212 @@
+"""The node's TLS server (port 2377): what it answers, and to whom.
+
+Edge: aiohttp routes over the listener. Everyone may fetch the root certificate; a join token opens `join`; a certificate of a node
+that is still in the store opens `renew` and `dispatcher`; a manager's certificate opens the node's Engine. On workers, which have no
+store, only the root certificate and the Engine are served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+
+from orchestrator.dispatcher.engine_proxy import EngineProxy
+from orchestrator.dispatcher.server import Dispatcher
+from orchestrator.errors import Conflict, MeshdError, StoreUnavailable
+from orchestrator.model import Node
+from orchestrator.security import admission
+from orchestrator.security.admission import JoinQuestion, RenewQuestion
+from orchestrator.security.identity import Credentials
+from orchestrator.security.listener import TlsListener
+from orchestrator.security.peer import Peer, peer_of
+from orchestrator.security.rate import RateLimit
+from orchestrator.store.base import Store
+
+log = logging.getLogger(__name__)
+A = TypeVar("A")
+
+MAX_BODY_BYTES = 64 * 1024
+BODY_TIMEOUT_S = 10.0
+JOIN_TIMEOUT_S = 15.0
+_JOIN_TRIES = 8
+_CERTIFICATE_NEEDED = "a certificate of a node of this cluster is needed"
+_WORKER = "this node is not a manager of the cluster: ask one of its managers"
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerSide:
+    """What a manager serves besides. bundle(node id, "ip:port"): what only a joining manager gets, such as etcd's CA."""
+
+    store: Store
+    dispatcher: Dispatcher
+    bundle: Callable[[str, str], Awaitable[dict[str, str]]]
+
+
+class NodeServer:
+    """The server on its port. `manager()` is asked at every request: None while this node is a worker."""
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        engine_socket: str,
+        manager: Callable[[], ManagerSide | None],
+        host: str = "0.0.0.0",
+        port: int = admission.DEFAULT_PORT,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._credentials = credentials
+        self._manager = manager
+        self._now = now
+        self._engine = EngineProxy(engine_socket)
+        # A person types a join, a script of fifty nodes behind one address waits a little.
+        self._joins = RateLimit(per_s=5.0, burst=30)
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json])
+        app.router.add_get("/v1/ca", self._root_certificate)
+        app.router.add_post("/v1/join", self._join)
+        app.router.add_post("/v1/renew", self._renew)
+        app.router.add_get("/v1/dispatcher", self._dispatch)
+        app.router.add_route("*", "/v1/engine/{path:.*}", self._engine_request)
+        # A client that hangs up ends its request here too: a followed log would else be read for ever.
+        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, keepalive_timeout=75.0, shutdown_timeout=2.0)
+        self._listener = TlsListener(self._runner, lambda: credentials.server_context, host, port)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self._listener.address
+
+    async def start(self) -> None:
+        """ConfigError: the port is taken."""
+        await self._runner.setup()
+        try:
+            await self._listener.start()
+        except MeshdError:
+            await self._runner.cleanup()
+            raise
+
+    async def stop(self) -> None:
+        await self._listener.stop()
+        await self._runner.cleanup()
+        await self._engine.close()
+
+    def _peer(self, request: web.Request) -> Peer | None:
+        return peer_of(request.transport, self._credentials.identity.cluster_id)
+
+    def _manager_side(self) -> ManagerSide:
+        side = self._manager()
+        if side is None:
+            raise web.HTTPServiceUnavailable(text=_WORKER)
+        return side
+
+    def _member(self, request: web.Request, side: ManagerSide) -> tuple[Peer, Node]:
+        peer = self._peer(request)
+        if peer is None:
+            raise web.HTTPForbidden(text=_CERTIFICATE_NEEDED)
+        node = side.store.snapshot().node(peer.node_id)
+        if node is None:
+            log.warning("removed node refused node=%s address=%s", peer.node_id, peer.address)
+            raise web.HTTPForbidden(text=f"node {peer.node_id} is not part of this cluster any more")
+        return peer, node
+
+    async def _root_certificate(self, request: web.Request) -> web.Response:
+        return web.Response(text=self._credentials.identity.root_certificate, content_type="application/x-pem-file")
+
+    async def _join(self, request: web.Request) -> web.Response:
+        side = self._manager_side()
+        address = request.remote or ""
+        if not self._joins.allows(address, asyncio.get_running_loop().time()):
+            raise web.HTTPTooManyRequests(text="too many join requests from this address: wait a second")
+        question = await _body(request, JoinQuestion)
+        async with asyncio.timeout(JOIN_TIMEOUT_S):
+            answer = await self._admitted(side, question, address)
+            if answer.role == "manager":
+                answer = msgspec.structs.replace(answer, bundle=await side.bundle(answer.node_id, _advertised(question, address)))
+        log.info("node joined node=%s role=%s address=%s hostname=%r", answer.node_id, answer.role, address, question.hostname)
+        return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+    async def _admitted(self, side: ManagerSide, question: JoinQuestion, address: str) -> admission.JoinAnswer:
+        for _ in range(_JOIN_TRIES):
+            changes, answer = admission.admit(side.store.snapshot(), question, address, self._now())
+            try:
+                await side.store.commit(changes)
+                return answer
+            except Conflict:
+                # The cluster object changed (rotated tokens?) or the same join runs twice: decide again.
+                await asyncio.sleep(0.02)
+        raise admission.Refused(503, "the cluster's settings keep changing: try again")
+
+    async def _renew(self, request: web.Request) -> web.Response:
+        side = self._manager_side()
+        peer, _ = self._member(request, side)
+        question = await _body(request, RenewQuestion)
+        answer = admission.renew(side.store.snapshot(), question.csr, peer.node_id, peer.address, self._now())
+        return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+    async def _dispatch(self, request: web.Request) -> web.StreamResponse:
+        side = self._manager_side()
+        peer, _ = self._member(request, side)
+        return await side.dispatcher.serve(request, peer)
+
+    async def _engine_request(self, request: web.Request) -> web.StreamResponse:
+        peer = self._peer(request)
+        if peer is None:
+            raise web.HTTPForbidden(text=_CERTIFICATE_NEEDED)
+        side = self._manager()
+        # A manager knows who still is one; a worker has only the certificate to go by.
+        known = side.store.snapshot().node(peer.node_id) if side else None
+        if peer.role != "manager" or (side is not None and (known is None or known.spec.role != "manager")):
+            log.warning("engine refused node=%s role=%s address=%s", peer.node_id, peer.role, peer.address)
+            raise web.HTTPForbidden(text="only managers may use the Engine of a node")
+        return await self._engine.forward(request, request.rel_url.raw_path.removeprefix("/v1/engine"))
+
+
+async def _body(request: web.Request, form: type[A]) -> A:
+    """HTTP 413, 408 or 400 when it is too long, too slow or not the JSON asked for."""
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            raw = await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text=f"the request's body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+    try:
+        return msgspec.json.decode(raw, type=form)
+    except msgspec.DecodeError as error:
+        raise web.HTTPBadRequest(text=f"the request's body is not what this path takes: {error}") from None
+
+
+def _advertised(question: JoinQuestion, address: str) -> str:
+    host, port = admission.split_endpoint(question.addr) if question.addr else (address, admission.DEFAULT_PORT)
+    return admission.join_endpoint(host, port)
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+    """Every failure becomes `{"message": sentence}`; what is not foreseen is logged, and its text stays here."""
+    try:
+        return await handler(request)
+    except web.HTTPRequestEntityTooLarge:
+        return _error(413, f"the request's body is larger than {MAX_BODY_BYTES} bytes")
+    except web.HTTPException as error:
+        return _error(error.status, error.text or error.reason)
+    except admission.Refused as error:
+        log.warning("refused path=%r address=%s reason=%s", request.path, request.remote, error)
+        return _error(error.status, str(error))
+    except (StoreUnavailable, TimeoutError):
+        return _error(503, "the cluster's store doesn't answer just now: try again")
+    except MeshdError as error:
+        return _error(500, str(error))
+    except ConnectionError:
+        raise
+    except Exception:
+        log.exception("request failed path=%r address=%s", request.path, request.remote)
+        return _error(500, "internal error: the manager's log has more")
+
+
+def _error(status: int, message: str) -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode({"message": message}), content_type="application/json")
