@@ -1,0 +1,95 @@
+"""What every route of the API asks of its request: the daemon, the store of a manager, the body, query flags, and the answer.
+
+Edge: aiohttp requests and responses. Source: moby daemon/cluster (errNoSwarm, errNotManager), httputils/form.go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from orchestrator.api import codec, filters
+from orchestrator.api.backend import Backend
+from orchestrator.errors import ApiError, Conflict
+from orchestrator.store.base import Change, Store
+from orchestrator.store.snapshot import Snapshot
+
+BACKEND: web.AppKey[Backend] = web.AppKey("backend", Backend)
+T = TypeVar("T")
+
+NO_SWARM = 'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.'
+NOT_MANAGER = (
+    "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. "
+    "Please run this command on a manager node or promote the current node to a manager."
+)
+LOCKED = 'Swarm is encrypted and needs to be unlocked before it can be used. Please use "docker swarm unlock" to unlock it.'
+
+# A conflict means that another writer got through, so a retry nearly always meets a newer picture; eight waits sum up to 1.3 s.
+_RETRIES = 8
+_FIRST_RETRY_S = 0.005
+
+
+def backend_of(request: web.Request) -> Backend:
+    return request.app[BACKEND]
+
+
+def store_of(request: web.Request) -> Store:
+    """The manager's store, or Docker's 503."""
+    backend = backend_of(request)
+    if backend.state == "manager" and backend.store is not None:
+        return backend.store
+    if backend.state == "worker":
+        raise ApiError(503, NOT_MANAGER)
+    raise ApiError(503, LOCKED if backend.state == "locked" else NO_SWARM)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+async def body_as(request: web.Request, cls: type[T]) -> T:
+    return codec.decode(await request.read(), cls)
+
+
+def flag(request: web.Request, name: str) -> bool:
+    """A query parameter as Go's BoolValue reads it: present and not "", "0", "no", "false", "none"."""
+    return request.query.get(name, "").strip().lower() not in ("", "0", "no", "false", "none")
+
+
+def filters_of(request: web.Request, allowed: frozenset[str]) -> filters.Filters:
+    return filters.parse(request.query.get("filters", ""), allowed)
+
+
+def version_of(request: web.Request, kind: str) -> int:
+    """`?version=`, which every update must carry."""
+    text = request.query.get("version", "")
+    if not re.fullmatch(r"[0-9]+", text):
+        raise ApiError(400, f"invalid {kind} version '{text}': strconv.ParseUint: parsing \"{text}\": invalid syntax")
+    return int(text)
+
+
+def in_sequence(current: int, seen: int) -> None:
+    """The writer must have read the newest version."""
+    if current != seen:
+        raise ApiError(500, "rpc error: code = Unknown desc = update out of sequence")
+
+
+def answer(value: Any, status: int = 200) -> web.Response:
+    return web.Response(body=codec.encode(value), status=status, content_type="application/json")
+
+
+async def commit(store: Store, plan: Callable[[Snapshot], Sequence[Change]]) -> int:
+    """Commit what `plan` makes of the newest picture; planned again when somebody was faster. `plan` raises ApiError to refuse."""
+    for attempt in range(_RETRIES):
+        try:
+            snapshot = store.snapshot()
+            changes = plan(snapshot)
+            return await store.commit(changes) if changes else snapshot.revision
+        except Conflict:
+            await asyncio.sleep(_FIRST_RETRY_S * 2**attempt)
+    raise ApiError(500, "rpc error: code = Unknown desc = update out of sequence")

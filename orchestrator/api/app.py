@@ -1,0 +1,151 @@
+"""The Docker API as one aiohttp application: routes with and without version, errors as JSON, the headers of every answer.
+
+Edge: serves on a unix socket. Source: Docker Engine API 1.44; moby api/server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import socket
+from pathlib import Path
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from orchestrator.api import access, events, logs, networks, nodes, proxy, secrets, services, swarm, system, tasks
+from orchestrator.api.backend import Backend
+from orchestrator.errors import ApiError, ConfigError, Conflict, MeshdError, StoreUnavailable
+from orchestrator.version import VERSION
+
+log = logging.getLogger(__name__)
+
+API_VERSION = system.API_VERSION
+MIN_API_VERSION = system.MIN_API_VERSION
+
+_NO_LEADER = (
+    "rpc error: code = Unknown desc = The swarm does not have a leader. It's possible that too few managers are online. "
+    "Make sure more than half of the managers are online."
+)
+# A config of 1000 KiB is base64 in JSON; what goes to the Engine is streamed and has no bound.
+_MAX_BODY_BYTES = 8 * 1024 * 1024
+_SERVER = f"meshd/{VERSION} ({platform.system().lower()})"
+
+
+def make_app(backend: Backend) -> web.Application:
+    """Everything a client of dockerd asks, answered for `backend`."""
+    app = web.Application(middlewares=[errors_as_json, negotiated_version], client_max_size=_MAX_BODY_BYTES)
+    app[access.BACKEND] = backend
+    app[proxy.PROXY] = proxy.EngineProxy(backend.engine_socket)
+    app.on_cleanup.append(_close_proxy)
+    app[events.JOURNAL] = events.Journal()
+    app.cleanup_ctx.append(events.keep_journal)
+    app.on_response_prepare.append(announce)
+    routes = [
+        *system.ROUTES, *swarm.ROUTES, *nodes.ROUTES, *services.ROUTES, *tasks.ROUTES, *logs.ROUTES, *networks.ROUTES,
+        *secrets.ROUTES, *events.ROUTES, *proxy.ROUTES,
+    ]  # fmt: skip
+    for route in routes:
+        for path in (route.path, f"/v{{api_version:[0-9]+\\.[0-9]+}}{route.path}"):
+            if route.method == "GET":
+                app.router.add_get(path, route.handler)
+            else:
+                app.router.add_route(route.method, path, route.handler)
+    return app
+
+
+async def serve_unix(backend: Backend, path: str, mode: int = 0o660) -> web.AppRunner:
+    """Listen on `path` until the runner's `cleanup()`. A socket file left by a killed process is replaced; one that somebody still
+    serves is an error."""
+    _refuse_served(path)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # A client that goes away ends its request: streams of logs and events would otherwise live until their next write.
+    runner = web.AppRunner(make_app(backend), handler_cancellation=True, access_log=None, shutdown_timeout=2)
+    await runner.setup()
+    # The window between bind and chmod must not be open to others.
+    mask = os.umask(0o177)
+    try:
+        await web.UnixSite(runner, path).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise ConfigError(f"cannot listen on {path}: {error.strerror or error}") from None
+    finally:
+        os.umask(mask)
+    Path(path).chmod(mode)
+    return runner
+
+
+@web.middleware
+async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except ApiError as error:
+        return _error(error.status, error.message)
+    except StoreUnavailable as error:
+        log.warning("store unavailable path=%s error=%s", request.path, error)
+        return _error(503, _NO_LEADER)
+    except Conflict:
+        return _error(500, "rpc error: code = Unknown desc = update out of sequence")
+    except ConfigError as error:
+        return _error(400, str(error))
+    except web.HTTPNotFound:
+        return _error(404, "page not found")
+    except web.HTTPRequestEntityTooLarge:
+        return _error(413, f"the request's body is larger than {_MAX_BODY_BYTES} bytes")
+    except web.HTTPException as error:
+        return _error(error.status, error.reason or "")
+    except ConnectionError:
+        # The client is gone: nobody to answer.
+        raise
+    except MeshdError as error:
+        log.warning("request failed method=%s path=%s error=%s", request.method, request.path, error)
+        return _error(500, str(error))
+    except Exception as error:
+        log.exception("bug in the API method=%s path=%s", request.method, request.path)
+        return _error(500, f"{type(error).__name__}: {error}")
+
+
+@web.middleware
+async def negotiated_version(request: web.Request, handler: Handler) -> web.StreamResponse:
+    asked = request.match_info.get("api_version")
+    if asked is not None:
+        if proxy.version_key(asked) > proxy.version_key(API_VERSION):
+            raise ApiError(400, f"client version {asked} is too new. Maximum supported API version is {API_VERSION}")
+        if proxy.version_key(asked) < proxy.version_key(MIN_API_VERSION):
+            raise ApiError(
+                400,
+                f"client version {asked} is too old. Minimum supported API version is {MIN_API_VERSION}, "
+                "please upgrade your client to a newer version",
+            )
+    return await handler(request)
+
+
+async def announce(request: web.Request, response: web.StreamResponse) -> None:
+    """Headers of every answer: clients choose their version and refuse commands by them."""
+    response.headers["Api-Version"] = API_VERSION
+    response.headers["Docker-Experimental"] = "false"
+    response.headers["Ostype"] = "linux"
+    response.headers["Server"] = _SERVER
+
+
+def _error(status: int, message: str) -> web.Response:
+    return access.answer({"message": message}, status=status)
+
+
+async def _close_proxy(app: web.Application) -> None:
+    await app[proxy.PROXY].close()
+
+
+def _refuse_served(path: str) -> None:
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with contextlib.closing(probe):
+        try:
+            probe.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            # aiohttp's site replaces the file.
+            return
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {path}: {error.strerror or error}") from None
+    raise ConfigError(f"another process serves {path}: stop it first")

@@ -1,0 +1,179 @@
+"""`docker events`: the Engine's events of this node and the cluster's objects, as one stream of JSON lines.
+
+Edge: watches the store, streams. Source: Docker Engine API 1.44 /events; moby daemon/events keeps the last 256 for `since`, and so
+does this, from the moment that this process has been a manager.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+
+import aiohttp
+from aiohttp import web
+
+from orchestrator.api import access, codec, filters
+from orchestrator.api.changes import FILTER_KEYS, SwarmEvent, described
+from orchestrator.api.proxy import PROXY
+from orchestrator.errors import ApiError, Compacted
+from orchestrator.store.base import Store
+
+log = logging.getLogger(__name__)
+
+_KEPT = 256
+# A client that reads slower than the cluster changes loses its stream at this many lines, instead of holding the daemon's memory.
+_BACKLOG = 4096
+_MANAGER_POLL_S = 0.5
+_TOO_SLOW = b""
+
+
+class Journal:
+    """The last events, and those who listen."""
+
+    def __init__(self) -> None:
+        self.kept: deque[SwarmEvent] = deque(maxlen=_KEPT)
+        self._listeners: set[asyncio.Queue[SwarmEvent | None]] = set()
+
+    def add(self, event: SwarmEvent) -> None:
+        self.kept.append(event)
+        for queue in list(self._listeners):
+            if queue.qsize() >= _BACKLOG:
+                queue.put_nowait(None)
+                self._listeners.discard(queue)
+            else:
+                queue.put_nowait(event)
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[asyncio.Queue[SwarmEvent | None]]:
+        """None in the queue: the listener is too slow and gets nothing more."""
+        queue: asyncio.Queue[SwarmEvent | None] = asyncio.Queue()
+        self._listeners.add(queue)
+        try:
+            yield queue
+        finally:
+            self._listeners.discard(queue)
+
+
+JOURNAL: web.AppKey[Journal] = web.AppKey("journal", Journal)
+
+
+async def keep_journal(app: web.Application) -> AsyncIterator[None]:
+    """As long as the application runs."""
+    keeper = asyncio.create_task(_keep(app), name="api-journal")
+    yield
+    keeper.cancel()
+    await asyncio.gather(keeper, return_exceptions=True)
+
+
+async def _keep(app: web.Application) -> None:
+    while True:
+        store = app[access.BACKEND].store
+        if store is None:
+            await asyncio.sleep(_MANAGER_POLL_S)
+            continue
+        try:
+            await _follow(app, store)
+        except Compacted:
+            log.warning("events lost: the journal fell behind the store")
+        except Exception:
+            log.exception("events: the journal's watch failed")
+        await asyncio.sleep(_MANAGER_POLL_S)
+
+
+async def _follow(app: web.Application, store: Store) -> None:
+    journal = app[JOURNAL]
+    async for _, events in store.watch():
+        now = access.now()
+        for event in events:
+            shown = described(event, now)
+            if shown is not None:
+                journal.add(shown)
+
+
+async def stream_events(request: web.Request) -> web.StreamResponse:
+    since = moment(request.query.get("since", ""))
+    until = moment(request.query.get("until", ""))
+    if since is not None and until is not None and since > until:
+        raise ApiError(400, "`since` time cannot be after `until` time")
+    wanted = access.filters_of(request, FILTER_KEYS)
+    answer = web.StreamResponse()
+    answer.content_type = "application/json"
+    lines: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=_BACKLOG)
+    journal = request.app[JOURNAL]
+    with journal.listening() as queue:
+        past = [event for event in journal.kept if since is not None and since <= event.time and (until is None or event.time <= until)]
+        await answer.prepare(request)
+        engine = asyncio.create_task(_engine_lines(request, lines))
+        cluster = asyncio.create_task(_cluster_lines(queue, lines, wanted))
+        try:
+            for event in past:
+                if event.passes(wanted):
+                    await answer.write(codec.encode(event.shown()))
+            await _write_lines(answer, lines, until)
+        finally:
+            engine.cancel()
+            cluster.cancel()
+            await asyncio.gather(engine, cluster, return_exceptions=True)
+    await answer.write_eof()
+    return answer
+
+
+ROUTES = [web.get("/events", stream_events)]
+
+
+def moment(text: str) -> datetime | None:
+    """Unix seconds with or without a fraction (what the CLI sends), or RFC 3339."""
+    if not text:
+        return None
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
+        return datetime.fromtimestamp(float(text), UTC)
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        raise ApiError(400, f'failed to parse value as time or duration: "{text}"') from None
+    return parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)
+
+
+async def _write_lines(answer: web.StreamResponse, lines: asyncio.Queue[bytes | None], until: datetime | None) -> None:
+    loop = asyncio.get_running_loop()
+    # The Engine's past arrives within moments; what it has to say about the past is waited for before the stream ends.
+    deadline = None if until is None else loop.time() + max((until - access.now()).total_seconds(), 0.0)
+    engine_done = False
+    while deadline is None or loop.time() < deadline or not engine_done:
+        try:
+            async with asyncio.timeout_at(None if deadline is None else max(deadline, loop.time() + (0 if engine_done else 1))):
+                line = await lines.get()
+        except TimeoutError:
+            return
+        if line == _TOO_SLOW:
+            return
+        if line is None:
+            engine_done = True
+        else:
+            await answer.write(line)
+
+
+async def _cluster_lines(queue: asyncio.Queue[SwarmEvent | None], lines: asyncio.Queue[bytes | None], wanted: filters.Filters) -> None:
+    while (event := await queue.get()) is not None:
+        if event.passes(wanted):
+            await lines.put(codec.encode(event.shown()))
+    await lines.put(_TOO_SLOW)
+
+
+async def _engine_lines(request: web.Request, lines: asyncio.Queue[bytes | None]) -> None:
+    """This node's containers, images, volumes, local networks; the Engine does its own filtering and ends at `until` by itself."""
+    proxy = request.app[PROXY]
+    try:
+        url = await proxy.url(request)
+        async with proxy.session.get(url) as response:
+            if response.status == 200:
+                async for line in response.content:
+                    await lines.put(line)
+    except (aiohttp.ClientError, OSError, ApiError) as error:
+        log.info("events without the engine error=%s", error)
+    await lines.put(None)

@@ -1,0 +1,268 @@
+"""Networks: overlays are the cluster's, all others this node's Engine's; lists show both.
+
+Edge: routes over the store and the Engine. Source: Docker Engine API 1.44 /networks; moby daemon/cluster/networks.go, swarmkit
+manager/controlapi/network.go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Sequence
+from typing import Any
+
+from aiohttp import web
+from msgspec.structs import replace
+
+from orchestrator.api import access, codec, filters, references, validate, views
+from orchestrator.api.proxy import PROXY
+from orchestrator.errors import ApiError
+from orchestrator.ids import new_id
+from orchestrator.model import IPAM, Claim, Network, Service, terminal
+from orchestrator.store.base import Change, Delete, Put, Store
+from orchestrator.store.snapshot import Snapshot
+
+# The leader's allocator answers within milliseconds; without a leader the network is there all the same, only not yet allocated.
+_ALLOCATION_WAIT_S = 2.0
+_POLL_S = 0.01
+
+
+async def list_networks(request: web.Request) -> web.Response:
+    wanted = access.filters_of(request, filters.NETWORK_KEYS)
+    query = request.rel_url.raw_query_string
+    snapshot = _snapshot(request)
+    shown: list[dict[str, Any]] = []
+    if snapshot is not None:
+        found = sorted(
+            (network for network in snapshot.all(Network) if _matches(snapshot, network, wanted)), key=lambda network: network.name
+        )
+        shown = [views.network(network) for network in found]
+    try:
+        local = await request.app[PROXY].get_json(f"/networks?{query}")
+    except ApiError:
+        # The cluster's networks can be shown without the Engine; a node that is in no cluster has nothing to show.
+        if snapshot is None:
+            raise
+        local = None
+    return access.answer([*shown, *(local if isinstance(local, list) else ())])
+
+
+async def inspect_network(request: web.Request) -> web.StreamResponse:
+    snapshot = _snapshot(request)
+    reference = request.match_info["id"]
+    scope = request.query.get("scope", "")
+    if snapshot is not None and scope in ("", "swarm", "global"):
+        network = _find_overlay(snapshot, reference)
+        if network is not None:
+            verbose = access.flag(request, "verbose")
+            return access.answer(views.network_detail(snapshot, network, access.backend_of(request).node_id, verbose=verbose))
+    if scope in ("swarm", "global"):
+        raise ApiError(404, f"network {reference} not found")
+    return await request.app[PROXY].forward(request)
+
+
+async def create_network(request: web.Request) -> web.StreamResponse:
+    raw = await request.read()
+    sent = codec.parse(raw)
+    if not isinstance(sent, dict):
+        raise ApiError(400, "invalid request: expected an object")
+    driver = sent.get("Driver") or "bridge"
+    if driver != "overlay":
+        if sent.get("Scope") == "swarm":
+            raise ApiError(400, f"swarm-scoped networks of driver {driver} are not supported: use the overlay driver")
+        # Clients of API 1.44 leave it out, and an Engine before that would then make a second network of one name.
+        return await request.app[PROXY].forward(request, codec.encode({**sent, "CheckDuplicate": True}))
+    store = access.store_of(request)
+    network = _checked(sent)
+
+    def plan(snapshot: Snapshot) -> Sequence[Change]:
+        if any(other.name == network.name for other in snapshot.all(Network)):
+            raise ApiError(409, f"network with name {network.name} already exists")
+        if network.ingress:
+            for other in snapshot.all(Network):
+                if other.ingress:
+                    raise validate.already_exists(f"ingress network ({other.id}) is already present")
+        _refuse_overlap(snapshot, network)
+        return [Put(network), Put(Claim(id=f"network/{network.name}", owner=network.id))]
+
+    await access.commit(store, plan)
+    await _allocated(store, network.id)
+    return access.answer({"Id": network.id, "Warning": ""}, status=201)
+
+
+async def remove_network(request: web.Request) -> web.StreamResponse:
+    snapshot = _snapshot(request)
+    reference = request.match_info["id"]
+    found = _find_overlay(snapshot, reference) if snapshot is not None else None
+    if found is None:
+        if reference in validate.PREDEFINED_NETWORKS - {"default"}:
+            raise ApiError(403, f"{reference} is a pre-defined network and cannot be removed")
+        return await request.app[PROXY].forward(request)
+
+    def plan(snapshot: Snapshot) -> Sequence[Change]:
+        network = references.find(snapshot, Network, found.id)
+        _refuse_in_use(snapshot, network)
+        return _removal(snapshot, network)
+
+    await access.commit(access.store_of(request), plan)
+    return web.Response(status=204)
+
+
+async def connect_network(request: web.Request) -> web.StreamResponse:
+    snapshot = _snapshot(request)
+    network = _find_overlay(snapshot, request.match_info["id"]) if snapshot is not None else None
+    if network is not None:
+        raise ApiError(403, f"network {network.name} not manually attachable: only the tasks of services are attached to overlay networks")
+    return await request.app[PROXY].forward(request)
+
+
+async def prune_networks(request: web.Request) -> web.StreamResponse:
+    """The Engine's unused networks and, on a manager, the cluster's: as Docker does."""
+    local = await request.app[PROXY].post_json(request)
+    deleted: list[str] = list(local.get("NetworksDeleted") or ())
+    snapshot = _snapshot(request)
+    wanted = filters.parse(request.query.get("filters", ""), None)
+    if snapshot is not None and not wanted.get("until"):
+        store = access.store_of(request)
+        for network in sorted(snapshot.all(Network), key=lambda network: network.name):
+            if network.ingress or _users(snapshot, network) or not wanted.labels(network.labels):
+                continue
+            if any(wanted_not and filters.Filters({"label": (wanted_not,)}).labels(network.labels) for wanted_not in wanted.get("label!")):
+                continue
+            await access.commit(store, lambda snapshot, id=network.id: _prune_one(snapshot, id))  # type: ignore[misc]
+            deleted.append(network.name)
+    return access.answer({"NetworksDeleted": deleted or None})
+
+
+ROUTES = [
+    web.get("/networks", list_networks),
+    web.post("/networks/create", create_network),
+    web.post("/networks/prune", prune_networks),
+    web.get("/networks/{id}", inspect_network),
+    web.delete("/networks/{id}", remove_network),
+    web.post("/networks/{id}/connect", connect_network),
+    web.post("/networks/{id}/disconnect", connect_network),
+]
+
+
+def _snapshot(request: web.Request) -> Snapshot | None:
+    """None on a node that does not know the cluster's networks."""
+    backend = access.backend_of(request)
+    return backend.store.snapshot() if backend.state == "manager" and backend.store is not None else None
+
+
+def _find_overlay(snapshot: Snapshot, reference: str) -> Network | None:
+    """A short prefix may be a local network's too; Docker lets the cluster's win, and so does this."""
+    try:
+        return references.find(snapshot, Network, reference)
+    except ApiError as error:
+        if error.status == 404:
+            return None
+        raise
+
+
+def _matches(snapshot: Snapshot, network: Network, wanted: filters.Filters) -> bool:
+    for kind in wanted.get("type"):
+        if kind not in ("custom", "builtin"):
+            raise ApiError(400, f"invalid filter: 'type'='{kind}'")
+    dangling = wanted.flag("dangling")
+    return (
+        wanted.exact("driver", network.driver)
+        and wanted.exact("scope", network.scope)
+        and wanted.prefix("id", network.id)
+        and wanted.contains("name", network.name)
+        and wanted.labels(network.labels)
+        and wanted.exact("type", "custom")
+        and (dangling is None or dangling == (not _users(snapshot, network)))
+    )
+
+
+def _checked(sent: dict[str, Any]) -> Network:
+    if sent.get("ConfigOnly") or sent.get("ConfigFrom", {}).get("Network"):
+        raise ApiError(400, "overlay networks can't be made from, or be, configuration networks")
+    name = sent.get("Name", "")
+    if name in validate.PREDEFINED_NETWORKS:
+        raise ApiError(403, f"operation is not permitted on predefined {name} network")
+    moment = access.now()
+    network = codec.convert(
+        {
+            **{key: value for key, value in sent.items() if key in _SENT_FIELDS},
+            "Id": new_id(),
+            "Driver": "overlay",
+            "Scope": "swarm",
+        },
+        Network,
+    )
+    validate.object_name(network.name)
+    if network.ipam.driver not in ("", "default"):
+        raise validate.invalid(f"invalid IPAM driver {network.ipam.driver}: only default is supported")
+    validate.subnets(network.ipam.config or (), ipv6=network.enable_ipv6)
+    ipam = IPAM(driver="default", options=network.ipam.options or None, config=network.ipam.config or None)
+    return replace(network, ipam=ipam, created_at=moment, updated_at=moment, options=network.options or None, labels=network.labels or None)
+
+
+_SENT_FIELDS = frozenset({"Name", "EnableIPv6", "IPAM", "Internal", "Attachable", "Ingress", "Options", "Labels"})
+
+
+def _refuse_overlap(snapshot: Snapshot, network: Network) -> None:
+    chosen = [ipaddress.ip_network(config.subnet, strict=False) for config in network.ipam.config or ()]
+    for other in sorted(snapshot.all(Network), key=lambda other: other.name):
+        for config in other.ipam.config or ():
+            if not config.subnet:
+                continue
+            taken = ipaddress.ip_network(config.subnet, strict=False)
+            for subnet in chosen:
+                if subnet.overlaps(taken):
+                    raise ApiError(
+                        403, f"Pool overlaps with other one on this address space: {subnet} with {taken} of network {other.name}"
+                    )
+
+
+async def _allocated(store: Store, id: str) -> None:
+    """`docker network inspect` right after the creation shows the subnet, as it does with Docker."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _ALLOCATION_WAIT_S
+    while loop.time() < deadline:
+        network = store.snapshot().network(id)
+        if network is None or (network.mesh_vni and network.ipam.config):
+            return
+        await asyncio.sleep(_POLL_S)
+
+
+def _users(snapshot: Snapshot, network: Network) -> list[str]:
+    """What keeps the network from being removed: "service x", then "task y". Tasks whose service is gone are on their way out."""
+    services = sorted(
+        service.id
+        for service in snapshot.all(Service)
+        if any(attachment.target == network.id for attachment in service.spec.task_template.networks or ())
+    )
+    tasks = sorted(
+        task.id
+        for task in snapshot.tasks_of_network(network.id)
+        if not terminal(task.desired_state) and not terminal(task.status.state) and snapshot.service(task.service_id) is not None
+    )
+    return [*(f"service {id}" for id in services), *(f"task {id}" for id in tasks)]
+
+
+def _refuse_in_use(snapshot: Snapshot, network: Network) -> None:
+    if network.ingress and any(
+        port.publish_mode == "ingress"
+        for service in snapshot.all(Service)
+        for port in (service.spec.endpoint_spec.ports if service.spec.endpoint_spec else None) or ()
+    ):
+        raise validate.precondition("ingress network cannot be removed because there are services that depend on it")
+    for user in _users(snapshot, network):
+        raise validate.precondition(f"network {network.id} is in use by {user}")
+
+
+def _removal(snapshot: Snapshot, network: Network) -> list[Change]:
+    changes: list[Change] = [Delete("network", network.id, network.version.index)]
+    claim = snapshot.claim(f"network/{network.name}")
+    if claim is not None and claim.owner == network.id:
+        changes.append(Delete("claim", claim.id, claim.version.index))
+    return changes
+
+
+def _prune_one(snapshot: Snapshot, id: str) -> list[Change]:
+    network = snapshot.network(id)
+    return [] if network is None or _users(snapshot, network) else _removal(snapshot, network)

@@ -1,0 +1,228 @@
+"""The cluster itself: init, join, leave, inspect, update, token rotation.
+
+Edge: routes over the daemon and the store. Source: Docker Engine API 1.44 /swarm; moby daemon/cluster/swarm.go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+from aiohttp import web
+from msgspec.structs import replace
+
+from orchestrator.api import access, validate, views
+from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole
+from orchestrator.errors import ApiError
+from orchestrator.model import (
+    SECOND,
+    CAConfig,
+    Cluster,
+    ClusterSpec,
+    DispatcherConfig,
+    Node,
+    OrchestrationConfig,
+    RaftConfig,
+)
+from orchestrator.store.base import Change, Put
+from orchestrator.store.snapshot import Snapshot
+
+_ALREADY = 'This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.'
+_NOT_PART = "This node is not part of a swarm"
+_LEAVING = "You are attempting to leave the swarm on a node that is participating as a manager. "
+
+# swarmkit api/defaults, moby cluster/convert: what `docker swarm init` alone gives.
+DEFAULT_SPEC = ClusterSpec(
+    name="default",
+    labels={},
+    orchestration=OrchestrationConfig(task_history_retention_limit=5),
+    raft=RaftConfig(snapshot_interval=10_000, keep_old_snapshots=0, log_entries_for_slow_followers=500, election_tick=10, heartbeat_tick=1),
+    dispatcher=DispatcherConfig(heartbeat_period=5 * SECOND),
+    ca_config=CAConfig(node_cert_expiry=90 * 24 * 3600 * SECOND),
+)
+
+
+class _Init(msgspec.Struct, rename="pascal"):
+    listen_addr: str = ""
+    advertise_addr: str = ""
+    data_path_addr: str = ""
+    data_path_port: int = 0
+    force_new_cluster: bool = False
+    spec: ClusterSpec = ClusterSpec()
+    auto_lock_managers: bool = False
+    availability: str = ""
+    default_addr_pool: list[str] = msgspec.field(default_factory=list)
+    subnet_size: int = 0
+
+
+class _Join(msgspec.Struct, rename="pascal"):
+    listen_addr: str = ""
+    advertise_addr: str = ""
+    data_path_addr: str = ""
+    remote_addrs: list[str] = msgspec.field(default_factory=list)
+    join_token: str = ""
+    availability: str = ""
+
+
+async def init_swarm(request: web.Request) -> web.Response:
+    sent = await access.body_as(request, _Init)
+    backend = access.backend_of(request)
+    spec = merged(DEFAULT_SPEC, sent.spec)
+    validate.cluster_spec(spec)
+    validate.availability(sent.availability or "active")
+    validate.address_pools(sent.default_addr_pool, sent.subnet_size)
+    if sent.auto_lock_managers:
+        raise validate.unsupported("autolock is not supported: managers keep their keys readable by root only")
+    if sent.data_path_port and not 1024 <= sent.data_path_port <= 49151:
+        raise ApiError(400, "Datapath port number must be between 1024 and 49151 inclusive")
+    if backend.state != "inactive" and not (sent.force_new_cluster and backend.state == "manager"):
+        raise ApiError(503, _ALREADY)
+    order = InitRequest(
+        spec=spec,
+        advertise_addr=sent.advertise_addr,
+        listen_addr=sent.listen_addr,
+        data_path_addr=sent.data_path_addr,
+        data_path_port=sent.data_path_port,
+        default_addr_pool=tuple(sent.default_addr_pool),
+        subnet_size=sent.subnet_size,
+        availability=sent.availability or "active",
+        force_new_cluster=sent.force_new_cluster,
+    )
+    # A client that goes away must not leave half a cluster behind.
+    return access.answer(await asyncio.shield(backend.init(order)))
+
+
+async def join_swarm(request: web.Request) -> web.Response:
+    sent = await access.body_as(request, _Join)
+    backend = access.backend_of(request)
+    if backend.state != "inactive":
+        raise ApiError(503, _ALREADY)
+    if not sent.remote_addrs:
+        raise ApiError(400, "at least 1 RemoteAddr is required to join")
+    validate.availability(sent.availability or "active")
+    order = JoinRequest(
+        remote_addrs=tuple(sent.remote_addrs),
+        token=sent.join_token,
+        advertise_addr=sent.advertise_addr,
+        listen_addr=sent.listen_addr,
+        data_path_addr=sent.data_path_addr,
+        availability=sent.availability or "active",
+    )
+    await asyncio.shield(backend.join(order))
+    return web.Response(status=200)
+
+
+async def leave_swarm(request: web.Request) -> web.Response:
+    backend = access.backend_of(request)
+    force = access.flag(request, "force")
+    if backend.state == "inactive":
+        raise ApiError(503, _NOT_PART)
+    if backend.state == "manager" and not force:
+        raise ApiError(503, _leaving_text(backend.store.snapshot() if backend.store is not None else None))
+    await asyncio.shield(backend.leave(force))
+    return web.Response(status=200)
+
+
+async def inspect_swarm(request: web.Request) -> web.Response:
+    return access.answer(views.swarm(_cluster(access.store_of(request).snapshot())))
+
+
+async def update_swarm(request: web.Request) -> web.Response:
+    store = access.store_of(request)
+    backend = access.backend_of(request)
+    seen = access.version_of(request, "swarm")
+    sent = await access.body_as(request, ClusterSpec)
+    roles: list[JoinRole] = []
+    if access.flag(request, "rotateWorkerToken"):
+        roles.append("worker")
+    if access.flag(request, "rotateManagerToken"):
+        roles.append("manager")
+    if access.flag(request, "rotateManagerUnlockKey"):
+        raise validate.unsupported("autolock is not supported: there is no unlock key to rotate")
+
+    def plan(snapshot: Snapshot) -> Sequence[Change]:
+        cluster = _cluster(snapshot)
+        access.in_sequence(cluster.version.index, seen)
+        spec = merged(cluster.spec, sent)
+        validate.cluster_spec(spec)
+        changed = replace(cluster, spec=spec, updated_at=access.now())
+        for role in roles:
+            changed = replace(changed, join_tokens=backend.rotate_token(changed, role))
+        return [Put(changed)]
+
+    await access.commit(store, plan)
+    return web.Response(status=200)
+
+
+async def unlock_key(request: web.Request) -> web.Response:
+    access.store_of(request)
+    return access.answer({"UnlockKey": ""})
+
+
+async def unlock_swarm(request: web.Request) -> web.Response:
+    if access.backend_of(request).state == "inactive":
+        raise ApiError(503, _NOT_PART)
+    raise ApiError(409, "swarm is not locked")
+
+
+ROUTES = [
+    web.post("/swarm/init", init_swarm),
+    web.post("/swarm/join", join_swarm),
+    web.post("/swarm/leave", leave_swarm),
+    web.get("/swarm", inspect_swarm),
+    web.post("/swarm/update", update_swarm),
+    web.get("/swarm/unlockkey", unlock_key),
+    web.post("/swarm/unlock", unlock_swarm),
+]
+
+
+def merged(old: ClusterSpec, sent: ClusterSpec) -> ClusterSpec:
+    """What is absent or zero in `sent` stays as it was; labels and external CAs are replaced whole (moby MergeSwarmSpecToGRPC)."""
+    limit = sent.orchestration.task_history_retention_limit
+    raft, kept = sent.raft, old.raft
+    return ClusterSpec(
+        name=sent.name or old.name,
+        labels=sent.labels if sent.labels is not None else old.labels,
+        orchestration=old.orchestration if limit is None else sent.orchestration,
+        raft=RaftConfig(
+            snapshot_interval=raft.snapshot_interval or kept.snapshot_interval,
+            keep_old_snapshots=kept.keep_old_snapshots if raft.keep_old_snapshots is None else raft.keep_old_snapshots,
+            log_entries_for_slow_followers=raft.log_entries_for_slow_followers or kept.log_entries_for_slow_followers,
+            election_tick=raft.election_tick or kept.election_tick,
+            heartbeat_tick=raft.heartbeat_tick or kept.heartbeat_tick,
+        ),
+        dispatcher=DispatcherConfig(heartbeat_period=sent.dispatcher.heartbeat_period or old.dispatcher.heartbeat_period),
+        ca_config=replace(
+            sent.ca_config,
+            node_cert_expiry=sent.ca_config.node_cert_expiry or old.ca_config.node_cert_expiry,
+            signing_ca_cert=sent.ca_config.signing_ca_cert or old.ca_config.signing_ca_cert,
+            signing_ca_key=sent.ca_config.signing_ca_key or old.ca_config.signing_ca_key,
+            force_rotate=sent.ca_config.force_rotate or old.ca_config.force_rotate,
+        ),
+        task_defaults=old.task_defaults if sent.task_defaults.log_driver is None else sent.task_defaults,
+        encryption_config=sent.encryption_config,
+    )
+
+
+def _cluster(snapshot: Snapshot) -> Cluster:
+    if snapshot.cluster is None:
+        raise ApiError(500, "the cluster's own object is missing from the store")
+    return snapshot.cluster
+
+
+def _leaving_text(snapshot: Snapshot | None) -> str:
+    managers = [node for node in snapshot.all(Node) if node.manager_status is not None] if snapshot is not None else []
+    reachable = sum(node.manager_status is not None and node.manager_status.reachability == "reachable" for node in managers)
+    if len(managers) <= 1:
+        return _LEAVING + "Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. "
+    text = _LEAVING
+    if reachable - 1 < len(managers) // 2 + 1:
+        text += (
+            f"Removing this node leaves {max(reachable - 1, 0)} managers out of {len(managers)}. "
+            "Without a Raft quorum your swarm will be inaccessible. "
+        )
+    return text + (
+        "The only way to restore a swarm that has lost consensus is to reinitialize it with `--force-new-cluster`. "
+        "Use `--force` to suppress this message."
+    )
