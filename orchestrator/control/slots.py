@@ -6,6 +6,7 @@ orchestrator/task.go (IsTaskDirty), restart.go (UpdatableTasksInSlot).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -151,7 +152,13 @@ def dirty(task: Task, service: Service) -> bool:
 
 def same_spec(one: TaskSpec, other: TaskSpec) -> bool:
     """Equal in meaning: clients write `{}`, `null`, an empty list or nothing for the same thing."""
-    return one is other or one == other or _pruned(msgspec.to_builtins(one)) == _pruned(msgspec.to_builtins(other))
+    return one is other or one == other or _canonical(msgspec.json.encode(one)) == _canonical(msgspec.json.encode(other))
+
+
+# A cluster has few different specs and asks about each of them at every pass.
+@functools.lru_cache(maxsize=4096)
+def _canonical(spec: bytes) -> bytes:
+    return msgspec.json.encode(_pruned(msgspec.json.decode(spec)), order="sorted")
 
 
 def _host_ports(ports: list[PortConfig]) -> list[tuple[str, int, int]]:

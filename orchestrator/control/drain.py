@@ -1,0 +1,57 @@
+"""The leader's half of the draining handshake: when may the agent stop a task that is no longer wanted?
+
+Pure: no I/O. A task that served keeps running with weight 0 until every connected node that routes to it shows that and no
+connection to it is open, or until the drain deadline. Source: ARCHITECTURE, draining handshake.
+"""
+
+from __future__ import annotations
+
+from orchestrator.control.context import Context, NetworkAcks
+from orchestrator.control.eligibility import unreachable
+from orchestrator.control.slots import age_key, wanted
+from orchestrator.control.steps import Decision, earliest
+from orchestrator.control.transitions import released
+from orchestrator.model import Node, Task, terminal
+from orchestrator.store.base import Put
+from orchestrator.store.snapshot import Snapshot
+
+
+def drain(snapshot: Snapshot, ctx: Context) -> Decision:
+    decision = Decision()
+    wakeup = None
+    draining = [task for task in snapshot.all(Task) if not wanted(task) and not task.mesh_released and not terminal(task.status.state)]
+    for task in sorted(draining, key=age_key):
+        if _finished(snapshot, ctx, task):
+            decision.steps.append((Put(released(task, ctx.now)),))
+        elif task.mesh_draining_since is not None:
+            wakeup = earliest(wakeup, task.mesh_draining_since + ctx.drain_deadline)
+    return Decision(decision.steps, wakeup)
+
+
+def everyone_shows(snapshot: Snapshot, acks: NetworkAcks, task: Task) -> bool:
+    """Every connected node that has one of the task's networks, and the task's own, shows the task as stored at its version.
+
+    A node that has not come yet after a change of the leader counts as connected until the dispatcher says that it is not.
+    """
+    networks = {attachment.network.id for attachment in task.networks_attachments or ()}
+    for node in snapshot.all(Node):
+        if node.id != task.node_id and not any(attachment.network_id in networks for attachment in node.mesh_attachments or ()):
+            continue
+        shown = acks.applied(node.id)
+        if shown is None and (unreachable(node) or node.mesh_disconnected_since is not None):
+            continue
+        if shown is None or shown < task.version.index:
+            return False
+    return True
+
+
+def _finished(snapshot: Snapshot, ctx: Context, task: Task) -> bool:
+    since = task.mesh_draining_since
+    if since is None or snapshot.service(task.service_id) is None or unreachable(snapshot.node(task.node_id)):
+        return True
+    if ctx.now >= since + ctx.drain_deadline:
+        return True
+    # decided in this very pass: the version that the nodes have to show doesn't exist yet
+    if since >= ctx.now:
+        return False
+    return everyone_shows(snapshot, ctx.acks, task) and ctx.acks.open(task.id) == 0

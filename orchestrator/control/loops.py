@@ -1,0 +1,36 @@
+"""The control loops in the order in which the leader runs them.
+
+Pure: no I/O. Each loop sees what those before it have decided. The order matters in two places: `drain` comes before everything
+that stops tasks, so that it judges only what is stored; `reaper` comes last, so that no loop misses a task's history.
+"""
+
+from __future__ import annotations
+
+from orchestrator.control.allocator import allocate
+from orchestrator.control.drain import drain
+from orchestrator.control.global_ import global_
+from orchestrator.control.nodes import evacuation, lost_tasks, node_states
+from orchestrator.control.reaper import reaper
+from orchestrator.control.removal import removal
+from orchestrator.control.replicated import replicated
+from orchestrator.control.restart import restart
+from orchestrator.control.scheduler import schedule
+from orchestrator.control.steps import Loop
+from orchestrator.control.succession import succession
+from orchestrator.control.update import update
+
+# everything that decides about services and tasks but not about where and with which addresses
+LIFECYCLE: tuple[Loop, ...] = (
+    node_states,
+    lost_tasks,
+    removal,
+    drain,
+    evacuation,
+    restart,
+    replicated,
+    global_,
+    update,
+    succession,
+)
+
+LOOPS: tuple[Loop, ...] = (*LIFECYCLE, allocate, schedule, reaper)

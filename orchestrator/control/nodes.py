@@ -1,0 +1,96 @@
+"""What becomes of a node that is lost, drained or removed, and of its tasks.
+
+Pure: no I/O. The dispatcher says since when a node is disconnected and makes it ready again; that it is down is decided here.
+Source: SwarmKit manager/dispatcher (grace, orphaned after 24 h), orchestrator/restart (tasks of down and drained nodes).
+Differs: a drained node's tasks are handed over in the order of the service's update config, and the restart condition has no say:
+the task did not end by itself.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import msgspec
+
+from orchestrator.control.context import Context
+from orchestrator.control.defaults import update_rule
+from orchestrator.control.eligibility import keeps_tasks, stays, unreachable
+from orchestrator.control.slots import age_key, dirty, live, mode_of, slot_key, wanted
+from orchestrator.control.steps import Decision, Step, earliest
+from orchestrator.control.transitions import orphaned, stopped, successor
+from orchestrator.model import Node, Service, Task, TaskState, terminal
+from orchestrator.store.base import Put
+from orchestrator.store.snapshot import Snapshot
+
+DOWN_GRACE = timedelta(seconds=15)
+ORPHAN_AFTER = timedelta(hours=24)
+
+
+def node_states(snapshot: Snapshot, ctx: Context) -> Decision:
+    """A node that stays disconnected becomes DOWN."""
+    decision = Decision()
+    wakeup: datetime | None = None
+    for node in sorted(snapshot.all(Node), key=lambda node: node.id):
+        since = node.mesh_disconnected_since
+        if since is None or node.status.state == "down":
+            continue
+        if ctx.now < since + DOWN_GRACE:
+            wakeup = earliest(wakeup, since + DOWN_GRACE)
+            continue
+        status = msgspec.structs.replace(node.status, state="down", message="heartbeat failure")
+        decision.steps.append((Put(msgspec.structs.replace(node, status=status, updated_at=ctx.now)),))
+    return Decision(decision.steps, wakeup)
+
+
+def lost_tasks(snapshot: Snapshot, ctx: Context) -> Decision:
+    """Tasks of removed nodes, and of nodes down for a day, are ORPHANED: nobody will report on them any more."""
+    steps: list[Step] = []
+    wakeup: datetime | None = None
+    for node_id in sorted(snapshot.tasks_by_node):
+        node = snapshot.node(node_id)
+        if node is not None:
+            since = node.mesh_disconnected_since
+            if node.status.state != "down" or since is None:
+                continue
+            if ctx.now < since + ORPHAN_AFTER:
+                wakeup = earliest(wakeup, since + ORPHAN_AFTER)
+                continue
+        message = "the node is gone" if node is None else "the node has been down for a day"
+        tasks = sorted((task for task in snapshot.tasks_of_node(node_id) if not terminal(task.status.state)), key=age_key)
+        steps.extend((Put(orphaned(task, ctx.now, message)),) for task in tasks)
+    return Decision(steps, wakeup)
+
+
+def evacuation(snapshot: Snapshot, ctx: Context) -> Decision:
+    """Tasks of replicated services leave nodes that are down or drained. (Global tasks are stopped by their own loop.)"""
+    decision = Decision()
+    for node_id in sorted(snapshot.tasks_by_node):
+        node = snapshot.node(node_id)
+        if keeps_tasks(node):
+            continue
+        for task in sorted(snapshot.tasks_of_node(node_id), key=age_key):
+            service = snapshot.service(task.service_id) if task.service_id else None
+            if service is None or mode_of(service) != "replicated" or not live(task):
+                continue
+            step = _leave(snapshot, ctx, service, task)
+            if step:
+                decision.steps.append(step)
+    return decision
+
+
+def _leave(snapshot: Snapshot, ctx: Context, service: Service, task: Task) -> Step:
+    at_once = unreachable(snapshot.node(task.node_id))
+    mates = [
+        other
+        for other in snapshot.tasks_of_service(service.id)
+        if other.id != task.id and slot_key(other) == slot_key(task) and live(other) and stays(snapshot, other)
+    ]
+    # a successor is there already: wait for it, unless waiting can't help
+    if any(not dirty(other, service) for other in mates):
+        return (Put(stopped(task, ctx.now, at_once=at_once)),) if at_once else ()
+    start_first = update_rule(service.spec.update_config).order == "start-first"
+    if not at_once and start_first and task.status.state is TaskState.RUNNING and wanted(task):
+        return (Put(successor(service, ctx, task, desired=TaskState.RUNNING)),)
+    # a task that was still waiting for its restart keeps waiting elsewhere
+    heir = successor(service, ctx, task, desired=TaskState.READY, run_at=task.mesh_run_at)
+    return (Put(stopped(task, ctx.now, at_once=at_once)), Put(heir))

@@ -1,0 +1,58 @@
+"""Forgets tasks: those to be removed once nothing of them runs, and the history that exceeds the cluster's limit.
+
+Pure: no I/O. Source: SwarmKit orchestrator/taskreaper (the limit counts all tasks of a slot, the running one included).
+"""
+
+from __future__ import annotations
+
+from orchestrator.control.context import Context
+from orchestrator.control.defaults import history_limit, restart_rule
+from orchestrator.control.slots import Slot, mode_of, running, slots_of, wanted
+from orchestrator.control.steps import Decision
+from orchestrator.model import Service, Task, TaskState, terminal
+from orchestrator.store.base import Delete
+from orchestrator.store.snapshot import Snapshot
+
+_UPDATING_KEEPS = 5
+
+
+def reaper(snapshot: Snapshot, ctx: Context) -> Decision:
+    limit = history_limit(snapshot.cluster)
+    decision = Decision()
+    for service_id in sorted(snapshot.tasks_by_service):
+        tasks = snapshot.tasks_of_service(service_id)
+        doomed = [task for task in tasks if _dead(task) and (task.desired_state is TaskState.REMOVE or _orphan(snapshot, task))]
+        service = snapshot.service(service_id)
+        # a service with nothing but current tasks has no history to look through
+        if limit is not None and service is not None and mode_of(service) != "job" and any(not wanted(task) for task in tasks):
+            gone = {task.id for task in doomed}
+            for slot in slots_of(task for task in tasks if task.id not in gone).values():
+                doomed.extend(_surplus(service, slot, limit))
+        decision.steps.extend((Delete("task", task.id, task.version.index),) for task in sorted(doomed, key=lambda task: task.id))
+    return decision
+
+
+def _dead(task: Task) -> bool:
+    return terminal(task.status.state) and not wanted(task)
+
+
+def _orphan(snapshot: Snapshot, task: Task) -> bool:
+    return task.status.state is TaskState.ORPHANED and snapshot.node(task.node_id) is None
+
+
+def _surplus(service: Service, slot: Slot, limit: int) -> list[Task]:
+    surplus = len(slot.tasks) - max(limit, _needed(service, slot))
+    return [task for task in slot.tasks if _dead(task)][:surplus] if surplus > 0 else []
+
+
+def _needed(service: Service, slot: Slot) -> int:
+    """How many tasks of the slot the other loops still read from, whatever the limit says."""
+    attempts = restart_rule(slot.newest.spec).max_attempts
+    needed = attempts + 1 if attempts else 0
+    status = service.update_status
+    if status is not None and status.state in ("updating", "rollback_started"):
+        needed = max(needed, _UPDATING_KEEPS)
+    # until the newest runs, its predecessor tells why it is there; a slot without a live task is explained by its last one
+    if not running(slot.newest):
+        needed = max(needed, 2 if slot.live else 1)
+    return needed

@@ -1,0 +1,59 @@
+"""A task that ended is replaced in its slot, as its restart policy says.
+
+Pure: no I/O. The history that max attempts ask for is read from the stored tasks, so a new leader counts like the old one did.
+Source: SwarmKit orchestrator/restart. Differs: a task that did not end by itself (its node is lost) is replaced whatever the
+policy says, and without delay: the policy speaks of the task's own end.
+"""
+
+from __future__ import annotations
+
+from orchestrator.control.context import Context
+from orchestrator.control.defaults import restart_rule
+from orchestrator.control.eligibility import Placement, keeps_tasks, stays
+from orchestrator.control.slots import Slot, SlotKey, dirty, ended_by_itself, may_restart, mode_of, slot_key, slots_of, wanted
+from orchestrator.control.steps import Decision, Step
+from orchestrator.control.transitions import stopped, successor
+from orchestrator.model import Service, Task, TaskState, terminal
+from orchestrator.store.base import Put
+from orchestrator.store.snapshot import Snapshot
+
+
+def restart(snapshot: Snapshot, ctx: Context) -> Decision:
+    ended: dict[str, set[SlotKey]] = {}
+    for task in snapshot.all(Task):
+        if task.service_id and wanted(task) and terminal(task.status.state):
+            ended.setdefault(task.service_id, set()).add(slot_key(task))
+    decision = Decision()
+    for service_id in sorted(ended):
+        service = snapshot.service(service_id)
+        if service is None or mode_of(service) == "job":
+            continue
+        slots = slots_of(snapshot.tasks_of_service(service_id))
+        decision.steps.extend(_step(snapshot, ctx, service, slot) for key, slot in slots.items() if key in ended[service_id])
+    return decision
+
+
+def _step(snapshot: Snapshot, ctx: Context, service: Service, slot: Slot) -> Step:
+    ended = [task for task in slot.tasks if wanted(task) and terminal(task.status.state)]
+    changes = [Put(stopped(task, ctx.now)) for task in ended]
+    last = ended[-1]
+    if _needs_replacement(snapshot, service, slot, last):
+        changes.append(Put(_replacement(ctx, service, last)))
+    return tuple(changes)
+
+
+def _needs_replacement(snapshot: Snapshot, service: Service, slot: Slot, ended: Task) -> bool:
+    # a task that is about to be handed over (an older spec, a node being drained) doesn't stand in for the one that failed
+    if any(stays(snapshot, other) and not dirty(other, service) for other in slot.live):
+        return False
+    if mode_of(service) == "global":
+        node = snapshot.node(ended.node_id)
+        if node is None or not keeps_tasks(node) or not Placement(service).matches(node):
+            return False
+    return may_restart(ended, slot.tasks)
+
+
+def _replacement(ctx: Context, service: Service, ended: Task) -> Task:
+    # READY even without delay: succession lets it run once nothing of its slot is still stopping
+    delay = restart_rule(ended.spec).delay if ended_by_itself(ended) else None
+    return successor(service, ctx, ended, desired=TaskState.READY, run_at=ctx.now + delay if delay else None)
