@@ -52,6 +52,11 @@ class Demand:
     reserved: Reservation = NOTHING
     networks: tuple[str, ...] = ()
 
+    @property
+    def lasting(self) -> object:
+        """Equal for demands that `lasting_refusal` answers alike."""
+        return (self.constraints, self.platforms, self.volume_drivers, self.log_driver)
+
 
 def demand(task: Task) -> Demand:
     spec = task.spec
@@ -83,22 +88,23 @@ def host_ports(task: Task) -> frozenset[HostPort]:
 class NodeLoad:
     """One node with what is on it, changed by `hold` as tasks are found or placed there.
 
-    `replicas`: tasks by service that are wanted to run here. `active`: all such tasks.
+    `replicas`: tasks by service that are wanted to run here (a service without is absent). `active`: all such tasks.
     """
 
-    __slots__ = ("active", "available", "node", "ports", "replicas")
+    __slots__ = ("active", "available", "id", "node", "ports", "replicas")
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        self.id = node.id
         self.available = Available(node.description)
-        self.replicas: Counter[str] = Counter()
+        self.replicas: dict[str, int] = {}
         self.active = 0
         self.ports: set[HostPort] = set()
 
     def hold(self, service_id: str, *, wanted: bool, ports: Iterable[HostPort]) -> None:
         self.ports.update(ports)
         if wanted:
-            self.replicas[service_id] += 1
+            self.replicas[service_id] = self.replicas.get(service_id, 0) + 1
             self.active += 1
 
 
@@ -119,7 +125,7 @@ def passing_refusal(load: NodeLoad, service_id: str, wanted: Demand) -> Refusal 
     """By what is on the node now."""
     if wanted.host_ports and not wanted.host_ports.isdisjoint(load.ports):
         return Refusal.HOST_PORT
-    if wanted.max_replicas and load.replicas[service_id] >= wanted.max_replicas:
+    if wanted.max_replicas and load.replicas.get(service_id, 0) >= wanted.max_replicas:
         return Refusal.MAX_REPLICAS
     if not load.available.fits(wanted.reserved):
         return Refusal.RESOURCES

@@ -66,8 +66,11 @@ class Available:
         return (
             (not wanted.nano_cpus or wanted.nano_cpus <= self.nano_cpus)
             and (not wanted.memory_bytes or wanted.memory_bytes <= self.memory_bytes)
-            and all(count <= self._discrete[kind] + len(self._named.get(kind, ())) for kind, count in wanted.generic)
+            and (not wanted.generic or self._fits_generic(wanted))
         )
+
+    def _fits_generic(self, wanted: Reservation) -> bool:
+        return all(count <= self._discrete[kind] + len(self._named.get(kind, ())) for kind, count in wanted.generic)
 
     def hold(self, wanted: Reservation, held: Iterable[GenericResource] = ()) -> None:
         """A task that already runs here; `held` are the generic resources it was given."""

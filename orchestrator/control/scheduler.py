@@ -55,6 +55,10 @@ def schedule(snapshot: Snapshot, ctx: Context) -> Decision:
     return _Pass(snapshot, ctx).run(sorted(waiting, key=lambda task: (task.created_at, task.slot, task.id)))
 
 
+# failing here lately, tasks of the service, tasks at all, node id: the order in which nodes are used
+_Entry = tuple[bool, int, int, str, NodeLoad]
+
+
 @dataclass(frozen=True, slots=True)
 class _Seat:
     """What was reserved for one task: the node, and generic resources there."""
@@ -96,15 +100,19 @@ class _Branch:
     def __init__(self) -> None:
         self.count = 0
         self._branches: dict[str, _Branch] = {}
-        self._nodes: list[tuple[bool, int, int, str, NodeLoad]] = []
+        self._nodes: list[_Entry] = []
 
-    def add(self, path: list[str], load: NodeLoad, service_id: str, failing: bool) -> None:
-        replicas = load.replicas[service_id]
-        self.count += replicas
+    def add(self, path: list[str], seats: int, entry: _Entry) -> None:
+        """`seats`: tasks of the service that the node has already."""
+        self.count += seats
         if path:
-            self._branches.setdefault(path[0], _Branch()).add(path[1:], load, service_id, failing)
+            self._branches.setdefault(path[0], _Branch()).add(path[1:], seats, entry)
         else:
-            self._nodes.append((failing, replicas, load.active, load.node.id, load))
+            self._nodes.append(entry)
+
+    def fill(self, entries: list[_Entry]) -> None:
+        """All nodes at once, where nothing is to be spread over."""
+        self._nodes = entries
 
     def heapify(self) -> None:
         heapq.heapify(self._nodes)
@@ -125,7 +133,7 @@ class _Branch:
             if seat is None:
                 heapq.heappop(self._nodes)
                 continue
-            heapq.heapreplace(self._nodes, (failing, load.replicas[group.service_id], load.active, id, load))
+            heapq.heapreplace(self._nodes, (failing, load.replicas.get(group.service_id, 0), load.active, id, load))
             self.count += 1
             return seat
         return None
@@ -139,6 +147,7 @@ class _Pass:
         self._now = ctx.now
         self._pools = Pools(snapshot)
         self._loads = {node.id: NodeLoad(node) for node in sorted(snapshot.all(Node), key=lambda node: node.id)}
+        self._eligible_for: dict[object, tuple[list[NodeLoad], Counter[Refusal]]] = {}
         self._failures: dict[str, Counter[str]] = defaultdict(Counter)
         self._member_of = {node.id: {attachment.network_id for attachment in node.mesh_attachments or ()} for node in snapshot.all(Node)}
         self._new_attachments: dict[str, list[NodeAttachment]] = {}
@@ -185,17 +194,18 @@ class _Pass:
     # ---- placing ---------------------------------------------------------------------------------------------------------------
 
     def _place_group(self, group: _Group) -> None:
-        explanation = Explanation()
+        eligible, refusals = self._eligible(group.demand)
+        explanation = Explanation(refusals.copy())
+        failures = self._failures.get(group.service_id) or Counter()
+        failing = {node_id for node_id, count in failures.items() if count >= _FAILURES_TOO_MANY}
+        id = group.service_id
+        entries = [(load.id in failing, load.replicas.get(id, 0), load.active, load.id, load) for load in eligible]
         root = _Branch()
-        eligible: list[NodeLoad] = []
-        failures = self._failures.get(group.service_id, Counter())
-        for load in self._loads.values():
-            if refusal := lasting_refusal(load.node, group.demand):
-                explanation.add(refusal)
-                continue
-            eligible.append(load)
-            path = [_label(load.node, preference) for preference in group.preferences]
-            root.add(path, load, group.service_id, failures[load.node.id] >= _FAILURES_TOO_MANY)
+        if group.preferences:
+            for entry in entries:
+                root.add([_label(entry[4].node, preference) for preference in group.preferences], entry[1], entry)
+        else:
+            root.fill(entries)
         root.heapify()
         template_error = self._template_error(group.tasks[0])
         for index, task in enumerate(group.tasks):
@@ -213,6 +223,20 @@ class _Pass:
                     self._refuse(refused, sentence)
                 return
             self._assign(task, seat)
+
+    def _eligible(self, wanted: Demand) -> tuple[list[NodeLoad], Counter[Refusal]]:
+        """The nodes that no lasting reason excludes, and the count of the others by reason; worked out once for equal demands."""
+        known = self._eligible_for.get(wanted.lasting)
+        if known is None:
+            nodes: list[NodeLoad] = []
+            refusals: Counter[Refusal] = Counter()
+            for load in self._loads.values():
+                if refusal := lasting_refusal(load.node, wanted):
+                    refusals[refusal] += 1
+                else:
+                    nodes.append(load)
+            known = self._eligible_for[wanted.lasting] = (nodes, refusals)
+        return known
 
     def _place_on_its_node(self, task: Task) -> None:
         """A task of a global service: its node is given, the filters still have to agree."""
