@@ -98,7 +98,7 @@ class Zone:
             self._entry(name).services.append(service)
         for task in service.tasks:
             self._add_task(task, problems)
-            if task.slot and (task.serving or task.running):
+            if task.slot:
                 slot = b"%d" % task.slot
                 for base in bases:
                     self._entry(base[:-1] + bytes((len(slot),)) + slot + b"\0").tasks.append(task)
@@ -117,8 +117,8 @@ class Zone:
                 problems.append(f"container {task.name!r}: the name {text!r} can't be carried by DNS and is not answered")
                 continue
             names.append(name)
-            if task.serving or task.running:
-                self._entry(name).tasks.append(task)
+            # Also of one that doesn't run: its name exists without addresses, rather than being asked of the outside.
+            self._entry(name).tasks.append(task)
         for address in task.addresses:
             packed = packed_address(address)
             if packed is None:

@@ -1,0 +1,69 @@
+"""Asking a DNS server in tests: one query, one dnslib record. dnslib is the reference; nothing of dnsd is used here."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from dnslib import EDNS0, QTYPE, DNSHeader, DNSQuestion, DNSRecord
+
+from dnsd.resolve import Forward, View
+
+
+def query(name: str, kind: str = "A", *, size_bytes: int = 0, query_id: int = 4711, rd: int = 1) -> bytes:
+    record = DNSRecord(DNSHeader(id=query_id, rd=rd), q=DNSQuestion(name, getattr(QTYPE, kind)))
+    if size_bytes:
+        record.add_ar(EDNS0(udp_len=size_bytes))
+    return bytes(record.pack())
+
+
+def look_up(view: View, name: str, kind: str = "A", **options: Any) -> Any:
+    """The dnslib record; "forward"; or None."""
+    packet = query(name, kind, **options)
+    # Twice: the first builds the answer, the second takes the hot path. They must say the same.
+    first, second = view.respond(packet), view.respond(packet)
+    if isinstance(first, Forward):
+        assert isinstance(second, Forward)
+        return "forward"
+    assert isinstance(first, bytes) and isinstance(second, bytes)
+    one, two = DNSRecord.parse(first), DNSRecord.parse(second)
+    assert (one.header.bitmap, values(one, sort=True)) == (two.header.bitmap, values(two, sort=True))
+    return one
+
+
+def values(record: Any, *, sort: bool = False) -> list[str]:
+    answers = [str(answer.rdata) for answer in record.rr]
+    return sorted(answers) if sort else answers
+
+
+def over_udp(address: tuple[str, int], packet: bytes, timeout_s: float = 2.0) -> Any:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(timeout_s)
+        sock.sendto(packet, address)
+        return DNSRecord.parse(sock.recv(65535))
+
+
+async def ask(address: tuple[str, int], name: str, kind: str = "A", **options: Any) -> Any:
+    return await asyncio.to_thread(over_udp, address, query(name, kind, **options))
+
+
+async def ask_tcp(address: tuple[str, int], *packets: bytes) -> list[Any]:
+    """All packets in one write; one record for each."""
+    reader, writer = await asyncio.open_connection(*address)
+    try:
+        writer.write(b"".join(len(packet).to_bytes(2) + packet for packet in packets))
+        answers = []
+        for _ in packets:
+            size = int.from_bytes(await asyncio.wait_for(reader.readexactly(2), 3))
+            answers.append(DNSRecord.parse(await asyncio.wait_for(reader.readexactly(size), 3)))
+        return answers
+    finally:
+        writer.close()
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in other processes
+            await asyncio.sleep(0.01)

@@ -1,0 +1,245 @@
+"""No packet harms: each gets no answer or one well-formed response with its id. And the book's answers to odd ones."""
+
+from __future__ import annotations
+
+import random
+import struct
+
+import pytest
+from dnslib import DNSRecord
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dnsd import ServiceName, TaskName, Zone, ZoneSpec, wire
+from dnsd.resolve import Forward, View
+from tests.dnsd.ask import query, values
+
+TASKS = tuple(TaskName(id=f"t{i}", name=f"big.{i}.t", slot=i, addresses=(f"10.0.{i // 250}.{i % 250 + 1}",)) for i in range(1, 201))
+ZONE = Zone(
+    ZoneSpec(
+        network="n",
+        name="net",
+        services=(
+            ServiceName(id="w", name="web", vips=("10.9.0.1", "fd00::1"), tasks=TASKS[:3]),
+            ServiceName(id="b", name="big", tasks=TASKS),
+        ),
+    )
+)
+VIEW = View((ZONE,))
+SEEDS = [
+    query("web"),
+    query("WeB", size_bytes=1232),
+    query("web", "AAAA", size_bytes=4096),
+    query("big", size_bytes=512),
+    query("nosuch"),
+    query("example.com"),
+    query("1.0.9.10.in-addr.arpa", "PTR"),
+    query("_http._tcp.web", "SRV", size_bytes=65535),
+    query("tasks.web.net", "ANY"),
+]
+
+
+def check(view: View, packet: bytes, *, tcp: bool = False) -> str:
+    """What became of it; fails if the response is not one."""
+    response = view.respond(packet, tcp)
+    if response is None:
+        assert len(packet) < 12 or packet[2] & 0x80
+        return "dropped"
+    if isinstance(response, Forward):
+        # A forwarded question must be one that we can pass on, fail, and answer.
+        written = wire.failure(response.query, wire.SERVFAIL)
+        check_response(packet, written, 65535)
+        assert DNSRecord.parse(ascii_question(wire.write_query(b"\0\1", response.query.question, edns=True))).header.q == 1
+        return "forwarded"
+    check_response(packet, response, 65535 if tcp else 4096)
+    return str(response[3] & 0xF)
+
+
+def check_response(packet: bytes, response: bytes, size_bytes: int) -> None:
+    assert 12 <= len(response) <= size_bytes
+    assert response[:2] == packet[:2]
+    record = DNSRecord.parse(ascii_question(response))
+    header = record.header
+    assert header.qr == 1
+    assert (len(record.questions), len(record.rr), len(record.auth), len(record.ar)) == (header.q, header.a, header.auth, header.ar)
+    # dnslib stops at the counted records: nothing may follow them.
+    assert end_of(response) == len(response)
+
+
+def ascii_question(packet: bytes) -> bytes:
+    """Labels may hold any byte (RFC 2181, 11), but dnslib reads only text: its view of the question is made readable."""
+    if packet[4:6] == b"\0\0":
+        return packet
+    readable, at = bytearray(packet), 12
+    while packet[at]:
+        for index in range(at + 1, at + 1 + packet[at]):
+            readable[index] &= 0x7F
+        at += 1 + packet[at]
+    return bytes(readable)
+
+
+def end_of(packet: bytes) -> int:
+    """Where a message ends, walked by hand."""
+    counts = struct.unpack_from("!HHHH", packet, 4)
+    at = 12
+    for section, count in enumerate(counts):
+        for _ in range(count):
+            while packet[at] and packet[at] < 0xC0:
+                at += 1 + packet[at]
+            at += 2 if packet[at] else 1
+            at += 4 if section == 0 else 10 + struct.unpack_from("!H", packet, at + 8)[0]
+    return at
+
+
+def mutated(packet: bytes, chance: random.Random) -> bytes:
+    mutant = bytearray(packet)
+    for _ in range(chance.randint(1, 4)):
+        match chance.randint(0, 5):
+            case 0 if mutant:
+                mutant[chance.randrange(len(mutant))] = chance.randrange(256)
+            case 1 if mutant:
+                mutant[chance.randrange(len(mutant))] ^= 1 << chance.randrange(8)
+            case 2:
+                del mutant[chance.randint(0, len(mutant)) :]
+            case 3:
+                at = chance.randint(0, len(mutant))
+                mutant[at:at] = chance.randbytes(chance.randint(1, 20))
+            case 4 if len(mutant) > 12:
+                mutant[chance.randrange(2, 12)] = chance.choice([0, 1, 2, 0x10, 0x29, 0x80, 0xC0, 0xFF])
+            case 5:
+                mutant += chance.choice([b"\0\0\x29\x10\0\0\0\0\0\0\0", b"\xc0\x0c", bytes(11), b"\0\0\x29\x02\0\0\1\0\0\0\0"])
+    return bytes(mutant)
+
+
+def test_twenty_thousand_mutants() -> None:
+    chance = random.Random(20250101)
+    outcomes: dict[str, int] = {}
+    for number in range(20_000):
+        mutant = mutated(chance.choice(SEEDS), chance)
+        outcome = check(VIEW, mutant, tcp=number % 2 == 0)
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+    # The mutants were worth something: they reached every corner.
+    assert {"dropped", "forwarded", "0", "1", "3", "4", "5"} <= set(outcomes), outcomes
+    # And left nothing behind that changes an answer.
+    assert values(DNSRecord.parse(VIEW.respond(query("web")))) == ["10.9.0.1"]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.binary(max_size=300), st.booleans())
+def test_any_bytes(packet: bytes, tcp: bool) -> None:
+    check(VIEW, packet, tcp=tcp)
+
+
+def test_every_prefix_and_every_one_byte_change_of_a_query() -> None:
+    packet = query("web", size_bytes=1232)
+    for size in range(len(packet)):
+        assert check(VIEW, packet[:size]) in ("dropped", "1")
+    for at in range(2, len(packet)):
+        for value in range(256):
+            check(VIEW, packet[:at] + bytes((value,)) + packet[at + 1 :])
+
+
+HEADER = b"\x12\x34"
+
+
+@pytest.mark.parametrize(
+    ("packet", "rcode"),
+    [
+        (HEADER + b"\x01\0\0\0\0\0\0\0\0\0", 1),  # no question
+        (HEADER + b"\x01\0\0\2\0\0\0\0\0\0" + b"\3web\0\0\1\0\1" * 2, 1),  # two
+        (HEADER + b"\x01\0\0\1\0\0\0\0\0\0" + b"\3web\0\0\1", 1),  # cut off
+        (HEADER + b"\x01\0\0\1\0\0\0\0\0\0" + b"\3web\0\0\1\0\1x", 1),  # something behind it
+        (HEADER + b"\x01\0\0\1\0\0\0\0\0\0" + b"\xc0\x0c\0\1\0\1", 1),  # compressed question
+        (HEADER + b"\x01\0\0\1\0\0\0\0\0\0" + b"\x40" + b"a" * 64 + b"\0\0\1\0\1", 1),  # label of 64
+        (HEADER + b"\x01\0\0\1\0\0\0\0\0\0" + (b"\x3f" + b"a" * 63) * 4 + b"\0\0\1\0\1", 1),  # name of 257
+        (HEADER + b"\x01\0\0\1\0\0\0\0\0\2" + b"\3web\0\0\1\0\1" + b"\0\0\x29\x10\0\0\0\0\0\0\0" * 2, 1),  # two OPTs
+        (HEADER + b"\x01\0\0\1\0\1\0\0\0\0" + b"\3web\0\0\1\0\1" + b"\xc0\x0c\0\1\0\1\0\0\0\0\0\4\1\2\3\4", 1),  # an answer
+        (HEADER + b"\x09\0\0\1\0\0\0\0\0\0" + b"\3web\0\0\1\0\1", 4),  # inverse query
+        (HEADER + b"\x28\0\0\1\0\0\0\0\0\0" + b"\3web\0\0\6\0\1", 4),  # update
+        (HEADER + b"\x01\0\0\1\0\0\0\0\0\0" + b"\3web\0\0\1\0\3", 5),  # class CHAOS
+        (HEADER + b"\x01\0\0\1\0\0\0\0\0\0" + b"\3web\0\0\xfc\0\1", 5),  # AXFR
+        (HEADER + b"\x01\0\0\1\0\0\0\0\0\0" + b"\3web\0\0\xfb\0\1", 5),  # IXFR
+        (HEADER + b"\x01\0\0\1\0\0\0\0\0\0" + b"\3web\0\0\x29\0\1", 1),  # OPT is no question
+        (HEADER + b"\x01\0\0\1\0\0\0\0\0\0" + b"\3web\0\0\xfe\0\1", 4),  # MAILA
+        (HEADER + b"\x01\0\0\1\0\0\0\0\0\0" + b"\3web\0\0\1\0\xff", 0),  # class ANY
+    ],
+)
+def test_by_the_book(packet: bytes, rcode: int) -> None:
+    for _ in range(2):
+        response = VIEW.respond(packet)
+        assert isinstance(response, bytes)
+        check_response(packet, response, 512)
+        assert response[3] & 0xF == rcode
+
+
+def test_bad_edns_version() -> None:
+    packet = bytearray(query("web", size_bytes=1232))
+    packet[-5] = 1
+    VIEW.respond(query("web", size_bytes=1232))
+    response = VIEW.respond(bytes(packet))
+    assert isinstance(response, bytes)
+    record = DNSRecord.parse(response)
+    assert (record.header.rcode, record.ar[0].ttl >> 24) == (0, 1)
+    assert not record.rr
+
+
+def test_responses_are_never_answered() -> None:
+    for seed in SEEDS:
+        assert VIEW.respond(seed[:2] + bytes((seed[2] | 0x80,)) + seed[3:]) is None
+
+
+def test_case_and_id_are_the_askers() -> None:
+    for _ in range(3):
+        packet = query("wEb.NeT", query_id=99)
+        response = VIEW.respond(packet)
+        assert isinstance(response, bytes)
+        assert response[12 : len(packet)] == packet[12:]
+        assert response[:2] == b"\0\x63"
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 511, 512, 600, 1232, 4095, 4096, 65535])
+def test_truncation(size_bytes: int) -> None:
+    limit = min(max(size_bytes, 512), 4096)
+    for name in ("big", "_x"):
+        for _ in range(3):
+            response = VIEW.respond(query(name, size_bytes=size_bytes))
+            assert isinstance(response, bytes)
+            check_response(query(name), response, limit)
+    record = DNSRecord.parse(VIEW.respond(query("big", size_bytes=size_bytes)))
+    fits = (limit - 12 - 9 - (11 if size_bytes else 0)) // 16
+    assert len(record.rr) == min(fits, 200)
+    assert record.header.tc == (fits < 200)
+    # In turns, everything is seen although it never fits at once.
+    seen = {value for _ in range(200) for value in values(DNSRecord.parse(VIEW.respond(query("big"))))}
+    assert len(seen) == 200
+    full = DNSRecord.parse(VIEW.respond(query("big"), True))
+    assert (len(full.rr), full.header.tc) == (200, 0)
+
+
+def test_more_than_tcp_can_carry() -> None:
+    tasks = tuple(TaskName(id=f"{i}", name=f"t{i}", addresses=(f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}",)) for i in range(5000))
+    view = View((Zone(ZoneSpec(network="n", name="net", services=(ServiceName(id="h", name="huge", tasks=tasks),))),))
+    record = DNSRecord.parse(view.respond(query("huge"), True))
+    assert (len(record.rr), record.header.tc) == ((65535 - 12 - 10) // 16, 0)
+
+
+def test_edns_is_answered_only_when_asked() -> None:
+    for name in ("web", "nosuch"):
+        for _ in range(2):
+            assert not DNSRecord.parse(VIEW.respond(query(name))).ar
+            (opt,) = DNSRecord.parse(VIEW.respond(query(name, size_bytes=1000))).ar
+            assert (opt.rtype, opt.rclass) == (41, 1232)
+
+
+def test_edns_options_do_not_disturb() -> None:
+    cookie = b"\0\x0a\0\x08abcdefgh"
+    packet = query("web")[:10] + b"\0\1" + query("web")[12:] + b"\0\0\x29\x10\0\0\0\0\0\0\x0c" + cookie
+    for _ in range(2):
+        assert values(DNSRecord.parse(VIEW.respond(packet))) == ["10.9.0.1"]
+
+
+def test_the_memo_is_bounded() -> None:
+    view = View((ZONE,))
+    for number in range(20_000):
+        assert isinstance(view.respond(query(f"x{number}")), bytes)
+    assert len(view._memo) <= 8192
