@@ -1,25 +1,27 @@
 """What each node may know: the store's objects as the rows of one node's assignment.
 
-Pure: no I/O; the function that opens secrets is an argument. A node's assignment is made of three parts: its own rows (tasks,
-secrets, configs), the scopes of the networks it takes part in (network, endpoints, services: the same bytes for every member), and
-a row for each node it shares a network with. `Assignments` keeps all of that encoded and follows the store's events, so that a
-change costs what changed; `assignment` computes one node's rows from nothing and is what `Assignments` must always equal.
+Pure: no I/O; the function that opens secrets is an argument. A node's assignment is made of its own rows (tasks, secrets, configs) and
+of the scopes of the networks it takes part in (network, member nodes, endpoints, services): a scope is the same for all its members,
+so it is built and encoded once for all of them. What a node may not know never enters its rows: that is decided here and nowhere else.
 """
 
 from __future__ import annotations
 
 import base64
+import binascii
 from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
 from orchestrator.dispatcher.messages import ConfigRow, EndpointRow, NetworkRow, NodeRow, Row, SecretRow, ServiceRow, TaskRow
+from orchestrator.errors import TaskError
 from orchestrator.model import (
     STATE_ORDER,
     Config,
     Network,
     NetworkAttachmentConfig,
     Node,
+    Object,
     Secret,
     Service,
     Task,
@@ -28,6 +30,7 @@ from orchestrator.model import (
 )
 from orchestrator.store.base import Event
 from orchestrator.store.snapshot import Snapshot
+from orchestrator.templates import is_template, render, task_name
 
 Decrypt = Callable[[Secret], bytes]
 
@@ -69,7 +72,7 @@ def own_rows(snapshot: Snapshot, node_id: str, decrypt: Decrypt) -> dict[str, Ro
     for task in snapshot.tasks_of_node(node_id):
         if STATE_ORDER[task.status.state] < _ASSIGNED:
             continue
-        _add(rows, TaskRow(task=task))
+        _add(rows, TaskRow(task=_rendered(snapshot, task)))
         container = task.spec.container_spec
         if container is None or terminal(task.status.state):
             continue
@@ -79,8 +82,8 @@ def own_rows(snapshot: Snapshot, node_id: str, decrypt: Decrypt) -> dict[str, Ro
                 _add(rows, SecretRow(id=secret.id, name=secret.spec.name, data=decrypt(secret)))
         for config_reference in container.configs or ():
             config = snapshot.config(config_reference.config_id)
-            if config is not None:
-                _add(rows, ConfigRow(id=config.id, name=config.spec.name, data=_config_bytes(config)))
+            if config is not None and (content := _config_bytes(config)) is not None:
+                _add(rows, ConfigRow(id=config.id, name=config.spec.name, data=content))
     return rows
 
 
@@ -111,18 +114,38 @@ def affected_networks(snapshot: Snapshot, events: Iterable[Event]) -> set[str]:
     for event in events:
         if event.kind == "network":
             affected.add(event.id)
-        for obj in (event.old, event.new):
-            match obj:
-                case Task():
-                    affected.update(attachment.network.id for attachment in obj.networks_attachments or ())
-                case Service():
-                    affected.update(vip.network_id for vip in obj.endpoint.virtual_ips or ())
-                    affected.update(config.target for config in service_networks(obj))
-                    if obj.endpoint.ports:
-                        affected.update(ingress)
-                case Node():
-                    affected.update(attachment.network_id for attachment in obj.mesh_attachments or ())
+        elif _shown(event.old) != _shown(event.new):
+            for obj in (event.old, event.new):
+                affected.update(_networks_of(obj, ingress))
     return affected
+
+
+def _shown(obj: Object | None) -> object:
+    """All of an object that scopes are made from: equal before and after means that no scope changed."""
+    match obj:
+        case Task():
+            return (obj.status.state, obj.desired_state, obj.node_id, obj.networks_attachments, obj.spec.networks)
+        case Service():
+            spec = obj.spec
+            return (spec.name, spec.labels, spec.networks, spec.task_template.networks, spec.endpoint_spec, obj.endpoint)
+        case Node():
+            description = obj.description
+            return (obj.mesh_attachments, description.hostname, description.mesh_data_addr, obj.status.addr, obj.status.state == "down")
+    return None
+
+
+def _networks_of(obj: Object | None, ingress: list[str]) -> Iterable[str]:
+    match obj:
+        case Task():
+            return [attachment.network.id for attachment in obj.networks_attachments or ()]
+        case Service():
+            # in the old place too: the aliases of tasks come from there
+            configs = [*service_networks(obj), *(obj.spec.networks or ())]
+            vips = [vip.network_id for vip in obj.endpoint.virtual_ips or ()]
+            return [*vips, *(config.target for config in configs), *(ingress if obj.endpoint.ports else ())]
+        case Node():
+            return [attachment.network_id for attachment in obj.mesh_attachments or ()]
+    return ()
 
 
 # ---- one row -------------------------------------------------------------------------------------------------------------------
@@ -158,7 +181,7 @@ def endpoint_row(snapshot: Snapshot, task: Task, network: Network) -> EndpointRo
         network_id=network.id,
         service_id=task.service_id,
         node_id=task.node_id,
-        name=container_name(task),
+        name=task_name(task),
         slot=task.slot,
         addresses=tuple(_bare(address) for address in attachment.addresses),
         aliases=_task_aliases(snapshot, task, network.id),
@@ -192,11 +215,6 @@ def service_networks(service: Service) -> list[NetworkAttachmentConfig]:
     return list(service.spec.task_template.networks or service.spec.networks or ())
 
 
-def container_name(task: Task) -> str:
-    """`web.1.<task id>`, or `web.<node id>.<task id>` for a global service: the name of the task's container."""
-    return f"{task.mesh_service_name}.{task.slot or task.node_id}.{task.id}"
-
-
 def _network_row(network: Network, members: list[tuple[Node, str]]) -> NetworkRow:
     mtu = (network.options or {}).get(_MTU_OPTION, "")
     return NetworkRow(
@@ -219,8 +237,24 @@ def _task_aliases(snapshot: Snapshot, task: Task, network_id: str) -> tuple[str,
     return tuple(sorted({alias for config in configs or () if config.target == network_id for alias in config.aliases or ()}))
 
 
-def _config_bytes(config: Config) -> bytes:
-    return base64.b64decode(config.spec.data)
+def _rendered(snapshot: Snapshot, task: Task) -> Task:
+    """The task with its templates expanded. The scheduler has refused templates that can't be; one that still can't stays as it is."""
+    node = snapshot.node(task.node_id)
+    if node is None or not is_template(task.spec):
+        return task
+    try:
+        spec = render(task.spec, task, snapshot.service(task.service_id), node)
+    except TaskError:
+        return task
+    return msgspec.structs.replace(task, spec=spec)
+
+
+def _config_bytes(config: Config) -> bytes | None:
+    """None for what isn't base64: its tasks then say that they lack it."""
+    try:
+        return base64.b64decode(config.spec.data, validate=True)
+    except binascii.Error:
+        return None
 
 
 def _bare(cidr: str) -> str:
