@@ -13,6 +13,7 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from orchestrator.api import access, filters, references, validate, views
+from orchestrator.control import update as updates
 from orchestrator.errors import ApiError, ConfigError
 from orchestrator.ids import new_id
 from orchestrator.model import Claim, Config, Endpoint, Network, NetworkAttachmentConfig, PortConfig, Secret, Service, ServiceSpec
@@ -91,8 +92,6 @@ async def create_service(request: web.Request) -> web.Response:
 
 
 async def update_service(request: web.Request) -> web.Response:
-    from orchestrator.control import update as updates  # type: ignore[attr-defined]
-
     store = access.store_of(request)
     seen = access.version_of(request, "service")
     sent = await access.body_as(request, ServiceSpec)

@@ -1,0 +1,307 @@
+"""Services and tasks: what is stored, what is shown, what is refused and in which words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from orchestrator.model import Claim, Service, Task
+from tests.orchestrator.api.fakes import Setup
+
+INVALID = "rpc error: code = InvalidArgument desc = "
+
+
+def a_spec(name: str = "web", replicas: int = 1, **more: Any) -> dict[str, Any]:
+    """As the docker CLI sends it."""
+    return {
+        "Name": name,
+        "Labels": {},
+        "TaskTemplate": {
+            "ContainerSpec": {"Image": "busybox:latest", "Args": ["sleep", "1000"], "Init": False, "DNSConfig": {}},
+            "Resources": {"Limits": {}, "Reservations": {}},
+            "Placement": {},
+            "ForceUpdate": 0,
+        },
+        "Mode": {"Replicated": {"Replicas": replicas}},
+        "EndpointSpec": {"Mode": "vip"},
+        **more,
+    }
+
+
+def publishing(port: int, mode: str = "ingress", protocol: str = "tcp") -> dict[str, Any]:
+    return {"Mode": "vip", "Ports": [{"Protocol": protocol, "TargetPort": 80, "PublishedPort": port, "PublishMode": mode}]}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    spec = json.loads(json.dumps(a_spec()))
+    *parents, last = path.split(".")
+    place = spec
+    for parent in parents:
+        place = place.setdefault(parent, {})
+    place[last] = value
+    return spec
+
+
+async def filtered(node: Setup, path: str, filters: dict[str, Any]) -> Any:
+    return await node.ok("GET", f"{path}?filters={quote(json.dumps(filters))}")
+
+
+async def test_a_created_service_is_shown_as_docker_shows_it(cluster: Setup) -> None:
+    network = await cluster.ok("POST", "/networks/create", {"Name": "ov1", "Driver": "overlay"})
+    secret = await cluster.ok("POST", "/secrets/create", {"Name": "sec1", "Data": "c2VjZGF0YQ=="})
+    spec = a_spec(replicas=2, EndpointSpec=publishing(8080))
+    spec["TaskTemplate"]["Networks"] = [{"Target": "ov1", "Aliases": ["w"]}]
+    spec["TaskTemplate"]["ContainerSpec"]["Secrets"] = [
+        {"File": {"Name": "sec1", "UID": "0", "GID": "0", "Mode": 292}, "SecretID": secret["ID"], "SecretName": "sec1"}
+    ]
+    spec["TaskTemplate"]["ContainerSpec"]["Mounts"] = [{"Type": "volume", "Source": "v1", "Target": "/data"}]
+    spec["UpdateConfig"] = {
+        "Parallelism": 0,
+        "Delay": 1_000_000_000,
+        "FailureAction": "rollback",
+        "MaxFailureRatio": 0,
+        "Order": "start-first",
+    }
+    id = (await cluster.ok("POST", "/v1.44/services/create", spec))["ID"]
+    await settled(cluster, id, 2)
+
+    shown = await cluster.ok("GET", f"/v1.44/services/{id}?insertDefaults=false")
+    container = shown["Spec"]["TaskTemplate"]["ContainerSpec"]
+    assert container["Secrets"] == spec["TaskTemplate"]["ContainerSpec"]["Secrets"]
+    assert container["Mounts"] == spec["TaskTemplate"]["ContainerSpec"]["Mounts"]
+    assert container["Isolation"] == "default"
+    assert container["Init"] is False
+    assert shown["Spec"]["TaskTemplate"]["Networks"] == [{"Target": network["Id"], "Aliases": ["w"]}]
+    assert shown["Spec"]["TaskTemplate"]["Runtime"] == "container"
+    assert shown["Spec"]["UpdateConfig"] == spec["UpdateConfig"]
+    assert shown["Spec"]["EndpointSpec"] == spec["EndpointSpec"]
+    assert shown["Endpoint"] == {
+        "Spec": {}, "Ports": spec["EndpointSpec"]["Ports"], "VirtualIPs": [{"NetworkID": network["Id"], "Addr": "10.0.1.2/24"}],
+    }  # fmt: skip
+    assert shown["Spec"]["Mode"] == {"Replicated": {"Replicas": 2}}
+
+    with_defaults = (await cluster.ok("GET", "/services/web?insertDefaults=true"))["Spec"]
+    assert with_defaults["RollbackConfig"]["Order"] == "stop-first"
+    assert with_defaults["TaskTemplate"]["RestartPolicy"] == {"Condition": "any", "Delay": 5_000_000_000, "MaxAttempts": 0}
+    assert with_defaults["TaskTemplate"]["ContainerSpec"]["StopGracePeriod"] == 10_000_000_000
+
+    tasks = await filtered(cluster, "/tasks", {"service": {id: True}, "_up-to-date": {"true": True}})
+    assert [task["Slot"] for task in tasks] == [1, 2]
+    task = tasks[0]
+    assert (task["Status"]["State"], task["DesiredState"], task["Status"]["PortStatus"]) == ("running", "running", {})
+    assert task["Status"]["ContainerStatus"]["ExitCode"] == 0
+    attached = task["NetworksAttachments"][0]
+    assert attached["Addresses"] == ["10.0.1.11/24"]
+    assert attached["Network"]["Spec"]["Name"] == "ov1"
+    assert attached["Network"]["IPAMOptions"]["Configs"] == [{"Subnet": "10.0.1.0/24", "Gateway": "10.0.1.1"}]
+    assert not [key for key in task if key.startswith("Mesh")]
+    listed = await cluster.ok("GET", "/services?status=true")
+    assert listed[0]["ServiceStatus"] == {"RunningTasks": 2, "DesiredTasks": 2, "CompletedTasks": 0}
+
+
+async def settled(node: Setup, id: str, replicas: int) -> None:
+    async with asyncio.timeout(5):
+        while True:
+            tasks = await filtered(node, "/tasks", {"service": [id], "desired-state": ["running"], "_up-to-date": ["true"]})
+            if len(tasks) == replicas:
+                return
+            await asyncio.sleep(0.01)
+
+
+async def test_what_the_cli_reads_it_can_send_back_unchanged(cluster: Setup) -> None:
+    id = (await cluster.ok("POST", "/services/create", a_spec(EndpointSpec=publishing(8080))))["ID"]
+    await settled(cluster, id, 1)
+    before = await cluster.ok("GET", f"/services/{id}")
+    answer = await cluster.ok("POST", f"/services/{id}/update?version={before['Version']['Index']}", before["Spec"])
+    assert answer == {"Warnings": None}
+    after = await cluster.ok("GET", f"/services/{id}")
+    assert after["Spec"] == before["Spec"]
+    assert after["Version"]["Index"] > before["Version"]["Index"]
+
+
+@pytest.mark.parametrize("nothing", [{}, None])
+async def test_no_mode_means_one_replica_and_no_name_a_random_one(manager: Setup, nothing: Any) -> None:
+    spec = a_spec()
+    del spec["Name"]
+    spec["Mode"] = nothing
+    spec["EndpointSpec"] = nothing
+    spec["Labels"] = nothing
+    id = (await manager.ok("POST", "/services/create", spec))["ID"]
+    shown = await manager.ok("GET", f"/services/{id}")
+    assert shown["Spec"]["Mode"] == {"Replicated": {"Replicas": 1}}
+    assert len(shown["Spec"]["Name"].split("_")) == 2
+
+
+REFUSED = [
+    ("Name", "bad name", 400, INVALID + "name must be valid as a DNS name component"),
+    ("Name", "a" * 64, 400, INVALID + "name must be 63 characters or fewer"),
+    ("TaskTemplate.ContainerSpec", None, 400, "mismatched Runtime and *Spec fields"),
+    ("TaskTemplate.ContainerSpec.Image", "", 400, INVALID + "ContainerSpec: image reference must be provided"),
+    ("TaskTemplate.ContainerSpec.Image", "Bad Image", 400, INVALID + 'ContainerSpec: "Bad Image" is not a valid repository/tag'),
+    ("TaskTemplate.ContainerSpec.Mounts", [{"Target": "/a"}, {"Target": "/a"}], 400, INVALID + "ContainerSpec: duplicate mount point: /a"),
+    ("TaskTemplate.Placement.Constraints", ["node.role"], 400, INVALID + "constraint expected one operator from ==, !="),
+    ("TaskTemplate.Resources.Limits", {"NanoCPUs": 1}, 400, INVALID + "invalid cpu value 1e-09: Must be at least 0.001"),
+    ("TaskTemplate.Resources.Limits", {"MemoryBytes": 1024}, 400, INVALID + "invalid memory value 1024: Must be at least 4MiB"),
+    ("TaskTemplate.RestartPolicy", {"Condition": "maybe"}, 400, 'invalid RestartCondition: "maybe"'),
+    ("TaskTemplate.RestartPolicy", {"Delay": -1}, 400, INVALID + "TaskSpec: restart-delay cannot be negative"),
+    ("TaskTemplate.Networks", [{"Target": "nosuch"}], 404, "network nosuch not found"),
+    (
+        "TaskTemplate.Networks", [{"Target": "host"}], 400,
+        "network host cannot be used with services. Only networks scoped to the swarm can be used, "
+        "such as those created with the overlay driver.",
+    ),
+    ("Mode", {"Replicated": {}, "Global": {}}, 400, "must specify only one service mode"),
+    ("Mode", {"Replicated": {"Replicas": -1}}, 400, INVALID + "Number of replicas must be non-negative"),
+    ("UpdateConfig", {"Order": "sideways"}, 400, "unrecognized update order sideways"),
+    ("UpdateConfig", {"FailureAction": "cry"}, 400, "unrecognized update failure action cry"),
+    ("UpdateConfig", {"MaxFailureRatio": 2}, 400, INVALID + "UpdateConfig: update-maxfailureratio cannot be less than 0 or bigger than 1"),
+    (
+        "EndpointSpec", {"Mode": "dnsrr", "Ports": [{"TargetPort": 80, "PublishedPort": 80}]}, 400,
+        INVALID + "EndpointSpec: port published with ingress mode can't be used with dnsrr mode",
+    ),
+    (
+        "EndpointSpec.Ports", [{"TargetPort": 80, "PublishedPort": 80}, {"TargetPort": 81, "PublishedPort": 80}], 400,
+        INVALID + "EndpointSpec: duplicate published ports provided",
+    ),
+    ("TaskTemplate.ContainerSpec.Args", "sleep", 400, "invalid request: Expected `array | null`, got `str` - at `$.TaskTemplate.ContainerSpec.Args`"),
+    (
+        "TaskTemplate.ContainerSpec.Secrets", [{"File": {"Name": "a"}, "SecretID": "nosuch", "SecretName": "sec"}], 400,
+        INVALID + "secret not found: sec",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "value", "status", "text"), REFUSED, ids=[f"{path}={value}"[:50] for path, value, _, _ in REFUSED])
+async def test_refused_in_dockers_words_and_nothing_is_left(manager: Setup, path: str, value: Any, status: int, text: str) -> None:
+    before = manager.store.snapshot().revision
+    assert await manager.refused("POST", "/services/create", changed(path, value)) == (status, text)
+    assert manager.store.snapshot().revision == before
+
+
+async def test_malformed_bodies(manager: Setup) -> None:
+    for raw, text in ((b"{", "unexpected EOF"), (b"", "EOF"), (b"{}", "mismatched Runtime and *Spec fields")):
+        status, answer = await manager.call("POST", "/services/create", raw=raw)
+        assert (status, answer["message"]) == (400, text)
+    status, answer = await manager.call("POST", "/services/create", raw=b"{]}")
+    assert status == 400
+    assert answer["message"].startswith("invalid JSON:")
+
+
+async def test_names_are_unique_also_for_two_at_the_same_moment(manager: Setup) -> None:
+    answers = await asyncio.gather(*(manager.call("POST", "/services/create", a_spec()) for _ in range(5)))
+    assert sorted(status for status, _ in answers) == [201, 409, 409, 409, 409]
+    text = next(answer["message"] for status, answer in answers if status == 409)
+    assert text == "rpc error: code = AlreadyExists desc = name conflicts with an existing object: service web already exists"
+    assert manager.store.snapshot().count(Service) == 1
+
+
+async def test_a_published_port_belongs_to_one_service(manager: Setup) -> None:
+    id = (await manager.ok("POST", "/services/create", a_spec("p1", EndpointSpec=publishing(7777))))["ID"]
+    taken = f"{INVALID}port '7777' is already in use by service 'p1' ({id}) as an ingress port"
+    assert await manager.refused("POST", "/services/create", a_spec("p2", EndpointSpec=publishing(7777))) == (400, taken)
+    assert await manager.refused("POST", "/services/create", a_spec("p2", EndpointSpec=publishing(7777, "host"))) == (400, taken)
+    await manager.ok("POST", "/services/create", a_spec("udp", EndpointSpec=publishing(7777, protocol="udp")))
+    for name in ("h1", "h2"):
+        await manager.ok("POST", "/services/create", a_spec(name, EndpointSpec=publishing(7000, "host")))
+    status, text = await manager.refused("POST", "/services/create", a_spec("p3", EndpointSpec=publishing(7000)))
+    assert status == 400
+    assert text.endswith("as a host-published port")
+    # two at the same moment
+    answers = await asyncio.gather(
+        *(manager.call("POST", "/services/create", a_spec(f"r{number}", EndpointSpec=publishing(9000))) for number in range(4))
+    )
+    assert sorted(status for status, _ in answers) == [201, 400, 400, 400]
+
+
+async def test_claims_follow_the_service(manager: Setup) -> None:
+    def claims() -> set[str]:
+        return {claim.id for claim in manager.store.snapshot().all(Claim)}
+
+    id = (await manager.ok("POST", "/services/create", a_spec(EndpointSpec=publishing(8080))))["ID"]
+    assert claims() == {"service/web", "port/tcp/8080"}
+    seen = (await manager.ok("GET", "/services/web"))["Version"]["Index"]
+    await manager.ok("POST", f"/services/web/update?version={seen}", a_spec(EndpointSpec=publishing(8081)))
+    assert claims() == {"service/web", "port/tcp/8081"}
+    await manager.ok("DELETE", f"/services/{id}")
+    assert claims() == set()
+    assert await manager.refused("DELETE", "/services/web") == (404, "service web not found")
+
+
+async def test_updates_need_the_newest_version(manager: Setup) -> None:
+    await manager.ok("POST", "/services/create", a_spec())
+    seen = (await manager.ok("GET", "/services/web"))["Version"]["Index"]
+    await manager.ok("POST", f"/services/web/update?version={seen}", a_spec(replicas=3))
+    stale = await manager.refused("POST", f"/services/web/update?version={seen}", a_spec(replicas=4))
+    assert stale == (500, "rpc error: code = Unknown desc = update out of sequence")
+    assert await manager.refused("POST", "/services/web/update", a_spec()) == (
+        400, "invalid service version '': strconv.ParseUint: parsing \"\": invalid syntax",
+    )  # fmt: skip
+    current = (await manager.ok("GET", "/services/web"))["Version"]["Index"]
+    renamed = await manager.refused("POST", f"/services/web/update?version={current}", a_spec("other"))
+    assert renamed == (501, "rpc error: code = Unimplemented desc = renaming services is not supported")
+    remade = await manager.refused("POST", f"/services/web/update?version={current}", a_spec(Mode={"Global": {}}))
+    assert remade == (501, "rpc error: code = Unimplemented desc = service mode change is not allowed")
+
+
+async def test_rollback_goes_back_to_the_spec_before(manager: Setup) -> None:
+    await manager.ok("POST", "/services/create", a_spec())
+    seen = (await manager.ok("GET", "/services/web"))["Version"]["Index"]
+    status, text = await manager.refused("POST", f"/services/web/update?rollback=previous&version={seen}", a_spec())
+    assert (status, text) == (400, "rpc error: code = FailedPrecondition desc = service web does not have a previous spec")
+    await manager.ok("POST", f"/services/web/update?version={seen}", changed("TaskTemplate.ContainerSpec.Args", ["false"]))
+    seen = (await manager.ok("GET", "/services/web"))["Version"]["Index"]
+    await manager.ok("POST", f"/services/web/update?rollback=previous&version={seen}", a_spec())
+    after = await manager.ok("GET", "/services/web")
+    assert after["Spec"]["TaskTemplate"]["ContainerSpec"]["Args"] == ["sleep", "1000"]
+
+
+async def test_filters_in_both_forms(cluster: Setup) -> None:
+    ids = {}
+    for name, mode in (("web", {"Replicated": {"Replicas": 1}}), ("webtty", {"Replicated": {"Replicas": 1}}), ("glob", {"Global": {}})):
+        ids[name] = (await cluster.ok("POST", "/services/create", a_spec(name, Mode=mode, Labels={"of": name, "all": ""})))["ID"]
+    await settled(cluster, ids["web"], 1)
+
+    async def names(filters: dict[str, Any]) -> list[str]:
+        return [service["Spec"]["Name"] for service in await filtered(cluster, "/services", filters)]
+
+    assert await names({"name": {"web": True}}) == await names({"name": ["web"]}) == ["web", "webtty"]
+    assert await names({"id": [ids["glob"][:10]]}) == ["glob"]
+    assert await names({"mode": ["global"]}) == ["glob"]
+    assert await names({"label": ["all"]}) == ["glob", "web", "webtty"]
+    assert await names({"label": ["all", "of=web"]}) == ["web"]
+    assert await names({"label": ["of=other"]}) == []
+    assert await cluster.refused("GET", "/services?filters=" + quote('{"bogus":["x"]}')) == (400, "Invalid filter 'bogus'")
+    assert await cluster.refused("GET", "/tasks?filters=" + quote('{"bogus":["x"]}')) == (400, "Invalid filter 'bogus'")
+    assert (await cluster.refused("GET", "/tasks?filters=nonsense"))[0] == 400
+    assert await cluster.refused("GET", "/tasks?filters=" + quote('{"service":["nosuch"]}')) == (404, "service nosuch not found")
+    assert len(await filtered(cluster, "/tasks", {"service": ["web"], "node": [cluster.backend.node_id]})) == 1
+    assert len(await filtered(cluster, "/tasks", {"label": ["of=web"]})) == 1
+    assert await filtered(cluster, "/tasks", {"desired-state": ["shutdown"]}) == []
+
+
+async def test_references_by_id_name_and_prefix(cluster: Setup) -> None:
+    id = (await cluster.ok("POST", "/services/create", a_spec()))["ID"]
+    await settled(cluster, id, 1)
+    for reference in (id, "web", id[:8]):
+        assert (await cluster.ok("GET", f"/services/{reference}"))["ID"] == id
+    task = next(cluster.store.snapshot().all(Task))
+    for reference in (task.id, task.id[:8], "web.1"):
+        assert (await cluster.ok("GET", f"/tasks/{reference}"))["ID"] == task.id
+    assert await cluster.refused("GET", "/tasks/nosuch") == (404, "task nosuch not found")
+
+
+async def test_versions_in_the_path(manager: Setup) -> None:
+    for path in ("/services", "/v1.24/services", "/v1.41/services", "/v1.44/services"):
+        assert await manager.ok("GET", path) == []
+    assert await manager.refused("GET", "/v9.99/services") == (
+        400, "client version 9.99 is too new. Maximum supported API version is 1.44",
+    )  # fmt: skip
+    status, text = await manager.refused("GET", "/v1.0/services")
+    assert status == 400
+    assert text.startswith("client version 1.0 is too old. Minimum supported API version is 1.24,")
+    for method, path in (("GET", "/nosuch"), ("PUT", "/services"), ("GET", "/swarm/nosuch")):
+        assert await manager.refused(method, path) == (404, "page not found")

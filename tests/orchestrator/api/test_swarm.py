@@ -1,0 +1,204 @@
+"""Init, join, leave, tokens, nodes: answers and refusals."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from orchestrator.model import Node, Task, TaskState, TaskStatus
+from orchestrator.store.base import Put
+from tests.orchestrator.api.fakes import Setup, a_node
+
+NO_SWARM = 'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.'
+WORKER = (
+    "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. "
+    "Please run this command on a manager node or promote the current node to a manager."
+)
+CLUSTER_PATHS = ["/nodes", "/services?status=true", "/tasks", "/secrets", "/configs", "/swarm", "/nodes/x", "/services/x", "/tasks/x/logs"]
+
+
+@pytest.mark.parametrize("path", CLUSTER_PATHS)
+async def test_outside_a_cluster_docker_says_503(node: Setup, path: str) -> None:
+    assert await node.refused("GET", path) == (503, NO_SWARM)
+    node.backend.state = "worker"
+    assert await node.refused("GET", path) == (503, WORKER)
+
+
+async def test_init_answers_the_node_id_and_fills_in_the_defaults(node: Setup) -> None:
+    sent = {
+        "ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": "10.78.0.1", "DataPathAddr": "", "DataPathPort": 0, "ForceNewCluster": False,
+        "Spec": {"Labels": None, "Orchestration": {}, "Raft": {"ElectionTick": 0, "HeartbeatTick": 0}, "Dispatcher": {}, "CAConfig": {},
+                 "TaskDefaults": {}, "EncryptionConfig": {"AutoLockManagers": False}},
+        "AutoLockManagers": False, "Availability": "", "DefaultAddrPool": [], "SubnetSize": 24,
+    }  # fmt: skip
+    assert await node.ok("POST", "/v1.44/swarm/init", sent) == node.backend.node_id
+    swarm = await node.ok("GET", "/v1.44/swarm")
+    assert swarm["Spec"]["Orchestration"] == {"TaskHistoryRetentionLimit": 5}
+    assert swarm["Spec"]["Raft"] == {
+        "SnapshotInterval": 10000, "KeepOldSnapshots": 0, "LogEntriesForSlowFollowers": 500, "ElectionTick": 10, "HeartbeatTick": 1,
+    }  # fmt: skip
+    assert swarm["Spec"]["CAConfig"]["NodeCertExpiry"] == 7776000000000000
+    assert swarm["JoinTokens"] == {"Worker": "SWMTKN-1-x-worker0", "Manager": "SWMTKN-1-x-manager0"}
+    assert not [key for key in swarm if key.startswith("Mesh")], "the keys of the CA stay inside"
+    assert await node.refused("POST", "/swarm/init", sent) == (
+        503,
+        'This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.',
+    )
+    assert len(node.backend.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "text"),
+    [
+        ({"Availability": "sleepy"}, 400, 'invalid Availability: "sleepy"'),
+        ({"DefaultAddrPool": ["10.0.0.0/99"]}, 400, "invalid CIDR address: 10.0.0.0/99"),
+        ({"DefaultAddrPool": ["10.0.0.0/24"], "SubnetSize": 20}, 400, "subnet size 20 is larger than the address pool 10.0.0.0/24"),
+        ({"DataPathPort": 80}, 400, "Datapath port number must be between 1024 and 49151 inclusive"),
+        ({"Spec": {"Name": "other"}}, 400, "rpc error: code = InvalidArgument desc = cluster name must be 'default'"),
+        ({"SubnetSize": "big"}, 400, "invalid request: Expected `int`, got `str` - at `$.SubnetSize`"),
+    ],
+)
+async def test_a_bad_init_makes_no_cluster(node: Setup, change: dict, status: int, text: str) -> None:
+    assert await node.refused("POST", "/swarm/init", {"AdvertiseAddr": "10.0.0.1", **change}) == (status, text)
+    assert node.backend.calls == []
+
+
+async def test_join(node: Setup) -> None:
+    bad = {"RemoteAddrs": ["10.0.0.9:2377"], "JoinToken": "SWMTKN-1-bad-bad", "ListenAddr": "0.0.0.0:2377", "Availability": ""}
+    assert await node.refused("POST", "/swarm/join", bad) == (500, "invalid join token")
+    assert await node.refused("POST", "/swarm/join", {**bad, "RemoteAddrs": []}) == (400, "at least 1 RemoteAddr is required to join")
+    await node.ok("POST", "/swarm/join", {**bad, "JoinToken": "SWMTKN-1-x-worker0"})
+    assert node.backend.state == "worker"
+    assert (await node.refused("POST", "/swarm/join", bad))[0] == 503
+    await node.ok("POST", "/swarm/leave")
+    assert node.backend.state == "inactive"
+    assert await node.refused("POST", "/swarm/leave") == (503, "This node is not part of a swarm")
+
+
+async def test_the_last_manager_leaves_only_by_force(manager: Setup) -> None:
+    status, text = await manager.refused("POST", "/swarm/leave")
+    assert status == 503
+    assert text.startswith("You are attempting to leave the swarm on a node that is participating as a manager. Removing the last manager")
+    await manager.ok("POST", "/swarm/leave?force=1")
+    assert manager.backend.calls[-1] == ("leave", True)
+
+
+async def test_update_and_rotation(manager: Setup) -> None:
+    swarm = await manager.ok("GET", "/swarm")
+    spec = {**swarm["Spec"], "Orchestration": {"TaskHistoryRetentionLimit": 3}, "Dispatcher": {"HeartbeatPeriod": 6_000_000_000}}
+    seen = swarm["Version"]["Index"]
+    await manager.ok("POST", f"/swarm/update?rotateWorkerToken=true&rotateManagerToken=false&version={seen}", spec)
+    after = await manager.ok("GET", "/swarm")
+    assert after["Version"]["Index"] > seen
+    assert after["Spec"]["Orchestration"] == {"TaskHistoryRetentionLimit": 3}
+    assert after["Spec"]["Dispatcher"] == {"HeartbeatPeriod": 6_000_000_000}
+    assert after["JoinTokens"] == {"Worker": "SWMTKN-1-x-worker01", "Manager": "SWMTKN-1-x-manager0"}
+    stale = await manager.refused("POST", f"/swarm/update?version={seen}", spec)
+    assert stale == (500, "rpc error: code = Unknown desc = update out of sequence")
+    assert (await manager.refused("POST", "/swarm/update", spec))[0] == 400
+    short = {**spec, "CAConfig": {"NodeCertExpiry": 1_000_000_000}}
+    current = after["Version"]["Index"]
+    assert await manager.refused("POST", f"/swarm/update?version={current}", short) == (
+        400, "rpc error: code = InvalidArgument desc = minimum certificate expiry time is 1h0m0s",
+    )  # fmt: skip
+
+
+async def test_what_an_update_leaves_out_stays(manager: Setup) -> None:
+    before = await manager.ok("GET", "/swarm")
+    await manager.ok("POST", f"/swarm/update?version={before['Version']['Index']}", {"Name": "default", "Labels": {"a": "b"}})
+    after = await manager.ok("GET", "/swarm")
+    assert after["Spec"] == {**before["Spec"], "Labels": {"a": "b"}}
+
+
+async def test_nodes_are_listed_filtered_and_updated(manager: Setup) -> None:
+    await manager.store.commit([Put(a_node("workerid1", "node-b")), Put(a_node("workerid2", "node-c", state="down"))])
+    listed = await manager.ok("GET", "/nodes")
+    assert [node["Description"]["Hostname"] for node in listed] == ["node-a", "node-b", "node-c"]
+    first = listed[0]
+    assert first["ManagerStatus"] == {"Leader": True, "Reachability": "reachable", "Addr": "10.0.0.1:2377"}
+    assert first["Spec"] == {"Labels": {}, "Role": "manager", "Availability": "active"}
+    assert "MeshAPIAddr" not in first["Description"]
+    filtered = await manager.ok("GET", '/nodes?filters={"role":{"worker":true},"membership":{"accepted":true}}')
+    assert [node["ID"] for node in filtered] == ["workerid1", "workerid2"]
+    for reference in ("workerid1", "node-b"):
+        assert (await manager.ok("GET", f"/nodes/{reference}"))["ID"] == "workerid1"
+    assert (await manager.ok("GET", "/nodes/self"))["ID"] == manager.backend.node_id
+    assert await manager.refused("GET", "/nodes/workerid") == (400, "node workerid is ambiguous (2 matches found)")
+    assert await manager.refused("GET", "/nodes/nosuch") == (404, "node nosuch not found")
+
+    seen = (await manager.ok("GET", "/nodes/node-b"))["Version"]["Index"]
+    await manager.ok(
+        "POST", f"/nodes/workerid1/update?version={seen}", {"Labels": {"disk": "ssd"}, "Role": "worker", "Availability": "drain"}
+    )
+    after = await manager.ok("GET", "/nodes/node-b")
+    assert after["Spec"] == {"Labels": {"disk": "ssd"}, "Role": "worker", "Availability": "drain"}
+    assert after["Version"]["Index"] > seen
+    assert (await manager.refused("POST", f"/nodes/workerid1/update?version={seen}", after["Spec"]))[0] == 500
+    assert [node["ID"] for node in await manager.ok("GET", '/nodes?filters={"node.label":["disk=ssd"]}')] == ["workerid1"]
+    bad = {**after["Spec"], "Availability": "lazy"}
+    assert await manager.refused("POST", f"/nodes/workerid1/update?version={after['Version']['Index']}", bad) == (
+        400, 'invalid Availability: "lazy"',
+    )  # fmt: skip
+
+
+async def test_the_last_manager_is_not_demoted_nor_removed(manager: Setup) -> None:
+    self = await manager.ok("GET", "/nodes/self")
+    spec = {**self["Spec"], "Role": "worker"}
+    assert await manager.refused("POST", f"/nodes/self/update?version={self['Version']['Index']}", spec) == (
+        400, "rpc error: code = FailedPrecondition desc = attempting to demote the last manager of the swarm",
+    )  # fmt: skip
+    status, text = await manager.refused("DELETE", "/nodes/self?force=1")
+    assert status == 400
+    assert "is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal" in text
+
+
+async def test_a_demotion_that_would_cost_the_quorum_is_refused(manager: Setup) -> None:
+    lost = a_node("manager2", "node-b", "manager")
+    assert lost.manager_status is not None
+    await manager.store.commit([Put(replace(lost, manager_status=replace(lost.manager_status, reachability="unreachable")))])
+    self = await manager.ok("GET", "/nodes/self")
+    status, text = await manager.refused(
+        "POST", f"/nodes/self/update?version={self['Version']['Index']}", {**self["Spec"], "Role": "worker"}
+    )
+    assert (status, text.split(" desc = ")[1]) == (400, "can't remove member from the raft: this would result in a loss of quorum")
+
+
+async def test_a_ready_node_is_not_removed_and_a_removed_one_orphans_its_tasks(manager: Setup) -> None:
+    await manager.store.commit([Put(a_node("workerid1", "node-b"))])
+    tasks = [Task(id=f"t{n}", node_id="workerid1", service_id="s", status=TaskStatus(state=TaskState.RUNNING)) for n in range(3)]
+    await manager.store.commit([Put(task) for task in tasks])
+    assert await manager.refused("DELETE", "/nodes/node-b") == (
+        400, "rpc error: code = FailedPrecondition desc = node workerid1 is not down and can't be removed",
+    )  # fmt: skip
+    await manager.ok("DELETE", "/nodes/node-b?force=1")
+    snapshot = manager.store.snapshot()
+    assert snapshot.get(Node, "workerid1") is None
+    assert {task.status.state for task in snapshot.all(Task)} == {TaskState.ORPHANED}
+
+
+async def test_info_and_version_have_the_cluster_in_them(manager: Setup) -> None:
+    info = await manager.ok("GET", "/v1.44/info")
+    assert info["Swarm"]["NodeID"] == manager.backend.node_id
+    assert info["Swarm"]["LocalNodeState"] == "active"
+    assert info["Swarm"]["ControlAvailable"] is True
+    assert (info["Swarm"]["Nodes"], info["Swarm"]["Managers"]) == (1, 1)
+    assert info["Swarm"]["RemoteManagers"] == [{"NodeID": manager.backend.node_id, "Addr": "10.0.0.1:2377"}]
+    assert "JoinTokens" not in info["Swarm"]["Cluster"]
+    assert "meshd.balancer=nftables" in info["Labels"]
+    version = await manager.ok("GET", "/version")
+    assert (version["ApiVersion"], version["MinAPIVersion"]) == ("1.44", "1.24")
+    assert version["Components"][0]["Details"]["ApiVersion"] == "1.44"
+
+
+async def test_info_without_an_engine_still_tells_the_role(manager: Setup) -> None:
+    manager.backend.engine_socket = "/nonexistent"
+    from orchestrator.api.app import make_app
+    from aiohttp.test_utils import TestClient, TestServer
+
+    async with TestClient(TestServer(make_app(manager.backend))) as client:
+        info = await (await client.get("/info")).json()
+        assert info["Swarm"]["ControlAvailable"] is True
+        assert "does not answer at unix:///nonexistent" in info["Warnings"][-1]
+        assert (await (await client.get("/version")).json())["ApiVersion"] == "1.44"
+        refused = await client.get("/containers/json")
+        assert refused.status == 503
