@@ -60,12 +60,12 @@ def later(old: TaskStatus | None, new: TaskStatus) -> TaskStatus:
     return old if old is not None and STATE_ORDER[old.state] > STATE_ORDER[new.state] else new
 
 
-def tasks_changed(snapshot: Snapshot, statuses: Mapping[str, TaskStatus]) -> list[Task]:
+def tasks_changed(snapshot: Snapshot, statuses: Mapping[str, TaskStatus], now: datetime) -> list[Task]:
     """Tasks as they are to be stored, by id; those that would not change are left out."""
     changed = []
     for task_id in sorted(statuses):
         task = snapshot.task(task_id)
-        advanced = advance(task, statuses[task_id]) if task is not None else None
+        advanced = advance(task, statuses[task_id], now) if task is not None else None
         if advanced is not None and advanced != task:
             changed.append(advanced)
     return changed

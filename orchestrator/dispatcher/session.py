@@ -95,8 +95,8 @@ class AgentSession:
 
     def report(self, statuses: Iterable[TaskReport]) -> None:
         """Kept and repeated until the leader has stored them; a newer status of a task takes the place of an older."""
-        self._sequence += 1
         for report in statuses:
+            self._sequence += 1
             self._unstored[report.task_id] = (self._sequence, report)
         self._dirty.set()
 
@@ -186,7 +186,9 @@ class AgentSession:
                 await self._heard(message)
         finally:
             sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
+            [failure] = await asyncio.gather(sending, return_exceptions=True)
+            if isinstance(failure, Exception):
+                log.error("the session's sender failed", exc_info=failure)
         return f"closed by the manager: {_close_reason(ws)}"
 
     async def _heard(self, message: FromManager) -> None:
@@ -222,7 +224,11 @@ class AgentSession:
                 except TimeoutError:
                     pass
         except (ConnectionError, aiohttp.ClientError):
-            await ws.close()
+            pass
+        finally:
+            # Without a sender there is no session: the reader must notice, also when it is a bug that ended it.
+            if not ws.closed:
+                await ws.close()
 
     def _due(self) -> list[FromAgent]:
         messages: list[FromAgent] = []
@@ -230,12 +236,11 @@ class AgentSession:
             self._described = self._description
             messages.append(Describe(description=self._description))
         waiting = sorted((kept for kept in self._unstored.values() if kept[0] > self._sent_sequence), key=lambda kept: kept[0])
-        # A message's sequence confirms everything up to it, so a report split in two confirms its first half with the one before.
-        chunks = [waiting[start : start + REPORTS_PER_MESSAGE] for start in range(0, len(waiting), REPORTS_PER_MESSAGE)]
-        for chunk, following in zip(chunks, [*chunks[1:], []], strict=True):
-            whole = chunk[-1][0] - 1 if following and following[0][0] == chunk[-1][0] else chunk[-1][0]
-            messages.append(Statuses(sequence=whole, reports=tuple(report for _, report in chunk)))
+        for start in range(0, len(waiting), REPORTS_PER_MESSAGE):
+            chunk = waiting[start : start + REPORTS_PER_MESSAGE]
+            # Every report has its own number, so confirming a message's last confirms it and all before.
             self._sent_sequence = chunk[-1][0]
+            messages.append(Statuses(sequence=self._sent_sequence, reports=tuple(report for _, report in chunk)))
         if self._applied is not self._applied_sent and self._applied is not None:
             self._applied_sent = self._applied
             messages.append(self._applied)

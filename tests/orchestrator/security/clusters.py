@@ -52,8 +52,14 @@ class TestCluster:
         return self.cluster.join_tokens
 
     def identity(
-        self, node_id: str, role: ca.Role = "worker", *, cluster_id: str = CLUSTER_ID, root: ca.RootCA | None = None, at: datetime | None = None
-    ) -> Identity:  # fmt: skip
+        self,
+        node_id: str,
+        role: ca.Role = "worker",
+        *,
+        cluster_id: str = CLUSTER_ID,
+        root: ca.RootCA | None = None,
+        at: datetime | None = None,
+    ) -> Identity:
         """`at`: when it was issued; it lives for an hour."""
         root = root or self.root
         key, csr = ca.new_key_and_csr()

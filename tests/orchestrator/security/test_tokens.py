@@ -48,7 +48,7 @@ GOOD = tokens.make(ROOT.certificate)
     ],
 )  # fmt: skip
 def test_anything_else_is_dockers_error(text: str) -> None:
-    with pytest.raises(tokens.InvalidToken, match="^invalid join token$"):
+    with pytest.raises(tokens.InvalidToken, match=r"^invalid join token$"):
         tokens.parse(text)
 
 
