@@ -1,0 +1,268 @@
+"""Links: bridges, the VXLAN device, veth pairs; and the routes through them.
+
+Edge. Source: rtnetlink(7), linux/if_link.h. Messages are encoded and decoded by pyroute2 (its classes only: its sockets need an event loop of
+their own). Every function acts in the namespace whose socket it is given.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any, Final
+
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+from mesh.errors import KernelError
+from mesh.linux.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink
+from mesh.table import TUNNEL, Attachment, Bridge, Tunnel
+
+_RTM_NEWLINK: Final = 16
+_RTM_DELLINK: Final = 17
+_RTM_GETLINK: Final = 18
+_RTM_NEWROUTE: Final = 24
+_RTM_DELROUTE: Final = 25
+_RTM_GETROUTE: Final = 26
+_IFF_UP: Final = 1
+_AF_BRIDGE: Final = 7
+_RT_TABLE_MAIN: Final = 254
+_RTPROT_STATIC: Final = 4
+_RTPROT_KERNEL: Final = 2
+_SCOPE_UNIVERSE: Final = 0
+_SCOPE_LINK: Final = 253
+_RTN_UNICAST: Final = 1
+_RTNH_F_ONLINK: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What the kernel says of one link. `peer` is the other end's index (veth). Fields that don't apply are 0, "" or False."""
+
+    index: int
+    name: str
+    kind: str
+    mac: str
+    mtu: int
+    up: bool
+    master: int
+    peer: int
+    isolated: bool
+    vni: int
+    local: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`destination` as CIDR ("" = default), `via` "" = on-link."""
+
+    destination: str
+    via: str
+    index: int
+
+
+def links(netlink: Netlink) -> dict[str, Link]:
+    """All links of the namespace by name."""
+    answers = netlink.dump("list links", _RTM_GETLINK, _encode(ifinfmsg()))
+    found = (_link(_decode(ifinfmsg, payload)) for kind, payload in answers if kind == _RTM_NEWLINK)
+    return {link.name: link for link in found}
+
+
+def _link(message: Any) -> Link:
+    information = message.get_attr("IFLA_LINKINFO")
+    kind = (information.get_attr("IFLA_INFO_KIND") if information else None) or ""
+    own = information.get_attr("IFLA_INFO_DATA") if information and kind == "vxlan" else None
+    port = information.get_attr("IFLA_INFO_SLAVE_DATA") if information else None
+    isolated = port.get_attr("IFLA_BRPORT_ISOLATED") if port and hasattr(port, "get_attr") else 0
+    return Link(
+        index=message["index"],
+        name=message.get_attr("IFLA_IFNAME"),
+        kind=kind,
+        mac=message.get_attr("IFLA_ADDRESS") or "",
+        mtu=message.get_attr("IFLA_MTU") or 0,
+        up=bool(message["flags"] & _IFF_UP),
+        master=message.get_attr("IFLA_MASTER") or 0,
+        peer=message.get_attr("IFLA_LINK") or 0,
+        isolated=bool(isolated),
+        vni=(own.get_attr("IFLA_VXLAN_ID") or 0) if own else 0,
+        local=(own.get_attr("IFLA_VXLAN_LOCAL") or own.get_attr("IFLA_VXLAN_LOCAL6") or "") if own else "",
+        port=(own.get_attr("IFLA_VXLAN_PORT") or 0) if own else 0,
+    )
+
+
+def put_bridge(netlink: Netlink, bridge: Bridge) -> None:
+    present = links(netlink).get(bridge.name)
+    if present is not None and present.kind != "bridge":
+        raise KernelError(f"create bridge {bridge.name}", errno.EEXIST, "a link of another kind has its name")
+    if present is None:
+        _new(netlink, f"create bridge {bridge.name}", {"IFLA_IFNAME": bridge.name, "IFLA_LINKINFO": _kind("bridge")})
+    # set after creation: only then does the kernel keep the MTU and the MAC whatever ports come and go
+    _set(netlink, bridge.name, {"IFLA_ADDRESS": bridge.mac, "IFLA_MTU": bridge.mtu})
+
+
+def create_tunnel(host: Netlink, tunnel: Tunnel, namespace: int) -> None:
+    """Create the device straight in the namespace of that descriptor; its underlay socket stays in the namespace of `host`."""
+    six = ip_address(tunnel.local).version == 6
+    settings: dict[str, object] = {
+        "IFLA_VXLAN_ID": tunnel.vni,
+        "IFLA_VXLAN_LOCAL6" if six else "IFLA_VXLAN_LOCAL": tunnel.local,
+        "IFLA_VXLAN_PORT": tunnel.port,
+        "IFLA_VXLAN_LEARNING": 0,
+        "IFLA_VXLAN_PROXY": 1,
+        # the inner packet has its own checksum, and the underlay's frame too
+        "IFLA_VXLAN_UDP_CSUM": 0,
+        "IFLA_VXLAN_UDP_ZERO_CSUM6_TX": 1,
+        "IFLA_VXLAN_UDP_ZERO_CSUM6_RX": 1,
+    }
+    _new(
+        host,
+        f"create VXLAN device (VNI {tunnel.vni}, UDP port {tunnel.port})",
+        {"IFLA_IFNAME": TUNNEL, "IFLA_MTU": tunnel.mtu, "IFLA_NET_NS_FD": namespace, "IFLA_LINKINFO": _kind("vxlan", settings)},
+    )
+
+
+def join_tunnel(netlink: Netlink, tunnel: Tunnel, bridge: str) -> None:
+    """Make it a port of the bridge that learns nothing, up."""
+    present = links(netlink)
+    _set(netlink, TUNNEL, {"IFLA_MTU": tunnel.mtu, "IFLA_MASTER": present[bridge].index})
+    _set_port(netlink, present[TUNNEL].index, {"IFLA_BRPORT_LEARNING": 0})
+
+
+def create_veth(netlink: Netlink, attachment: Attachment, inner: str, namespace: int) -> None:
+    """The pair in one request: the outer end here, up and on its bridge, the inner end in the namespace of that descriptor."""
+    peer: dict[str, object] = {
+        "IFLA_IFNAME": inner,
+        "IFLA_ADDRESS": attachment.mac,
+        "IFLA_MTU": attachment.mtu,
+        "IFLA_NET_NS_FD": namespace,
+    }
+    own: dict[str, object] = {"IFLA_IFNAME": attachment.name, "IFLA_MTU": attachment.mtu}
+    if attachment.outer_mac:
+        own["IFLA_ADDRESS"] = attachment.outer_mac
+    if attachment.bridge:
+        own["IFLA_MASTER"] = index(netlink, attachment.bridge)
+    information = {"attrs": [("VETH_INFO_PEER", {"flags": _IFF_UP, "change": _IFF_UP, "attrs": list(peer.items())})]}
+    own["IFLA_LINKINFO"] = {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", information)]}
+    _new(netlink, f"create link {attachment.name} to {attachment.netns}", own)
+
+
+def repair_outer(netlink: Netlink, attachment: Attachment) -> None:
+    values: dict[str, object] = {"IFLA_MTU": attachment.mtu}
+    if attachment.outer_mac:
+        values["IFLA_ADDRESS"] = attachment.outer_mac
+    if attachment.bridge:
+        values["IFLA_MASTER"] = index(netlink, attachment.bridge)
+    _set(netlink, attachment.name, values)
+    if attachment.isolated:
+        _set_port(netlink, index(netlink, attachment.name), {"IFLA_BRPORT_ISOLATED": 1})
+
+
+def set_up(netlink: Netlink, name: str, mtu: int | None = None) -> None:
+    _set(netlink, name, {"IFLA_MTU": mtu} if mtu else {})
+
+
+def delete_link(netlink: Netlink, name: str) -> None:
+    """Afterwards there is no such link; a veth's other end goes with it."""
+    message = ifinfmsg()
+    message["attrs"] = [("IFLA_IFNAME", name)]
+    netlink.request(f"delete link {name}", _RTM_DELLINK, 0, _encode(message), ignore=(errno.ENODEV,))
+
+
+def index(netlink: Netlink, name: str) -> int:
+    present = links(netlink).get(name)
+    if present is None:
+        raise KernelError(f"find link {name}", errno.ENODEV)
+    return present.index
+
+
+def routes(netlink: Netlink) -> list[Route]:
+    """The static routes of the main table: not those the kernel makes for addresses."""
+    found = []
+    for kind, payload in netlink.dump("list routes", _RTM_GETROUTE, _encode(rtmsg())):
+        if kind != _RTM_NEWROUTE:
+            continue
+        message = _decode(rtmsg, payload)
+        if message["table"] != _RT_TABLE_MAIN or message["proto"] == _RTPROT_KERNEL or message["type"] != _RTN_UNICAST:
+            continue
+        destination = message.get_attr("RTA_DST")
+        found.append(
+            Route(
+                f"{destination}/{message['dst_len']}" if destination else "",
+                message.get_attr("RTA_GATEWAY") or "",
+                message.get_attr("RTA_OIF") or 0,
+            )
+        )
+    return found
+
+
+def put_route(netlink: Netlink, route: Route) -> None:
+    flags = NLM_F_CREATE | NLM_F_REPLACE
+    netlink.request(f"add route {route.destination or 'default'}", _RTM_NEWROUTE, flags, _route(route))
+
+
+def delete_route(netlink: Netlink, route: Route) -> None:
+    netlink.request(f"delete route {route.destination}", _RTM_DELROUTE, 0, _route(route), ignore=(errno.ESRCH, errno.ENODEV))
+
+
+def _route(route: Route) -> bytes:
+    message = rtmsg()
+    address, _, length = route.destination.partition("/")
+    text = address or route.via
+    message["family"] = 10 if ":" in text else 2
+    message["dst_len"] = int(length or 0)
+    message["table"] = _RT_TABLE_MAIN
+    message["proto"] = _RTPROT_STATIC
+    message["scope"] = _SCOPE_UNIVERSE if route.via else _SCOPE_LINK
+    message["type"] = _RTN_UNICAST
+    message["attrs"] = [("RTA_OIF", route.index)]
+    if address:
+        message["attrs"].append(("RTA_DST", address))
+    if route.via:
+        # the gateway need not be in a subnet of the link: the uplink has no address
+        message["flags"] = _RTNH_F_ONLINK
+        message["attrs"].append(("RTA_GATEWAY", route.via))
+    return _encode(message)
+
+
+def _kind(kind: str, settings: dict[str, object] | None = None) -> dict[str, object]:
+    attributes: list[tuple[str, object]] = [("IFLA_INFO_KIND", kind)]
+    if settings:
+        attributes.append(("IFLA_INFO_DATA", {"attrs": list(settings.items())}))
+    return {"attrs": attributes}
+
+
+def _new(netlink: Netlink, op: str, values: dict[str, object]) -> None:
+    message = ifinfmsg()
+    message["flags"] = message["change"] = _IFF_UP if "IFLA_MASTER" in values else 0
+    message["attrs"] = list(values.items())
+    netlink.request(op, _RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _encode(message))
+
+
+def _set(netlink: Netlink, name: str, values: dict[str, object]) -> None:
+    message = ifinfmsg()
+    message["flags"] = message["change"] = _IFF_UP
+    message["attrs"] = [("IFLA_IFNAME", name), *values.items()]
+    netlink.request(f"set link {name}", _RTM_NEWLINK, 0, _encode(message))
+
+
+def _set_port(netlink: Netlink, port: int, values: dict[str, object]) -> None:
+    message = ifinfmsg()
+    message["family"] = _AF_BRIDGE
+    message["index"] = port
+    message["attrs"] = [("IFLA_PROTINFO", {"attrs": list(values.items())})]
+    netlink.request("set bridge port", _RTM_NEWLINK, 0, _encode(message))
+
+
+def _encode(message: Any) -> bytes:
+    """The payload alone: the header is the socket's business."""
+    message["header"] = {"type": 0, "flags": 0, "sequence_number": 0, "pid": 0}
+    message.encode()
+    return bytes(message.data[16:])
+
+
+def _decode(kind: Any, payload: bytes) -> Any:
+    message = kind(struct.pack("=IHHII", 16 + len(payload), 0, 0, 0, 0) + payload)
+    message.decode()
+    return message

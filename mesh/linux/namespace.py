@@ -1,0 +1,151 @@
+"""Network namespaces: create, delete, find, and act inside them.
+
+Edge. Source: network_namespaces(7), setns(2), ip-netns(8). A namespace is entered by the calling thread only; no descriptor of one is kept, so
+nothing here keeps a namespace alive that its owner let go. Sockets opened and processes forked inside stay inside.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from mesh.errors import KernelError, NamespaceGone
+
+_CLONE_NEWNET: Final = 0x40000000
+_MS_BIND: Final = 4096
+_MS_REC: Final = 16384
+_MS_SHARED: Final = 1 << 20
+_MNT_DETACH: Final = 2
+_THREAD_NS: Final = "/proc/thread-self/ns/net"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _call(op: str, result: int) -> None:
+    if result != 0:
+        raise KernelError(op, ctypes.get_errno())
+
+
+def setns(descriptor: int, what: str) -> None:
+    _call(f"enter network namespace {what}", _libc.setns(descriptor, _CLONE_NEWNET))
+
+
+def open_namespace(path: str) -> int:
+    """A descriptor the caller closes. Raises NamespaceGone for a path that is no living namespace."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise NamespaceGone(path) from error
+    except OSError as error:
+        raise KernelError(f"open network namespace {path}", error.errno or 0) from error
+
+
+@contextmanager
+def inside(path: str) -> Iterator[None]:
+    """Run the block in the namespace at `path`; the thread is back in its own one afterwards, whatever happens."""
+    target = open_namespace(path)
+    try:
+        home = os.open(_THREAD_NS, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            setns(target, path)
+            try:
+                yield
+            finally:
+                setns(home, "of this thread")
+        finally:
+            os.close(home)
+    finally:
+        os.close(target)
+
+
+def inode(path: str) -> int | None:
+    """Identity of the namespace at `path`, None if there is none (any more)."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    # a plain file under a namespace's name is what a killed `create` leaves: it was never bound to one
+    return status.st_ino if _is_namespace(path) else None
+
+
+def _is_namespace(path: str) -> bool:
+    # nsfs magic; statfs is the documented way (ioctl_ns(2)) and os.statvfs does not show the type, so compare devices
+    return os.stat(path).st_dev == _nsfs_device()
+
+
+def _nsfs_device() -> int:
+    return os.stat(_THREAD_NS).st_dev
+
+
+class Namespaces:
+    """The namespaces under one directory (that of `ip netns`)."""
+
+    def __init__(self, directory: str = "/run/netns") -> None:
+        self._directory = Path(directory)
+
+    def path(self, name: str) -> str:
+        return str(self._directory / name)
+
+    def names(self) -> list[str]:
+        """Living and half-made ones alike."""
+        try:
+            return sorted(os.listdir(self._directory))
+        except FileNotFoundError:
+            return []
+
+    def alive(self, name: str) -> bool:
+        return inode(self.path(name)) is not None
+
+    def create(self, name: str) -> None:
+        """Afterwards the namespace exists with its loopback down; one that exists is left alone, remains of a killed attempt are replaced."""
+        self._prepare_directory()
+        if self.alive(name):
+            return
+        self.delete(name)
+        path = self.path(name)
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o444))
+        # A thread of its own: it leaves this process's namespace for good and ends.
+        failures: list[KernelError] = []
+
+        def bind() -> None:
+            try:
+                _call(f"create network namespace {name}", _libc.unshare(_CLONE_NEWNET))
+                _mount(_THREAD_NS, path, _MS_BIND, f"bind network namespace {name}")
+            except KernelError as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=bind, name=f"create-{name}")
+        thread.start()
+        thread.join()
+        if failures:
+            self.delete(name)
+            raise failures[0]
+
+    def delete(self, name: str) -> None:
+        path = self.path(name)
+        # detaching what is no mount fails with EINVAL, what is not there with ENOENT; both are what is wanted
+        _libc.umount2(os.fsencode(path), _MNT_DETACH)
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise KernelError(f"delete network namespace {name}", error.errno or 0) from error
+
+    def _prepare_directory(self) -> None:
+        """As ip-netns does: a shared mount point, so that a deletion reaches every mount namespace that saw the namespace."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        directory = os.fsencode(self._directory)
+        if _libc.mount(b"", directory, b"none", _MS_SHARED | _MS_REC, None) == 0:
+            return
+        _mount(str(self._directory), str(self._directory), _MS_BIND | _MS_REC, "bind the namespace directory")
+        _mount("", str(self._directory), _MS_SHARED | _MS_REC, "share the namespace directory")
+
+
+def _mount(source: str, target: str, flags: int, op: str) -> None:
+    _call(op, _libc.mount(os.fsencode(source), os.fsencode(target), b"none", flags, None))

@@ -1,0 +1,145 @@
+"""Write nft scripts that turn one table into another, and read back what `nft -j list table` prints.
+
+Pure: text in, text out. Source: nft(8), libnftables-json(5), 1.0.6. A rule carries the hash of its text as its comment, so that comparing needs
+neither nft's spelling of a rule nor a handle; a rule that somebody changed or added has no such comment and compares unequal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mesh.errors import KernelError
+from mesh.table import NftChain, NftMap, NftRule, NftTable
+
+FAMILY = "inet"
+CHUNK = 500
+"""Elements of one `add element` statement; only readability of a failed script depends on it."""
+
+
+def rule(text: str) -> NftRule:
+    return NftRule(tag="m:" + hashlib.sha256(text.encode()).hexdigest()[:12], text=text)
+
+
+def rules(*texts: str) -> tuple[NftRule, ...]:
+    return tuple(rule(text) for text in texts)
+
+
+def script(desired: NftTable | None, actual: NftTable | None) -> str:
+    """One transaction that makes `actual` equal to `desired`; "" when it is."""
+    if desired == actual:
+        return ""
+    if desired is None:
+        assert actual is not None
+        return f"delete table {FAMILY} {actual.name}\n"
+    name = desired.name
+    lines = [f"add table {FAMILY} {name}"]
+    if actual is None or _needs_rebuild(desired, actual):
+        # "add" first so that "delete" can't fail: one script for "there is none" and "there is a wrong one"
+        lines.append(f"delete table {FAMILY} {name}")
+        lines.append(f"add table {FAMILY} {name}")
+        actual = NftTable(name)
+    for chain_name, chain in sorted(desired.chains.items()):
+        if chain_name not in actual.chains:
+            hook = f" {{ {chain.hook} }}" if chain.hook else ""
+            lines.append(f"add chain {FAMILY} {name} {chain_name}{hook}")
+    for map_name, wanted in sorted(desired.maps.items()):
+        if map_name not in actual.maps:
+            lines.append(f"add map {FAMILY} {name} {map_name} {{ type {wanted.key_type} : {wanted.value_type}; }}")
+    empty = NftChain()
+    for chain_name, chain in sorted(desired.chains.items()):
+        old = actual.chains.get(chain_name, empty)
+        if old.rules != chain.rules:
+            if old.rules:
+                lines.append(f"flush chain {FAMILY} {name} {chain_name}")
+            lines += [f'add rule {FAMILY} {name} {chain_name} {r.text} comment "{r.tag}"' for r in chain.rules]
+    for map_name, wanted in sorted(desired.maps.items()):
+        present = actual.maps[map_name].elements if map_name in actual.maps else {}
+        lines += _element_lines(name, map_name, wanted.elements, present)
+    gone_chains = sorted(actual.chains.keys() - desired.chains.keys())
+    gone_maps = sorted(actual.maps.keys() - desired.maps.keys())
+    # a chain goes only after every element and rule that leads to it
+    lines += [f"flush chain {FAMILY} {name} {c}" for c in gone_chains]
+    lines += [f"delete map {FAMILY} {name} {m}" for m in gone_maps]
+    lines += [f"delete chain {FAMILY} {name} {c}" for c in gone_chains]
+    return "\n".join(lines) + "\n"
+
+
+def _needs_rebuild(desired: NftTable, actual: NftTable) -> bool:
+    """Types of maps and hooks of chains can't be changed in place; the table is then replaced, still in one transaction."""
+    if any(not m.value_type for m in actual.maps.values()):
+        return True  # a set: we have none, and `delete map` would not take it
+    maps = any(
+        (m.key_type, m.value_type) != (actual.maps[n].key_type, actual.maps[n].value_type) for n, m in desired.maps.items() if n in actual.maps
+    )
+    return maps or any(c.hook != actual.chains[n].hook for n, c in desired.chains.items() if n in actual.chains)
+
+
+def _element_lines(table: str, name: str, desired: Mapping[str, str], actual: Mapping[str, str]) -> list[str]:
+    if desired == actual:
+        return []
+    stale = [key for key, value in actual.items() if desired.get(key) != value]
+    fresh = [f"{key} : {value}" for key, value in desired.items() if actual.get(key) != value]
+    lines = [f"delete element {FAMILY} {table} {name} {{ {', '.join(part)} }}" for part in _chunks(sorted(stale))]
+    return lines + [f"add element {FAMILY} {table} {name} {{ {', '.join(part)} }}" for part in _chunks(sorted(fresh))]
+
+
+def _chunks(items: list[str]) -> Iterable[list[str]]:
+    for start in range(0, len(items), CHUNK):
+        yield items[start : start + CHUNK]
+
+
+def parse(listing: str, name: str) -> NftTable:
+    """The table in the JSON that `nft -j -n list table` printed. Raises KernelError when it isn't such a listing."""
+    try:
+        items = json.loads(listing)["nftables"]
+        return _table(items, name)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise KernelError(f"read nft table {name}", 0, f"nft printed something unexpected: {error!r}") from error
+
+
+def _table(items: list[dict[str, Any]], name: str) -> NftTable:
+    maps: dict[str, NftMap] = {}
+    hooks: dict[str, str] = {}
+    chain_rules: dict[str, list[NftRule]] = {}
+    for item in items:
+        for kind, value in item.items():
+            if kind in ("map", "set"):
+                elements = {}
+                for element in value.get("elem", ()):
+                    if kind == "map":
+                        elements[_text(element[0])] = _text(element[1])
+                    else:
+                        elements[_text(element)] = ""
+                # a set under a map's name compares unequal by its missing value type
+                maps[value["name"]] = NftMap(_type(value["type"]), _type(value.get("map", "")), elements)
+            elif kind == "chain":
+                hooks[value["name"]] = ""
+                if "hook" in value:
+                    hooks[value["name"]] = hook(value["type"], value["hook"], value["prio"], value.get("policy", "accept"))
+                chain_rules.setdefault(value["name"], [])
+            elif kind == "rule":
+                chain_rules.setdefault(value["chain"], []).append(NftRule(tag=value.get("comment", "foreign")))
+    return NftTable(name, maps, {n: NftChain(hooks[n], tuple(chain_rules[n])) for n in hooks})
+
+
+def hook(kind: str, point: str, priority: int, policy: str = "accept") -> str:
+    return f"type {kind} hook {point} priority {priority}; policy {policy};"
+
+
+def _type(value: str | list[str]) -> str:
+    return value if isinstance(value, str) else " . ".join(value)
+
+
+def _text(value: Any) -> str:
+    """An element or its datum: text, number, {"concat": [...]} or a verdict."""
+    if isinstance(value, dict):
+        if "concat" in value:
+            return " . ".join(_text(part) for part in value["concat"])
+        if "elem" in value:
+            return _text(value["elem"]["val"])
+        ((verdict, target),) = value.items()
+        return f"{verdict} {target['target']}" if target else str(verdict)
+    return str(value)

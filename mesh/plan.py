@@ -1,0 +1,319 @@
+"""Compare desired and actual tables and list the operations that lead from one to the other.
+
+Pure. `plan(t, t) == []`. Make before break: what traffic needs is added before the balancer is told to use it, and taken away after it was told
+not to. Any prefix of a plan may run; planning again from there ends in the same place, and no VIP that is live before and after goes dark between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mesh.nft import script
+from mesh.table import EMPTY, HOST, Attachment, Bridge, Flow, IpvsService, NamespaceTable, NftTable, Tables, Tunnel
+
+BATCH = 128
+"""Rows of one operation: one netlink write; its answers fit the default receive buffer."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreateNamespace:
+    namespace: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteNamespace:
+    namespace: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutBridge:
+    namespace: str
+    bridge: Bridge
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteLink:
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutSysctls:
+    namespace: str
+    values: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PutTunnel:
+    """Create the VXLAN device, or repair it; `replace`: its identity differs, delete the old one first."""
+
+    namespace: str
+    tunnel: Tunnel
+    replace: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PutAddresses:
+    namespace: str
+    link: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteAddresses:
+    namespace: str
+    link: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PutNeighbours:
+    namespace: str
+    rows: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteNeighbours:
+    namespace: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PutTunnels:
+    """MAC -> VTEP, tunnel row and bridge row."""
+
+    namespace: str
+    rows: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteTunnels:
+    namespace: str
+    macs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """Create the veth pair, or add what is missing of it; `replace`: the present one leads elsewhere, delete it first."""
+
+    namespace: str
+    attachment: Attachment
+    replace: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PutHostRoute:
+    namespace: str
+    address: str
+    link: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteHostRoute:
+    namespace: str
+    address: str
+    link: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutIpvs:
+    """Make one virtual service and its destinations so; `actual` is what is there (None: nothing)."""
+
+    namespace: str
+    desired: IpvsService
+    actual: IpvsService | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteIpvs:
+    namespace: str
+    service: IpvsService
+
+
+@dataclass(frozen=True, slots=True)
+class LoadNft:
+    """One atomic nft transaction: `text` turns `actual` into `desired`."""
+
+    namespace: str
+    desired: NftTable | None
+    actual: NftTable | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetFlows:
+    """Delete the tracked connections of these kinds: their backend is gone for good."""
+
+    namespace: str
+    flows: frozenset[Flow]
+
+
+@dataclass(frozen=True, slots=True)
+class PutEngineAccept:
+    namespace: str
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteEngineAccept:
+    namespace: str
+    rule: str
+
+
+Op = (
+    CreateNamespace
+    | DeleteNamespace
+    | PutBridge
+    | DeleteLink
+    | PutSysctls
+    | PutTunnel
+    | PutAddresses
+    | DeleteAddresses
+    | PutNeighbours
+    | DeleteNeighbours
+    | PutTunnels
+    | DeleteTunnels
+    | Attach
+    | PutHostRoute
+    | DeleteHostRoute
+    | PutIpvs
+    | DeleteIpvs
+    | LoadNft
+    | ForgetFlows
+    | PutEngineAccept
+    | DeleteEngineAccept
+)
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def plan(desired: Tables, actual: Tables) -> list[Op]:
+    """Operations in the order to run them. A namespace missing in `desired` is deleted, with all that is in it; the host's is only emptied.
+
+    Networks in the order of their names (so a container's links are numbered by it) and the host last when building, ports being published
+    once they lead somewhere; the other way round when taking down.
+    """
+    ops: list[Op] = []
+    built = sorted((n for n in desired if n != HOST), key=str)
+    ops += [CreateNamespace(n) for n in built if n not in actual]
+    host = (desired.get(HOST, EMPTY), actual.get(HOST, EMPTY))
+    pairs = [(n, desired[n], actual.get(n, EMPTY)) for n in built] + [(HOST, *host)]
+    pairs = [(n, d, a) for n, d, a in pairs if d is not a and d != a]
+    for namespace, wanted, present in pairs:
+        ops += _make(namespace, wanted, present)
+    for namespace, wanted, present in pairs:
+        ops += _switch(namespace, wanted, present)
+    for namespace, wanted, present in reversed(pairs):
+        ops += _break(namespace, wanted, present)
+    ops += [DeleteNamespace(n) for n in sorted(actual) if n != HOST and n not in desired]
+    return ops
+
+
+def _make(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> Iterator[Op]:
+    if desired.bridge and desired.bridge != actual.bridge:
+        yield PutBridge(namespace, desired.bridge)
+    wrong = {k: v for k, v in desired.sysctls.items() if actual.sysctls.get(k) != v}
+    # those of a link that is made later (the uplink) wait for it
+    early = {k: v for k, v in wrong.items() if not _is_of_attachment(k, desired)}
+    if early:
+        yield PutSysctls(namespace, tuple(sorted(early.items())))
+    if desired.tunnel and desired.tunnel != actual.tunnel:
+        old = actual.tunnel
+        replace = old is not None and (old.vni, old.local, old.port) != (desired.tunnel.vni, desired.tunnel.local, desired.tunnel.port)
+        yield PutTunnel(namespace, desired.tunnel, replace)
+        if replace:
+            # its rows went with it
+            actual = _without_tunnel_rows(actual)
+    link = desired.bridge.name if desired.bridge else ""
+    yield from _batches(sorted(desired.addresses - actual.addresses), lambda part: PutAddresses(namespace, link, part))
+    # The device answers ARP only for what it can also deliver, so the neighbour comes after the rows that deliver.
+    yield from _batches(_changed(desired.tunnels, actual.tunnels), lambda part: PutTunnels(namespace, part))
+    yield from _batches(_changed(desired.neighbours, actual.neighbours), lambda part: PutNeighbours(namespace, part))
+    for name, attachment in sorted(desired.attachments.items()):
+        old_attachment = actual.attachments.get(name)
+        if old_attachment != attachment:
+            yield Attach(namespace, attachment, old_attachment is not None and not _same_link(attachment, old_attachment))
+    late = {k: v for k, v in wrong.items() if k not in early}
+    if late:
+        yield PutSysctls(namespace, tuple(sorted(late.items())))
+    for address, via in sorted(desired.host_routes.items()):
+        if actual.host_routes.get(address) != via:
+            yield PutHostRoute(namespace, address, via)
+    for rule in sorted(desired.engine_accepts - actual.engine_accepts):
+        yield PutEngineAccept(namespace, rule)
+    for mark, service in sorted(desired.ipvs.items()):
+        if actual.ipvs.get(mark) != service:
+            yield PutIpvs(namespace, service, actual.ipvs.get(mark))
+
+
+def _switch(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> Iterator[Op]:
+    if text := script(desired.nft, actual.nft):
+        yield LoadNft(namespace, desired.nft, actual.nft, text)
+    gone = (actual.flows - desired.flows) | _refused_until_now(desired, actual)
+    if gone:
+        yield ForgetFlows(namespace, frozenset(gone))
+
+
+def _break(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> Iterator[Op]:
+    for mark in sorted(actual.ipvs.keys() - desired.ipvs.keys()):
+        yield DeleteIpvs(namespace, actual.ipvs[mark])
+    for rule in sorted(actual.engine_accepts - desired.engine_accepts):
+        yield DeleteEngineAccept(namespace, rule)
+    for address, via in sorted(actual.host_routes.items()):
+        if desired.host_routes.get(address) is None:
+            yield DeleteHostRoute(namespace, address, via)
+    for name in sorted(actual.attachments.keys() - desired.attachments.keys()):
+        yield DeleteLink(namespace, name)
+    if desired.tunnel and actual.tunnel and (actual.tunnel.vni, actual.tunnel.local, actual.tunnel.port) != (
+        desired.tunnel.vni,
+        desired.tunnel.local,
+        desired.tunnel.port,
+    ):
+        actual = _without_tunnel_rows(actual)
+    yield from _batches(sorted(actual.neighbours.keys() - desired.neighbours.keys()), lambda part: DeleteNeighbours(namespace, part))
+    yield from _batches(sorted(actual.tunnels.keys() - desired.tunnels.keys()), lambda part: DeleteTunnels(namespace, part))
+    if actual.bridge and not desired.bridge:
+        yield DeleteLink(namespace, actual.bridge.name)
+    elif actual.bridge:
+        link = actual.bridge.name
+        yield from _batches(sorted(actual.addresses - desired.addresses), lambda part: DeleteAddresses(namespace, link, part))
+
+
+def _same_link(desired: Attachment, actual: Attachment) -> bool:
+    return (desired.netns_id, desired.mac) == (actual.netns_id, actual.mac)
+
+
+def _without_tunnel_rows(table: NamespaceTable) -> NamespaceTable:
+    return NamespaceTable(
+        bridge=table.bridge, tunnel=table.tunnel, attachments=table.attachments, addresses=table.addresses, host_routes=table.host_routes,
+        sysctls=table.sysctls, nft=table.nft, ipvs=table.ipvs, flows=table.flows, engine_accepts=table.engine_accepts,
+    )  # fmt: skip
+
+
+def _is_of_attachment(sysctl: str, table: NamespaceTable) -> bool:
+    return any(f".conf.{name}." in sysctl for name in table.attachments)
+
+
+def _refused_until_now(desired: NamespaceTable, actual: NamespaceTable) -> set[Flow]:
+    """Untranslated UDP flows to ports that are published only now: they would stick to the refusal they got before."""
+    fresh: set[Flow] = set()
+    for name in ("published", "host_ports"):
+        wanted = desired.nft.maps.get(name) if desired.nft else None
+        present = actual.nft.maps.get(name) if actual.nft else None
+        for key in (wanted.elements.keys() if wanted else set()) - (present.elements.keys() if present else set()):
+            protocol, port = key.split(" . ")
+            if protocol == "17":
+                fresh.add(Flow("", (17, int(port)), ""))
+    return fresh
+
+
+def _changed(desired: Mapping[K, V], actual: Mapping[K, V]) -> list[tuple[K, V]]:
+    return sorted((k, v) for k, v in desired.items() if actual.get(k) != v)  # type: ignore[type-var]
+
+
+def _batches(items: list[V], make: Callable[[tuple[V, ...]], Op]) -> Iterator[Op]:
+    for start in range(0, len(items), BATCH):
+        yield make(tuple(items[start : start + BATCH]))
