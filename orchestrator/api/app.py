@@ -48,7 +48,8 @@ def make_app(backend: Backend) -> web.Application:
         *secrets.ROUTES, *events.ROUTES, *proxy.ROUTES,
     ]  # fmt: skip
     for route in routes:
-        for path in (route.path, f"/v{{api_version:[0-9]+\\.[0-9]+}}{route.path}"):
+        # The versioned form first: the last route takes every path.
+        for path in (f"/v{{api_version:[0-9]+\\.[0-9]+}}{route.path}", route.path):
             if route.method == "GET":
                 app.router.add_get(path, route.handler)
             else:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _KEPT = 256
 # A client that reads slower than the cluster changes loses its stream at this many lines, instead of holding the daemon's memory.
 _BACKLOG = 4096
-_MANAGER_POLL_S = 0.5
+_ROLE_POLL_S = 0.5
 _TOO_SLOW = b""
 
 
@@ -38,6 +38,7 @@ class Journal:
     def __init__(self) -> None:
         self.kept: deque[SwarmEvent] = deque(maxlen=_KEPT)
         self._listeners: set[asyncio.Queue[SwarmEvent | None]] = set()
+        self.wake = asyncio.Event()
 
     def add(self, event: SwarmEvent) -> None:
         self.kept.append(event)
@@ -71,22 +72,24 @@ async def keep_journal(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _keep(app: web.Application) -> None:
-    while True:
-        store = app[access.BACKEND].store
-        if store is None:
-            await asyncio.sleep(_MANAGER_POLL_S)
-            continue
-        try:
-            await _follow(app, store)
-        except Compacted:
-            log.warning("events lost: the journal fell behind the store")
-        except Exception:
-            log.exception("events: the journal's watch failed")
-        await asyncio.sleep(_MANAGER_POLL_S)
-
-
-async def _follow(app: web.Application, store: Store) -> None:
     journal = app[JOURNAL]
+    while True:
+        journal.wake.clear()
+        store = app[access.BACKEND].store
+        if store is not None:
+            try:
+                await _follow(journal, store)
+            except Compacted:
+                log.warning("events lost: the journal fell behind the store")
+            except Exception:
+                log.exception("events: the journal's watch failed")
+        # A store comes and goes with the node's role: through this API, which wakes us, or at the cluster's word.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ROLE_POLL_S):
+                await journal.wake.wait()
+
+
+async def _follow(journal: Journal, store: Store) -> None:
     async for _, events in store.watch():
         now = access.now()
         for event in events:

@@ -13,7 +13,8 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from orchestrator.api import access, filters, references, validate, views
-from orchestrator.control import update as updates
+from orchestrator.control.update import rollback as rolled_back
+from orchestrator.control.update import updated
 from orchestrator.errors import ApiError, ConfigError
 from orchestrator.ids import new_id
 from orchestrator.model import Claim, Config, Endpoint, Network, NetworkAttachmentConfig, PortConfig, Secret, Service, ServiceSpec
@@ -105,7 +106,7 @@ async def update_service(request: web.Request) -> web.Response:
         access.in_sequence(service.version.index, seen)
         if rollback:
             try:
-                changed = updates.rollback(service, access.now())
+                changed = rolled_back(service, access.now())
             except ConfigError:
                 raise validate.precondition(f"service {reference} does not have a previous spec") from None
         else:
@@ -115,7 +116,7 @@ async def update_service(request: web.Request) -> web.Response:
             if service.spec.name != spec.name:
                 raise validate.unsupported("renaming services is not supported")
             spec, _ = _resolved(snapshot, spec)
-            changed = updates.updated(service, spec, access.now())
+            changed = updated(service, spec, access.now())
         _, guards = _resolved(snapshot, changed.spec)
         _refuse_taken_ports(snapshot, changed.spec, service.id)
         return [Put(changed), *_port_claims(snapshot, service.id, service.spec, changed.spec), *guards]

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from orchestrator.api import access, validate, views
 from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole
+from orchestrator.api.events import JOURNAL
 from orchestrator.errors import ApiError
 from orchestrator.model import (
     SECOND,
@@ -90,7 +91,9 @@ async def init_swarm(request: web.Request) -> web.Response:
         force_new_cluster=sent.force_new_cluster,
     )
     # A client that goes away must not leave half a cluster behind.
-    return access.answer(await asyncio.shield(backend.init(order)))
+    node_id = await asyncio.shield(backend.init(order))
+    request.app[JOURNAL].wake.set()
+    return access.answer(node_id)
 
 
 async def join_swarm(request: web.Request) -> web.Response:
@@ -110,6 +113,7 @@ async def join_swarm(request: web.Request) -> web.Response:
         availability=sent.availability or "active",
     )
     await asyncio.shield(backend.join(order))
+    request.app[JOURNAL].wake.set()
     return web.Response(status=200)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import select
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 from msgspec.structs import replace
+from yarl import URL
 
 from orchestrator.api.app import serve_unix
 from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole, NodeFacts, NodeState
@@ -77,7 +79,7 @@ class FakeBackend:
     state: NodeState = "inactive"
     node_id: str = ""
     store: MemoryStore | None = None
-    known: NodeFacts = NodeFacts(node_addr="10.0.0.1", balancer="nftables", warnings=("the kernel has no ip_vs",))
+    known: NodeFacts = field(default_factory=NodeFacts)
     calls: list[Any] = field(default_factory=list)
     engines: dict[str, tuple[aiohttp.ClientSession, str]] = field(default_factory=dict)
 
@@ -252,7 +254,8 @@ class FakeEngine:
         protocol.connection_made(transport)
         writer = asyncio.StreamWriter(transport, protocol, reader, asyncio.get_running_loop())
         writer.write(
-            b"HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\nhello\n"
+            b"HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\n"
+            b"Connection: Upgrade\r\nUpgrade: tcp\r\n\r\nhello\n"
         )
         with suppress(ConnectionError):
             while data := await reader.read(65536):
@@ -260,7 +263,10 @@ class FakeEngine:
                 writer.write(data.upper())
                 await writer.drain()
             if request.match_info["id"] == "silent":
-                await protocol._get_close_waiter(writer)
+                poll = select.poll()
+                poll.register(transport.get_extra_info("socket").fileno(), 0)
+                while not poll.poll(0):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
         self.client_gone.set()
         writer.write(b"bye\n")
         with suppress(ConnectionError):
@@ -369,7 +375,7 @@ class Setup:
 
     async def call(self, method: str, path: str, body: Any = None, raw: bytes | None = None) -> tuple[int, Any]:
         data = raw if raw is not None else json.dumps(body).encode() if body is not None else None
-        async with self.session.request(method, f"http://d{path}", data=data) as response:
+        async with self.session.request(method, URL(f"http://d{path}", encoded="%" in path), data=data) as response:
             content = await response.read()
             return response.status, json.loads(content) if content else None
 

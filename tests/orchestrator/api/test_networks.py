@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from typing import Any
 
@@ -16,7 +17,8 @@ from tests.orchestrator.api.test_services import a_spec, filtered, settled
 def an_overlay(name: str = "ov1", *subnets: str, **more: Any) -> dict[str, Any]:
     """As the docker CLI sends it."""
     return {
-        "Driver": "overlay", "Scope": "", "IPAM": {"Driver": "default", "Options": {}, "Config": [{"Subnet": subnet} for subnet in subnets]},
+        "Driver": "overlay", "Scope": "",
+        "IPAM": {"Driver": "default", "Options": {}, "Config": [{"Subnet": subnet} for subnet in subnets]},
         "Internal": False, "Attachable": False, "Ingress": False, "ConfigOnly": False, "ConfigFrom": None, "Options": {}, "Labels": {},
         "Name": name, **more,
     }  # fmt: skip
@@ -66,8 +68,14 @@ async def test_the_list_has_the_engines_networks_too(cluster: Setup) -> None:
             an_overlay("a", IPAM={"Config": [{"Subnet": "10.1.0.0/24", "Gateway": "10.2.0.1"}]}), 400,
             "no matching subnet for gateway 10.2.0.1",
         ),
-        (an_overlay("a", IPAM={"Driver": "magic"}), 400, "rpc error: code = InvalidArgument desc = invalid IPAM driver magic: only default is supported"),
-        (an_overlay("a", Driver="macvlan", Scope="swarm"), 400, "swarm-scoped networks of driver macvlan are not supported: use the overlay driver"),
+        (
+            an_overlay("a", IPAM={"Driver": "magic"}), 400,
+            "rpc error: code = InvalidArgument desc = invalid IPAM driver magic: only default is supported",
+        ),
+        (
+            an_overlay("a", Driver="macvlan", Scope="swarm"), 400,
+            "swarm-scoped networks of driver macvlan are not supported: use the overlay driver",
+        ),
         (an_overlay("a", Internal="yes"), 400, "invalid request: Expected `bool`, got `str` - at `$.Internal`"),
     ],
 )  # fmt: skip
@@ -110,7 +118,7 @@ async def test_a_network_in_use_is_not_removed(cluster: Setup) -> None:
     await cluster.ok("DELETE", "/services/web")
     await cluster.ok("DELETE", "/networks/ov1")
     assert await cluster.refused("GET", "/networks/ov1?scope=swarm") == (404, "network ov1 not found")
-    assert not [claim for claim in cluster.store.snapshot().all(Claim)]
+    assert not list(cluster.store.snapshot().all(Claim))
 
 
 async def test_containers_started_by_hand_are_not_attached(cluster: Setup) -> None:
@@ -208,8 +216,6 @@ async def test_a_secret_in_use_is_not_removed(manager: Setup) -> None:
 
 
 async def test_large_configs_pass_and_too_large_ones_do_not(manager: Setup) -> None:
-    import base64
-
     for size, status in ((1000 * 1024, 201), (1000 * 1024 + 1, 400)):
         data = base64.b64encode(b"x" * size).decode()
         answer, _ = await manager.call("POST", "/configs/create", {"Name": f"c{size}", "Data": data})

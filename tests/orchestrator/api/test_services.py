@@ -167,7 +167,10 @@ REFUSED = [
         "EndpointSpec.Ports", [{"TargetPort": 80, "PublishedPort": 80}, {"TargetPort": 81, "PublishedPort": 80}], 400,
         INVALID + "EndpointSpec: duplicate published ports provided",
     ),
-    ("TaskTemplate.ContainerSpec.Args", "sleep", 400, "invalid request: Expected `array | null`, got `str` - at `$.TaskTemplate.ContainerSpec.Args`"),
+    (
+        "TaskTemplate.ContainerSpec.Args", "sleep", 400,
+        "invalid request: Expected `array | null`, got `str` - at `$.TaskTemplate.ContainerSpec.Args`",
+    ),
     (
         "TaskTemplate.ContainerSpec.Secrets", [{"File": {"Name": "a"}, "SecretID": "nosuch", "SecretName": "sec"}], 400,
         INVALID + "secret not found: sec",

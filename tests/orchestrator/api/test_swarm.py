@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
 from msgspec.structs import replace
 
+from orchestrator.api.app import make_app
 from orchestrator.model import Node, Task, TaskState, TaskStatus
 from orchestrator.store.base import Put
 from tests.orchestrator.api.fakes import Setup, a_node
@@ -192,9 +194,6 @@ async def test_info_and_version_have_the_cluster_in_them(manager: Setup) -> None
 
 async def test_info_without_an_engine_still_tells_the_role(manager: Setup) -> None:
     manager.backend.engine_socket = "/nonexistent"
-    from orchestrator.api.app import make_app
-    from aiohttp.test_utils import TestClient, TestServer
-
     async with TestClient(TestServer(make_app(manager.backend))) as client:
         info = await (await client.get("/info")).json()
         assert info["Swarm"]["ControlAvailable"] is True

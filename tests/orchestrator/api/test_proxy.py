@@ -1,0 +1,133 @@
+"""What is not the cluster's reaches the Engine as it was sent, and comes back as it was answered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from orchestrator.api.app import serve_unix
+from orchestrator.errors import ConfigError
+from tests.orchestrator.api.fakes import Setup
+
+ATTACH = (
+    b"POST /v1.44/containers/%s/attach?stdin=1&stream=1 HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+    b"Content-Type: text/plain\r\n%s\r\n"
+)
+
+
+async def attach(
+    node: Setup, container: bytes, extra: bytes = b"Content-Length: 0\r\n"
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_unix_connection(node.socket)
+    writer.write(ATTACH % (container, extra))
+    return reader, writer
+
+
+async def test_the_version_is_lowered_to_the_engines(node: Setup) -> None:
+    for asked, reached in (("/v1.44", "/v1.41"), ("/v1.30", "/v1.30"), ("", "/v1.41")):
+        assert await node.ok("GET", f"{asked}/containers/json?all=1&filters=%7B%22label%22%3A%7B%22k%3Dv%22%3Atrue%7D%7D") == []
+        assert node.engine.asked[-1] == ("GET", f"{reached}/containers/json?all=1&filters=%7B%22label%22%3A%7B%22k%3Dv%22%3Atrue%7D%7D")
+
+
+async def test_answers_carry_our_headers_once(node: Setup) -> None:
+    for path in ("/_ping", "/v1.44/containers/json", "/v1.44/nodes", "/v9.99/nodes"):
+        async with node.session.get(f"http://d{path}") as response:
+            assert response.headers.getall("Api-Version") == ["1.44"]
+            assert response.headers.getall("Ostype") == ["linux"]
+            assert response.headers.getall("Docker-Experimental") == ["false"]
+            assert len(response.headers.getall("Server")) == 1
+    async with node.session.head("http://d/_ping") as response:
+        assert (response.status, response.headers["Swarm"], await response.read()) == (200, "inactive", b"")
+
+
+async def test_the_head_of_wait_comes_before_its_body(node: Setup) -> None:
+    async with asyncio.timeout(5):
+        async with node.session.post("http://d/v1.44/containers/c1/wait?condition=next-exit") as response:
+            assert response.status == 200
+            assert not node.engine.waiting.is_set()
+            node.engine.waiting.set()
+            assert await response.json() == {"StatusCode": 7}
+
+
+async def test_head_and_headers_pass(node: Setup) -> None:
+    async with node.session.head("http://d/v1.44/containers/c1/archive?path=/x") as response:
+        assert (response.status, response.headers["X-Docker-Container-Path-Stat"]) == (200, "e30=")
+
+
+async def test_large_uploads_are_streamed(node: Setup) -> None:
+    async def chunks():  # type: ignore[no-untyped-def]
+        for _ in range(64):
+            yield b"x" * 1024 * 1024
+
+    async with node.session.put("http://d/v1.44/containers/c1/archive?path=/x", data=chunks()) as response:
+        assert response.status == 200
+    assert node.engine.bodies[-1] == str(64 * 1024 * 1024).encode()
+
+
+async def test_half_closed_input_reaches_the_container_and_output_goes_on(node: Setup) -> None:
+    async with asyncio.timeout(5):
+        reader, writer = await attach(node, b"c1")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 101")
+        assert b"Upgrade: tcp" in head
+        assert await reader.readline() == b"hello\n"
+        writer.write(b"abc\n")
+        assert await reader.readline() == b"ABC\n"
+        writer.write(b"x" * 1_000_000)
+        writer.write_eof()
+        assert await reader.read() == b"X" * 1_000_000 + b"bye\n"
+        writer.close()
+    assert len(node.engine.stdin) == 1_000_004
+
+
+async def test_a_body_before_the_upgrade_is_not_taken_for_input(node: Setup) -> None:
+    async with asyncio.timeout(5):
+        reader, writer = await attach(node, b"c1", b"Content-Length: 2\r\n")
+        writer.write(b"{}")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+        writer.write_eof()
+        assert await reader.read() == b"hello\nbye\n"
+        writer.close()
+    assert node.engine.stdin == b""
+
+
+async def test_an_upgrade_that_the_engine_refuses_is_an_ordinary_answer(node: Setup) -> None:
+    async with asyncio.timeout(5):
+        reader, writer = await attach(node, b"nosuch")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 404")
+        length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+        assert json.loads(await reader.readexactly(length)) == {"message": "No such container: nosuch"}
+        # the connection still speaks HTTP
+        writer.write(b"GET /v1.44/containers/json HTTP/1.1\r\nHost: d\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
+async def test_a_killed_client_frees_the_engines_stream(node: Setup) -> None:
+    async with asyncio.timeout(8):
+        reader, writer = await attach(node, b"silent")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.abort()
+        await node.engine.client_gone.wait()
+
+
+async def test_an_engine_that_hangs_on_a_registry_is_not_waited_for(node: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.api.proxy._DISTRIBUTION_TIMEOUT_S", 0.1)
+    assert await node.refused("GET", "/v1.44/distribution/reg.example:5000/x:1/json") == (
+        504, "the Docker Engine of this node did not answer within 0.1 s",
+    )  # fmt: skip
+
+
+async def test_a_served_socket_is_not_taken_over_and_a_dead_one_is(node: Setup) -> None:
+    with pytest.raises(ConfigError, match="another process serves"):
+        await serve_unix(node.backend, node.socket)
+    import socket as sockets
+
+    dead = node.socket + ".dead"
+    with sockets.socket(sockets.AF_UNIX) as left:
+        left.bind(dead)
+    runner = await serve_unix(node.backend, dead)
+    await runner.cleanup()
