@@ -60,7 +60,10 @@ def kernel() -> list[Finding]:
         findings.append(Finding("ok", "balancer: ipvs (direct routing: servers see the client's address)"))
     else:
         findings.append(
-            Finding("note", "balancer: nftables, because this kernel has no ip_vs; it works, but servers see the node's address, not the client's")
+            Finding(
+                "note",
+                "balancer: nftables, because this kernel has no ip_vs; it works, but servers see the node's address, not the client's",
+            )
         )
     return findings
 

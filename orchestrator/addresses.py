@@ -1,0 +1,63 @@
+"""Which of a machine's addresses a node advertises.
+
+Pure but for `own_addresses`, which asks the kernel through `ip`. Source: Docker's resolveSystemAddr and its texts.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import subprocess
+from collections.abc import Mapping
+
+from orchestrator.errors import ApiError, ConfigError
+
+# addresses of these are of this machine's containers, never of the machine
+_VIRTUAL = ("docker", "br-", "veth", "virbr", "mv-", "mx-", "mg-", "mi-", "mesh")
+
+
+def own_addresses() -> dict[str, str]:
+    """IP address -> link name of every address this machine has, but for loopback and link-local ones."""
+    try:
+        listing = subprocess.run(["ip", "-json", "address", "show"], capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ConfigError(f"`ip address show` failed ({error}): apt-get install iproute2") from None
+    return {
+        address["local"]: link["ifname"]
+        for link in json.loads(listing)
+        if "ifname" in link
+        for address in link.get("addr_info", ())
+        if address.get("scope") == "global" and "local" in address
+    }
+
+
+def choose_address(wanted: str, own: Mapping[str, str], towards: str) -> str:
+    """The address to advertise. wanted: an address, a link's name, or "". towards: the manager that is joined, "" at init.
+
+    ApiError(400), with Docker's words: nothing to choose from, or too much.
+    """
+    if wanted:
+        host = wanted.rpartition(":")[0] if wanted.count(":") == 1 else wanted.strip("[]")
+        try:
+            return str(ipaddress.ip_address(host))
+        except ValueError:
+            pass
+        of_link = [address for address, link in own.items() if link == host]
+        if not of_link:
+            raise ApiError(400, "advertise address must be a non-zero IP address or network interface (with optional port number)")
+        return sorted(of_link, key=lambda address: (":" in address, address))[0]
+    real = {address: link for address, link in own.items() if not link.startswith(_VIRTUAL)}
+    family = [address for address in real if ":" not in address] or list(real)
+    if towards in own:
+        return towards
+    if len(family) == 1:
+        return family[0]
+    if not family:
+        raise ApiError(400, "could not find the system's IP address - specify one with --advertise-addr")
+    shown = " and ".join(f"{address} on {real[address]}" for address in sorted(family)[:2])
+    links = {real[address] for address in family}
+    where = f"on different interfaces ({shown})" if len(links) > 1 else f"on interface {links.pop()} ({shown})"
+    raise ApiError(
+        400,
+        f"could not choose an IP address to advertise since this system has multiple addresses {where} - specify one with --advertise-addr",
+    )

@@ -1,0 +1,258 @@
+"""What makes a node a manager: its etcd, the store on it, leadership, and, while it leads, the dispatcher and the control loops.
+
+Edge: starts, watches and ends them in order. `meshd` builds one when the node becomes a manager.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from orchestrator.control.driver import ControlDriver
+from orchestrator.control.loops import LOOPS
+from orchestrator.dispatcher.server import Dispatcher
+from orchestrator.dispatcher.tls_app import ManagerSide
+from orchestrator.errors import ConfigError, MeshdError, StoreError, StoreUnavailable
+from orchestrator.ids import new_id
+from orchestrator.model import Cluster
+from orchestrator.security import secretbox
+from orchestrator.security.admission import split_endpoint
+from orchestrator.store import etcd_tls
+from orchestrator.store.base import Change
+from orchestrator.store.etcd import EtcdStore
+from orchestrator.store.etcd_client import EtcdClient
+from orchestrator.store.etcd_process import EtcdConfig, EtcdProcess, peer_url
+from orchestrator.store.leadership import LeadershipLoop
+
+log = logging.getLogger(__name__)
+
+_RESTART_PAUSE_S = 0.5
+# a joining manager pulls the whole state before it may vote
+_PROMOTION_TIMEOUT_S = 120.0
+BUNDLE_CA_CERT, BUNDLE_CA_KEY, BUNDLE_CLUSTER = "etcd-ca.crt", "etcd-ca.key", "etcd-initial-cluster"
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerConfig:
+    """addr: "ip:port" of this node's TLS server. initial_cluster: etcd's, "" for a cluster of its own; only its first start reads it."""
+
+    node_id: str
+    addr: str
+    directory: Path
+    client_port: int
+    peer_port: int
+    initial_cluster: str = ""
+    joining: bool = False
+
+    @property
+    def host(self) -> str:
+        return split_endpoint(self.addr)[0]
+
+
+def write_etcd_certificate(config: ManagerConfig, ca: etcd_tls.KeyPair, now: datetime) -> None:
+    """Once, before the first start."""
+    pair = etcd_tls.issue(ca, config.node_id, [config.host, config.node_id], now)
+    etcd_tls.write_files(config.directory / "tls", ca.cert, pair)
+
+
+def parse_cluster(text: str) -> tuple[tuple[str, str], ...]:
+    """etcd's `--initial-cluster`: "a=https://1.2.3.4:2380,b=..." -> ((name, url), ...). ConfigError: not that."""
+    members = []
+    for part in filter(None, text.split(",")):
+        name, separator, url = part.partition("=")
+        if not (name and separator and url.startswith("https://")):
+            raise ConfigError(f"{part!r} is no member of an etcd cluster (name=https://address:port)")
+        members.append((name, url))
+    return tuple(members)
+
+
+class Manager:
+    """`await start()`, then it runs by itself until `stop()`. `store` and `side` are there in between."""
+
+    def __init__(self, config: ManagerConfig, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._config = config
+        self._now = now
+        tls = config.directory / "tls"
+        self._tls = etcd_tls.TLSFiles(ca=tls / "ca.crt", cert=tls / "etcd.crt", key=tls / "etcd.key")
+        self._etcd = EtcdProcess(
+            EtcdConfig(
+                name=config.node_id,
+                directory=config.directory,
+                tls=self._tls,
+                client_port=config.client_port,
+                peer_addr=config.host,
+                peer_port=config.peer_port,
+                initial_cluster=parse_cluster(config.initial_cluster),
+                joining=config.joining,
+            )
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+        self._background: set[asyncio.Task[None]] = set()
+        self._leading: asyncio.Task[None] | None = None
+        self._client: EtcdClient | None = None
+        self._store: EtcdStore | None = None
+        self._leadership: LeadershipLoop | None = None
+        self._dispatcher: Dispatcher | None = None
+
+    @property
+    def store(self) -> EtcdStore:
+        assert self._store is not None, "the manager is not started"
+        return self._store
+
+    @property
+    def side(self) -> ManagerSide:
+        """What the node's TLS server serves because this node is a manager."""
+        assert self._dispatcher is not None, "the manager is not started"
+        return ManagerSide(self.store, self._dispatcher, self._bundle)
+
+    @property
+    def etcd_version(self) -> str:
+        return self._etcd.version
+
+    async def start(self, first_objects: Sequence[Change] = ()) -> None:
+        """Serving when it returns. first_objects: what a new cluster starts with.
+
+        ConfigError: etcd is missing, unusable or refuses. StoreUnavailable: no quorum in time; nothing is left running then.
+        """
+        try:
+            await self._etcd.start()
+            await self._etcd.wait_healthy()
+            self._tasks.append(asyncio.create_task(self._etcd.run(), name="etcd"))
+            if self._config.joining:
+                await self._until_voting()
+            self._store = await EtcdStore.open([self._etcd.config.endpoint], self._tls)
+            if first_objects:
+                await self._store.commit(first_objects)
+            if self._store.snapshot().cluster is None:
+                raise ConfigError(
+                    f"etcd's data in {self._config.directory} holds no cluster; remove {self._config.directory} and init or join again"
+                )
+        except BaseException:
+            await self.stop()
+            raise
+        self._client = self._etcd.client()
+        self._leadership = LeadershipLoop(
+            self._store, self._client.status, self._config.node_id, self._config.addr, self._now, on_change=self._leadership_changed
+        )
+        self._dispatcher = Dispatcher(
+            self._store,
+            node_id=self._config.node_id,
+            decrypt=lambda secret: self.decrypt(secret.mesh_ciphertext),
+            fence=self._leadership.fence,
+            poke=self._poke,
+            now=self._now,
+        )
+        self._driver = ControlDriver(
+            self._store, LOOPS, fence=self._leadership.fence, acks=self._dispatcher.acks, now=self._now, new_id=new_id
+        )
+        self._tasks.append(asyncio.create_task(self._leadership.run(), name="leadership"))
+
+    async def stop(self) -> None:
+        """Ends what it started; data stays on disk."""
+        for task in [*reversed(self._tasks), *self._background, *([self._leading] if self._leading else [])]:
+            if task.get_name() != "etcd":
+                await _cancelled(task)
+        self._leading = None
+        if self._store is not None:
+            await self._store.close()
+        if self._client is not None:
+            await self._client.close()
+        await self._etcd.stop()
+        for task in self._tasks:
+            await _cancelled(task)
+        self._tasks.clear()
+
+    def encrypt(self, plain: bytes) -> bytes:
+        return secretbox.encrypt(self._cluster().mesh_secret_key, plain)
+
+    def decrypt(self, box: bytes) -> bytes:
+        return secretbox.decrypt(self._cluster().mesh_secret_key, box)
+
+    def _cluster(self) -> Cluster:
+        cluster = self.store.snapshot().cluster
+        if cluster is None:
+            raise StoreUnavailable("the cluster object is not there")
+        return cluster
+
+    def _poke(self) -> None:
+        self._driver.poke()
+
+    def _leadership_changed(self, leading: bool) -> None:
+        if self._leading is not None:
+            self._leading.cancel()
+            self._leading = None
+        if leading:
+            self._leading = asyncio.create_task(self._lead(), name="lead")
+
+    async def _lead(self) -> None:
+        assert self._dispatcher is not None
+        await asyncio.gather(_forever(self._dispatcher.lead, "dispatcher"), _forever(self._driver.run, "control"))
+
+    async def _bundle(self, node_id: str, addr: str) -> dict[str, str]:
+        """What a joining manager needs for its etcd; from here on the new member is a learner of the cluster."""
+        assert self._client is not None
+        cluster = self._cluster()
+        url = peer_url(split_endpoint(addr)[0], self._config.peer_port)
+        member, members = await self._client.add_learner(url)
+        log.info("manager joins node=%s etcd_member=%x peer=%s", node_id, member.id, url)
+        task = asyncio.create_task(self._promote(member.id, node_id), name=f"promote {node_id}")
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        named = [f"{node_id if other.id == member.id else other.name}={peer}" for other in members for peer in other.peer_urls]
+        return {
+            BUNDLE_CA_CERT: cluster.mesh_etcd_ca_cert,
+            BUNDLE_CA_KEY: cluster.mesh_etcd_ca_key,
+            BUNDLE_CLUSTER: ",".join(named),
+        }
+
+    async def _promote(self, member_id: int, node_id: str) -> None:
+        assert self._client is not None
+        try:
+            await self._client.promote(member_id, timeout_s=_PROMOTION_TIMEOUT_S)
+            log.info("manager votes node=%s etcd_member=%x", node_id, member_id)
+        except StoreError as error:
+            log.error("manager never got in step node=%s etcd_member=%x error=%s action=remove-member", node_id, member_id, error)
+            with contextlib.suppress(StoreError):
+                await self._client.remove(member_id)
+
+    async def _until_voting(self) -> None:
+        client = self._etcd.client()
+        try:
+            async with asyncio.timeout(_PROMOTION_TIMEOUT_S):
+                while (await _status_or_none(client)) in (None, True):
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise StoreUnavailable(f"this manager's etcd was not made a voting member within {_PROMOTION_TIMEOUT_S:g} s") from None
+        finally:
+            await client.close()
+
+
+async def _status_or_none(client: EtcdClient) -> bool | None:
+    """Is the local member a learner; None while it does not answer."""
+    try:
+        return (await client.status()).is_learner
+    except StoreError:
+        return None
+
+
+async def _forever(work: Callable[[], Awaitable[None]], what: str) -> None:
+    """A part of leading that ends by an error is started again; only losing the leadership (cancelling) ends it."""
+    while True:
+        try:
+            await work()
+        except MeshdError as error:
+            log.warning("part=%s state=ended error=%s restart_in_s=%g", what, error, _RESTART_PAUSE_S)
+        except Exception:
+            log.exception("part=%s state=crashed restart_in_s=%g", what, _RESTART_PAUSE_S)
+        await asyncio.sleep(_RESTART_PAUSE_S)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError, MeshdError):
+        await task

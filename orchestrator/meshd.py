@@ -1,0 +1,438 @@
+"""The daemon: the one place where adapters are built and put together, and where a node comes into a cluster and leaves it.
+
+Edge. A node is inactive, a worker (agent + TLS server) or a manager (that, and `manager.Manager`). What it is, is on disk before it is
+announced: certificate first, `node.json` last; a crash in between leaves an inactive node and files that the next attempt replaces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import ipaddress
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import uvloop
+
+from mesh import NodeMesh, check_kernel, detect_balancer
+from mesh.model import Balancer
+from orchestrator import local_state
+from orchestrator.addresses import choose_address, own_addresses
+from orchestrator.api.app import serve_unix
+from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole, NodeFacts, NodeState
+from orchestrator.errors import ApiError, ConfigError, StoreUnavailable
+from orchestrator.genesis import FirstNode, Keys, first_objects
+from orchestrator.ids import new_id
+from orchestrator.local_state import LocalState
+from orchestrator.manager import BUNDLE_CA_CERT, BUNDLE_CA_KEY, BUNDLE_CLUSTER, Manager, ManagerConfig, write_etcd_certificate
+from orchestrator.model import Cluster, JoinTokens, Network, Node
+from orchestrator.node import NodeRuntime, NodeSettings
+from orchestrator.security import ca, secretbox, tokens
+from orchestrator.security.admission import DEFAULT_PORT, join_endpoint, split_endpoint
+from orchestrator.security.identity import Credentials, Identity
+from orchestrator.security.join import join
+from orchestrator.store import etcd_tls
+from orchestrator.store.base import Store
+from orchestrator.version import VERSION
+
+log = logging.getLogger(__name__)
+
+_CERTIFICATES = "certificates"
+_ETCD = "etcd"
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonConfig:
+    """engine: "unix:///path". listen_addr: "ip:port" or ""."""
+
+    state_dir: Path
+    socket: Path
+    group: str
+    engine: str
+    advertise_addr: str
+    listen_addr: str
+    hostname: str
+    netns_prefix: str
+    etcd_client_port: int
+    etcd_peer_port: int
+    log_level: str
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> DaemonConfig:
+        engine = str(options["engine"])
+        if not engine.startswith("unix:///"):
+            raise ConfigError(f"--engine {engine}: meshd drives the Engine of its own node through a unix socket: unix:///path")
+        for flag in ("advertise_addr", "listen_addr"):
+            if options[flag]:
+                try:
+                    ipaddress.ip_address(split_endpoint(str(options[flag]))[0])
+                except ValueError:
+                    raise ConfigError(f"--{flag.replace('_', '-')} {options[flag]}: not an IP address") from None
+        return cls(
+            **{
+                **options,
+                "state_dir": Path(options["state_dir"]).absolute(),
+                "socket": Path(options["socket"]).absolute(),
+                "hostname": options["hostname"] or socket.gethostname(),
+            }
+        )
+
+    @property
+    def engine_socket(self) -> str:
+        return self.engine.removeprefix("unix://")
+
+
+class Meshd:
+    """The daemon of one node; the API's Backend."""
+
+    def __init__(self, config: DaemonConfig, balancer: Balancer) -> None:
+        self._config = config
+        self._balancer: Balancer = balancer
+        self._credentials: Credentials | None = None
+        self._local: LocalState | None = None
+        self._manager: Manager | None = None
+        self._node: NodeRuntime | None = None
+        # one init, join or leave at a time; what comes meanwhile is told so
+        self._changing = asyncio.Lock()
+        self._error = ""
+
+    # ---- Backend -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> NodeState:
+        if self._local is None:
+            return "pending" if self._changing.locked() and self._credentials is not None else "inactive"
+        if self._credentials is not None and self._credentials.identity.role == "manager":
+            return "manager" if self._manager is not None else "error"
+        return "worker"
+
+    @property
+    def node_id(self) -> str:
+        return self._local.node_id if self._local else ""
+
+    @property
+    def store(self) -> Store | None:
+        return self._manager.store if self._manager else None
+
+    @property
+    def engine_socket(self) -> str:
+        return self._config.engine_socket
+
+    def facts(self) -> NodeFacts:
+        warnings = []
+        if self._balancer == "nftables":
+            warnings.append("balancer is nftables because this kernel has no ip_vs: servers see the node's address, not the client's")
+        local = self._local
+        snapshot = self._manager.store.snapshot() if self._manager else None
+        known: list[tuple[str, str]] = [("", addr) for addr in local.managers] if local else []
+        if snapshot is not None:
+            known = [(node.id, node.manager_status.addr) for node in snapshot.all(Node) if node.manager_status]
+        return NodeFacts(
+            node_addr=local.advertise_addr if local else "",
+            data_path_addr=local.data_addr if local else "",
+            managers=sorted(known),
+            balancer=self._balancer,
+            meshd_version=VERSION,
+            error=self._error,
+            warnings=warnings,
+        )
+
+    async def init(self, request: InitRequest) -> str:
+        async with self._one_change():
+            advertise, listen = self._addresses(request.advertise_addr, request.listen_addr, "")
+            data_addr = self._data_addr(request.data_path_addr, advertise)
+            now = datetime.now(UTC)
+            cluster_id = new_id()
+            root = ca.new_root(cluster_id, now)
+            key, csr = ca.new_key_and_csr()
+            node_id = ca.node_id_of(csr)
+            certificate = ca.issue(root, csr, node_id=node_id, role="manager", cluster_id=cluster_id, now=now, addresses=[advertise])
+            etcd_ca = etcd_tls.create_ca(f"meshd etcd {cluster_id}", now)
+            keys = Keys(
+                ca_cert=root.certificate,
+                ca_key=root.key,
+                etcd_ca_cert=etcd_ca.cert,
+                etcd_ca_key=etcd_ca.key,
+                secret_key=secretbox.new_key(),
+                tokens=tokens.make_both(root.certificate),
+                tls_info=ca.tls_info(root.certificate),
+            )
+            addr = join_endpoint(advertise, split_endpoint(listen)[1])
+            pool = tuple(request.default_addr_pool)
+            changes = first_objects(
+                cluster_id,
+                new_id(),
+                request.spec,
+                keys,
+                FirstNode(node_id, self._config.hostname, addr, data_addr, request.availability),
+                now,
+                address_pool=pool,
+                # the CLI always sends /24; it is the user's word only beside a pool of his own
+                subnet_size=request.subnet_size if pool else 0,
+                data_path_port=request.data_path_port,
+            )
+            local = LocalState(
+                cluster_id=cluster_id, node_id=node_id, advertise_addr=advertise, data_addr=data_addr, listen=listen, managers=(addr,)
+            )
+            config = self._manager_config(local)
+            self._clear()
+            write_etcd_certificate(config, etcd_ca, now)
+            await self._become(local, Identity.of(certificate, key, root.certificate), Manager(config), changes)
+            log.info("cluster made cluster=%s node=%s addr=%s", cluster_id, node_id, addr)
+            return node_id
+
+    async def join(self, request: JoinRequest) -> None:
+        async with self._one_change():
+            advertise, listen = self._addresses(request.advertise_addr, request.listen_addr, next(iter(request.remote_addrs), ""))
+            data_addr = self._data_addr(request.data_path_addr, advertise)
+            addr = join_endpoint(advertise, split_endpoint(listen)[1])
+            self._clear()
+            result = await join(
+                request.remote_addrs,
+                request.token,
+                addr=addr,
+                data_addr=data_addr,
+                hostname=self._config.hostname,
+                availability=request.availability or "active",
+            )
+            identity = result.identity
+            local = LocalState(
+                cluster_id=identity.cluster_id,
+                node_id=identity.node_id,
+                advertise_addr=advertise,
+                data_addr=data_addr,
+                listen=listen,
+                managers=result.managers,
+                etcd_cluster=result.bundle.get(BUNDLE_CLUSTER, ""),
+            )
+            manager = None
+            if identity.role == "manager":
+                config = self._manager_config(local, joining=True)
+                etcd_ca = etcd_tls.KeyPair(result.bundle[BUNDLE_CA_CERT], result.bundle[BUNDLE_CA_KEY])
+                write_etcd_certificate(config, etcd_ca, datetime.now(UTC))
+                manager = Manager(config)
+            await self._become(local, identity, manager, [])
+            log.info("joined cluster=%s node=%s role=%s", local.cluster_id, local.node_id, identity.role)
+
+    async def leave(self, force: bool) -> None:
+        async with self._one_change():
+            log.info("leaving cluster=%s node=%s force=%s", self._local.cluster_id if self._local else "", self.node_id, force)
+            # first of all: a crash from here on must not come back as a member
+            local_state.erase(self._config.state_dir)
+            self._local = None
+            node, self._node = self._node, None
+            if node is not None:
+                await node.leave()
+            manager, self._manager = self._manager, None
+            if manager is not None:
+                await manager.stop()
+            self._credentials = None
+            self._error = ""
+            self._clear()
+
+    async def engine_session(self, node_id: str) -> tuple[aiohttp.ClientSession, str]:
+        if self._node is None or self._manager is None:
+            raise ApiError(503, "this node is not a manager")
+        return self._node.engine_session(self._manager.store.snapshot(), node_id)
+
+    def rotate_token(self, cluster: Cluster, role: JoinRole) -> JoinTokens:
+        return tokens.rotated(cluster.join_tokens or JoinTokens(), role, cluster.mesh_ca_cert)
+
+    def encrypt_secret(self, plain: bytes) -> bytes:
+        if self._manager is None:
+            raise ApiError(503, "this node is not a manager")
+        return self._manager.encrypt(plain)
+
+    def decrypt_secret(self, ciphertext: bytes) -> bytes:
+        if self._manager is None:
+            raise ApiError(503, "this node is not a manager")
+        return self._manager.decrypt(ciphertext)
+
+    # ---- life ----------------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take up what this node was. A manager without quorum waits for it in the background; the API says why."""
+        local = local_state.load(self._config.state_dir)
+        if local is None:
+            return
+        credentials = Credentials.load(self._config.state_dir / _CERTIFICATES)
+        if credentials is None:
+            raise ConfigError(f"{self._config.state_dir} says this node is in a cluster, but its certificate is gone; leave and join again")
+        self._credentials, self._local = credentials, local
+        manager = Manager(self._manager_config(local)) if credentials.identity.role == "manager" else None
+        await self._start_node()
+        while manager is not None:
+            try:
+                await manager.start()
+            except StoreUnavailable as error:
+                self._error = str(error)
+                log.warning("manager waits error=%s", error)
+            else:
+                self._manager, self._error = manager, ""
+                break
+
+    async def stop(self) -> None:
+        """End this process's part; containers, kernel tables and dnsd go on."""
+        if self._node is not None:
+            await self._node.stop()
+        if self._manager is not None:
+            await self._manager.stop()
+
+    async def _become(self, local: LocalState, identity: Identity, manager: Manager | None, changes: list[Any]) -> None:
+        """From inactive to a member, or (any error) back to inactive with nothing left."""
+        try:
+            self._credentials = Credentials.create(self._config.state_dir / _CERTIFICATES, identity)
+            self._local = local
+            if manager is not None:
+                await manager.start(changes)
+                self._manager = manager
+            await self._start_node()
+            if changes:
+                await self._until_ingress()
+            local_state.save(self._config.state_dir, local)
+        except BaseException as error:
+            node, self._node = self._node, None
+            if node is not None:
+                await node.leave()
+            if manager is not None:
+                await manager.stop()
+            self._manager = self._local = self._credentials = None
+            self._clear()
+            if isinstance(error, ConfigError):
+                raise ApiError(500, str(error)) from error
+            raise
+
+    async def _start_node(self) -> None:
+        assert self._local is not None and self._credentials is not None
+        config, local = self._config, self._local
+        settings = NodeSettings(
+            state_dir=config.state_dir,
+            runtime_dir=Path("/run/meshd") / local.node_id,
+            engine=config.engine,
+            hostname=config.hostname,
+            listen=local.listen,
+            api_addr=join_endpoint(local.advertise_addr, split_endpoint(local.listen)[1]),
+            data_addr=local.data_addr,
+            netns_prefix=config.netns_prefix,
+            balancer=self._balancer,
+        )
+        node = NodeRuntime(
+            settings,
+            self._credentials,
+            mesh=NodeMesh(prefix=config.netns_prefix),
+            managers=local.managers,
+            manager_side=lambda: self._manager.side if self._manager else None,
+            on_managers=self._remember_managers,
+        )
+        await node.start()
+        self._node = node
+
+    def _remember_managers(self, managers: tuple[str, ...]) -> None:
+        local = self._local
+        if local is not None and managers and managers != local.managers:
+            self._local = msgspec.structs.replace(local, managers=managers)
+            if local_state.load(self._config.state_dir) is not None:
+                local_state.save(self._config.state_dir, self._local)
+
+    async def _until_ingress(self) -> None:
+        """`swarm init` answers once the leader's loops run: the ingress network has its addresses."""
+        assert self._manager is not None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(10):
+                while not any(network.mesh_vni for network in self._manager.store.snapshot().all(Network) if network.ingress):
+                    await asyncio.sleep(0.02)
+
+    # ---- details -------------------------------------------------------------------------------------------------------------
+
+    def _manager_config(self, local: LocalState, *, joining: bool = False) -> ManagerConfig:
+        return ManagerConfig(
+            node_id=local.node_id,
+            addr=join_endpoint(local.advertise_addr, split_endpoint(local.listen)[1]),
+            directory=self._config.state_dir / _ETCD,
+            client_port=self._config.etcd_client_port,
+            peer_port=self._config.etcd_peer_port,
+            initial_cluster=local.etcd_cluster,
+            joining=joining,
+        )
+
+    def _addresses(self, advertise: str, listen: str, remote: str) -> tuple[str, str]:
+        """(IP address to advertise, "ip:port" to listen at). ApiError(400) with Docker's text when there is no single choice."""
+        port = DEFAULT_PORT
+        given_listen = self._config.listen_addr or ("" if listen in ("", f"0.0.0.0:{DEFAULT_PORT}") else listen)
+        try:
+            if given_listen:
+                host, port = split_endpoint(given_listen)
+            else:
+                host = "0.0.0.0"
+            wanted = advertise or self._config.advertise_addr
+            chosen = choose_address(wanted, own_addresses(), split_endpoint(remote)[0] if remote else "")
+        except ValueError:
+            raise ApiError(400, f"invalid address {listen or remote!r}: expected an IP address with an optional port") from None
+        return chosen, join_endpoint(host, port)
+
+    def _data_addr(self, given: str, advertise: str) -> str:
+        return choose_address(given, own_addresses(), "") if given else advertise
+
+    def _clear(self) -> None:
+        """Remove what an earlier membership, or an attempt that failed, left on disk."""
+        shutil.rmtree(self._config.state_dir / _CERTIFICATES, ignore_errors=True)
+        shutil.rmtree(self._config.state_dir / _ETCD, ignore_errors=True)
+        local_state.erase(self._config.state_dir)
+
+    @contextlib.asynccontextmanager
+    async def _one_change(self) -> Any:
+        if self._changing.locked():
+            raise ApiError(503, "this node is just being initialized, joined or removed: wait until that is done")
+        async with self._changing:
+            yield
+
+
+async def _serve(config: DaemonConfig) -> None:
+    balancer = detect_balancer()
+    daemon = Meshd(config, balancer)
+    runner = await serve_unix(daemon, str(config.socket))
+    with contextlib.suppress(KeyError):
+        os.chown(config.socket, -1, grp.getgrnam(config.group).gr_gid)
+    log.info(
+        "meshd version=%s socket=%s engine=%s balancer=%s hostname=%s", VERSION, config.socket, config.engine, balancer, config.hostname
+    )
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    starting = asyncio.create_task(daemon.start(), name="start")
+    waiting = asyncio.create_task(ended.wait(), name="end")
+    try:
+        await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            await waiting
+    finally:
+        for task in (starting, waiting):
+            task.cancel()
+        await runner.cleanup()
+        await daemon.stop()
+
+
+def run(config: DaemonConfig) -> None:
+    """The daemon until SIGTERM. ConfigError: one sentence what this machine lacks."""
+    if os.geteuid() != 0:
+        raise ConfigError("meshd makes network namespaces and devices: run it as root")
+    logging.basicConfig(level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    if problems := check_kernel():
+        raise ConfigError("; ".join(problems))
+    if shutil.which("nft") is None and shutil.which("nft", path="/usr/sbin:/sbin") is None:
+        raise ConfigError("nft is missing: apt-get install nftables")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config))

@@ -1,0 +1,232 @@
+"""What every node of a cluster runs, worker or manager: the TLS server, the agent with its Engine, data plane and DNS process.
+
+Edge: builds, starts and ends them in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import msgspec
+
+from dnsd.client import Client
+from mesh import NodeMesh
+from mesh.model import Balancer
+from orchestrator.agent.agent import Agent
+from orchestrator.agent.dnsd_process import DnsdProcess
+from orchestrator.agent.engine import DockerRuntime
+from orchestrator.agent.errors import EngineUnavailable
+from orchestrator.dispatcher.session import AgentSession
+from orchestrator.dispatcher.tls_app import ManagerSide, NodeServer
+from orchestrator.errors import ApiError, MeshdError
+from orchestrator.model import NodeDescription
+from orchestrator.security import ca
+from orchestrator.security.admission import split_endpoint
+from orchestrator.security.identity import Credentials
+from orchestrator.security.join import renew_forever
+from orchestrator.store.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+_ENGINE_RETRY_S = 1.0
+# what a node is (CPUs, memory, Engine version, labels) changes seldom
+_DESCRIBE_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """runtime_dir: on tmpfs; secrets of tasks live there. listen, api_addr: "ip:port"; data_addr: this node's VXLAN address."""
+
+    state_dir: Path
+    runtime_dir: Path
+    engine: str
+    hostname: str
+    listen: str
+    api_addr: str
+    data_addr: str
+    netns_prefix: str
+    balancer: Balancer
+
+    @property
+    def engine_socket(self) -> str:
+        return self.engine.removeprefix("unix://")
+
+
+class NodeRuntime:
+    """`start()`, then `stop()` (everything on the node goes on) or `leave()` (everything of the cluster is removed)."""
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        credentials: Credentials,
+        *,
+        mesh: NodeMesh,
+        managers: Sequence[str],
+        manager_side: Callable[[], ManagerSide | None],
+        on_managers: Callable[[tuple[str, ...]], None],
+        vxlan_port: int = 4789,
+    ) -> None:
+        self._settings = settings
+        self._credentials = credentials
+        self._mesh = mesh
+        self._managers = tuple(managers)
+        self._on_managers = on_managers
+        self._vxlan_port = vxlan_port
+        self._runtime = DockerRuntime(
+            engine_url=settings.engine,
+            cluster_id=credentials.identity.cluster_id,
+            state_dir=settings.state_dir / "tasks",
+            files_dir=settings.runtime_dir,
+            hostname=settings.hostname,
+        )
+        # the state directory, not /run: dnsd is found and adopted there by the next meshd, whatever became of this one
+        control = settings.state_dir / "dnsd.sock"
+        self._dnsd = DnsdProcess(
+            control=control,
+            state_file=settings.state_dir / "dnsd.json",
+            log_file=settings.state_dir / "dnsd.log",
+            on_start=self._dnsd_started,
+        )
+        self._names = Client(control)
+        host, port = split_endpoint(settings.listen)
+        self._server = NodeServer(credentials, engine_socket=settings.engine_socket, manager=manager_side, host=host, port=port)
+        self._session: AgentSession | None = None
+        self._agent: Agent | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._http: dict[str, aiohttp.ClientSession] = {}
+
+    async def start(self) -> None:
+        """ConfigError: the port is taken; nothing is left running then. The agent waits for its Engine in the background."""
+        await self._server.start()
+        self._tasks.append(asyncio.create_task(self._run_agent(), name="agent"))
+        self._tasks.append(asyncio.create_task(renew_forever(self._credentials, lambda: self._managers), name="renew"))
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for done in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(done, Exception):
+                log.error("stopping part=%r error=%r", "agent", done)
+        self._tasks.clear()
+        await self._server.stop()
+        for session in self._http.values():
+            await session.close()
+        self._http.clear()
+        await self._mesh.close()
+
+    async def leave(self) -> None:
+        """Stop and remove this node's tasks, its data plane and its DNS process."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        try:
+            containers = await self._runtime.containers()
+            await asyncio.gather(*(self._end(container.task_id) for container in containers))
+        except MeshdError as error:
+            log.warning("leave containers=kept error=%s", error)
+        await self._dnsd.stop()
+        await self._mesh.flush()
+        await self.stop()
+
+    async def _end(self, task_id: str) -> None:
+        try:
+            await self._runtime.stop(task_id, 10.0, "")
+            await self._runtime.remove(task_id)
+        except MeshdError as error:
+            log.warning("leave task=%s container=kept error=%s", task_id, error)
+
+    def engine_session(self, snapshot: Snapshot, node_id: str) -> tuple[aiohttp.ClientSession, str]:
+        """HTTP to another node's Engine API, as a manager. ApiError(500) for a node that has no address."""
+        node = snapshot.node(node_id)
+        if node is None or not node.description.mesh_api_addr:
+            raise ApiError(500, f"node {node_id} is not known to this cluster any more")
+        session = self._http.get(node_id)
+        if session is None:
+            connector = aiohttp.TCPConnector(ssl=self._credentials.client_context(node_id), limit=0)
+            session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None, sock_connect=5), trust_env=False)
+            self._http[node_id] = session
+        return session, f"https://{node.description.mesh_api_addr}/v1/engine"
+
+    # ---- the agent -----------------------------------------------------------------------------------------------------------
+
+    async def _run_agent(self) -> None:
+        while True:
+            try:
+                await self._agent_once()
+            except asyncio.CancelledError:
+                raise
+            except BaseExceptionGroup as group:
+                log.exception("agent crashed, starting it again", exc_info=group)
+            except Exception:
+                log.exception("agent crashed, starting it again")
+            await asyncio.sleep(_ENGINE_RETRY_S)
+
+    async def _agent_once(self) -> None:
+        description = await self._described()
+        session = AgentSession(self._credentials, self._managers, description, self._on_rows, on_managers=self._heard_managers)
+        agent = Agent(
+            node_id=self._credentials.identity.node_id,
+            data_addr=self._settings.data_addr,
+            runtime=self._runtime,
+            mesh=self._mesh,
+            names=self._names,
+            session=session,
+            balancer=self._settings.balancer,
+            vxlan_port=self._vxlan_port,
+        )
+        self._session, self._agent = session, agent
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._dnsd.run())
+            group.create_task(agent.run())
+            group.create_task(session.run())
+            group.create_task(self._describe_forever(description))
+
+    def _dnsd_started(self) -> None:
+        if self._agent is not None:
+            self._agent.resync()
+
+    async def _on_rows(self, *arguments: object) -> None:
+        assert self._agent is not None
+        await self._agent.on_rows(*arguments)  # type: ignore[arg-type]
+
+    def _heard_managers(self, managers: tuple[str, ...]) -> None:
+        self._managers = managers
+        self._on_managers(managers)
+
+    async def _described(self) -> NodeDescription:
+        """What this node is; waits until its Engine answers."""
+        told = False
+        while True:
+            with contextlib.suppress(EngineUnavailable):
+                return await self._describe()
+            if not told:
+                log.warning("engine=%s does not answer; the node joins in when it does", self._settings.engine)
+                told = True
+            await asyncio.sleep(_ENGINE_RETRY_S)
+
+    async def _describe(self) -> NodeDescription:
+        return msgspec.structs.replace(
+            await self._runtime.describe(),
+            hostname=self._settings.hostname,
+            tls_info=ca.tls_info(self._credentials.identity.root_certificate),
+            mesh_balancer=self._settings.balancer,
+            mesh_api_addr=self._settings.api_addr,
+            mesh_data_addr=self._settings.data_addr,
+        )
+
+    async def _describe_forever(self, last: NodeDescription) -> None:
+        while True:
+            await asyncio.sleep(_DESCRIBE_EVERY_S)
+            with contextlib.suppress(EngineUnavailable):
+                fresh = await self._describe()
+                if fresh != last:
+                    assert self._session is not None
+                    self._session.describe(fresh)
+                    last = fresh

@@ -1,0 +1,414 @@
+"""A whole cluster, driven as a user drives it: the stock docker CLI against the nodes' sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.lab import processes
+from orchestrator.lab.lab import Lab, Node, wait_until
+from orchestrator.lab.probe import Log, Probe, dns_addresses, http_get, in_network
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+IMAGE = "meshd/demo:v1"
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with tempfile.TemporaryDirectory(prefix="lab-") as directory:
+        lab = Lab(Path(directory) / "c", "198.51.100.0/24")
+        try:
+            lab.up(3)
+            yield lab
+        finally:
+            lab.down()
+            assert processes.marked(lab.layout.marker) == []
+
+
+@pytest.fixture
+def cli(lab: Lab) -> Iterator[Cli]:
+    """The CLI at the first node; services, networks, secrets and configs made through it are removed afterwards."""
+    cli = Cli(lab.nodes[0])
+    try:
+        yield cli
+    finally:
+        services = cli.ok("service", "ls", "-q").split()
+        if services:
+            cli.ok("service", "rm", *services)
+        for node in lab.nodes:
+            wait_until(lambda node=node: task_containers(node) == [], 30, f"no task is left on {node.name}")
+        for network in cli.ok("network", "ls", "-q", "--filter", "scope=swarm", "--format", "{{.Name}}").split():
+            if network != "ingress":
+                cli.ok("network", "rm", network)
+        for kind in ("secret", "config"):
+            for name in cli.ok(kind, "ls", "-q").split():
+                cli.ok(kind, "rm", name)
+
+
+class Cli:
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    def run(self, *arguments: str, input: str | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        command = ["docker", "-H", f"unix://{self.node.layout.meshd_socket}", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, input=input, timeout=timeout)
+
+    def ok(self, *arguments: str, input: str | None = None) -> str:
+        done = self.run(*arguments, input=input)
+        assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}{done.stdout}"
+        return done.stdout.strip()
+
+    def fails(self, *arguments: str, input: str | None = None) -> str:
+        done = self.run(*arguments, input=input)
+        assert done.returncode != 0, f"docker {' '.join(arguments)} was accepted: {done.stdout}"
+        return done.stderr.strip()
+
+    def json(self, *arguments: str) -> list[dict[str, object]]:
+        parsed: list[dict[str, object]] = json.loads(self.ok(*arguments))
+        return parsed
+
+    def _replicas(self, service: str) -> str:
+        return self.ok("service", "ls", "--filter", f"name={service}", "--format", "{{.Replicas}}")
+
+    def wait_replicas(self, service: str, replicas: str, deadline_s: float = 40) -> None:
+        wait_until(lambda: self._replicas(service).split(" ")[0] == replicas, deadline_s, f"{service} has {replicas} replicas")
+
+
+def task_containers(node: Node, service: str = "") -> list[str]:
+    engine = node.engine()
+    try:
+        label = f"com.docker.swarm.service.name={service}" if service else "com.docker.swarm.task"
+        return [container.id for container in engine.containers.list(filters={"label": label})]
+    finally:
+        engine.close()
+
+
+def netns_of(node: Node, service: str) -> str:
+    engine = node.engine()
+    try:
+        return f"/proc/{engine.api.inspect_container(task_containers(node, service)[0])['State']['Pid']}/ns/net"
+    finally:
+        engine.close()
+
+
+def switch(lab: Lab) -> str:
+    return f"/run/netns/{lab.layout.switch}"
+
+
+def answers(where: str, address: str, port: int, times: int = 12) -> set[str]:
+    """Hostnames that answered `times` requests made inside the namespace; requests that failed are left out."""
+    found = set()
+    for _ in range(times):
+        with contextlib.suppress(OSError, ValueError):
+            found.add(in_network(where, lambda: http_get(address, port, 1.0))[0])
+    return found
+
+
+def resolves(where: str, name: str) -> set[str]:
+    with contextlib.suppress(OSError, ValueError):
+        return set(in_network(where, lambda: dns_addresses(name)))
+    return set()
+
+
+@contextlib.contextmanager
+def load(log: Log, netns: str, target: Callable[[], tuple[str, ...]], rate: float = 60) -> Iterator[None]:
+    probes = [Probe(log, "x", "port", netns, rate / 3, target) for _ in range(3)]
+    try:
+        yield
+    finally:
+        for probe in probes:
+            probe.stop()
+
+
+def test_nodes_and_swarm(lab: Lab, cli: Cli) -> None:
+    names = cli.ok("node", "ls", "--format", "{{.Hostname}} {{.Status}} {{.Availability}} {{.ManagerStatus}}").splitlines()
+    assert sorted(line.strip() for line in names) == ["node-1 Ready Active Leader", "node-2 Ready Active", "node-3 Ready Active"]
+    assert cli.ok("node", "inspect", "self", "--format", "{{.Description.Hostname}}") == "node-1"
+    info = cli.ok("info", "--format", "{{.Swarm.LocalNodeState}} {{.Swarm.ControlAvailable}} {{.Swarm.Nodes}} {{.Swarm.Managers}}")
+    assert info == "active true 3 1"
+    assert "Server" in cli.ok("version")
+    assert cli.ok("swarm", "join-token", "-q", "worker").startswith("SWMTKN-1-")
+    worker = Cli(lab.nodes[1])
+    assert "Worker nodes can't be used to view or modify cluster state" in worker.fails("node", "ls")
+    assert worker.ok("info", "--format", "{{.Swarm.LocalNodeState}} {{.Swarm.ControlAvailable}}") == "active false"
+
+
+def test_a_published_service_is_reached_through_every_node_and_by_its_vip(lab: Lab, cli: Cli) -> None:
+    cli.ok("network", "create", "-d", "overlay", "front")
+    created = cli.ok("service", "create", "--name", "web", "--replicas", "3", "--network", "front", "-p", "8080:80", IMAGE)
+    assert "verify: Service" in created or "converged" in created
+    cli.ok("service", "create", "--name", "client", "--mode", "global", "--network", "front", IMAGE, "sleep", "10000")
+    for node in lab.nodes:
+        assert len(answers(switch(lab), node.address, 8080)) == 3, node.name
+        inside = netns_of(node, "client")
+        vip = resolves(inside, "web")
+        assert len(vip) == 1
+        assert len(resolves(inside, "tasks.web")) == 3
+        assert vip.isdisjoint(resolves(inside, "tasks.web"))
+        assert len(answers(inside, vip.pop(), 80)) == 3, node.name
+        assert len(answers(f"/proc/{node.init_pid}/ns/net", "127.0.0.1", 8080)) == 3, "from the node itself"
+    assert cli.ok("service", "inspect", "web", "--format", "{{range .Endpoint.Ports}}{{.PublishedPort}}{{end}}") == "8080"
+    logs = cli.ok("service", "logs", "--raw", "web")
+    assert logs == ""
+
+
+def test_dnsrr_rotates_over_the_tasks(lab: Lab, cli: Cli) -> None:
+    cli.ok("network", "create", "-d", "overlay", "back")
+    cli.ok("service", "create", "-d", "--name", "rr", "--replicas", "3", "--endpoint-mode", "dnsrr", "--network", "back", IMAGE)
+    cli.ok("service", "create", "-d", "--name", "client", "--mode", "global", "--network", "back", IMAGE, "sleep", "10000")
+    cli.wait_replicas("rr", "3/3")
+    cli.wait_replicas("client", "3/3")
+    for node in lab.nodes:
+        inside = netns_of(node, "client")
+        wait_until(lambda inside=inside: len(resolves(inside, "rr")) == 3, 10, "rr resolves to its three tasks")
+        firsts = {in_network(inside, lambda: dns_addresses("rr"))[0] for _ in range(12)}
+        assert firsts == resolves(inside, "rr")
+
+
+def test_scale_kill_update_and_remove_under_load(lab: Lab, cli: Cli) -> None:
+    cli.ok("service", "create", "--name", "web", "--replicas", "3", "-p", "8081:80", IMAGE)
+    log = Log()
+    with load(log, switch(lab), lambda: http_get(lab.nodes[2].address, 8081)):
+        cli.ok("service", "scale", "web=5")
+        cli.ok("service", "scale", "web=2")
+        cli.wait_replicas("web", "2/2")
+        cli.ok("service", "update", "--image", "meshd/demo:v2", "--no-resolve-image", "web")
+        versions = {answer.by[1] for answer in log.answers[-20:] if answer.ok}
+    assert versions == {"v2"}
+    assert [a.error for a in log.failed(0)] == []
+    assert log.count(0) > 100
+    cli.ok("service", "rollback", "web")
+    assert cli.ok("service", "inspect", "web", "--format", "{{.Spec.TaskTemplate.ContainerSpec.Image}}") == IMAGE
+    cli.ok("service", "rm", "web")
+    wait_until(lambda: all(task_containers(node, "web") == [] for node in lab.nodes), 30, "the containers are gone")
+    with pytest.raises(OSError):
+        in_network(switch(lab), lambda: http_get(lab.nodes[0].address, 8081, 1.0))
+
+
+def test_a_killed_container_is_replaced(lab: Lab, cli: Cli) -> None:
+    cli.ok("service", "create", "--name", "web", "--replicas", "2", "--restart-delay", "100ms", IMAGE)
+    node = next(node for node in lab.nodes if task_containers(node, "web"))
+    engine = node.engine()
+    engine.containers.get(task_containers(node, "web")[0]).kill()
+    engine.close()
+    wait_until(lambda: "Failed" in cli.ok("service", "ps", "web", "--format", "{{.CurrentState}}"), 10, "the failure is shown")
+    cli.wait_replicas("web", "2/2")
+    assert "non-zero exit (137)" in cli.ok("service", "ps", "web", "--no-trunc", "--format", "{{.Error}}")
+
+
+@pytest.mark.parametrize("what", ["meshd", "dnsd"])
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_killed_program_comes_back_and_nobody_notices(lab: Lab, cli: Cli, what: str, index: int) -> None:
+    cli.ok("service", "create", "--name", "web", "--replicas", "3", "-p", "8082:80", IMAGE)
+    before = {node.name: task_containers(node) for node in lab.nodes}
+    victim = lab.nodes[index]
+    pid = victim.pid_of(what)
+    log = Log()
+    with load(log, switch(lab), lambda: http_get(victim.address, 8082)):
+        victim.kill(what)
+        wait_until(lambda: victim.pid_of(what) not in (0, pid), 20, f"{what} is back")
+        victim.wait_ready(20)
+        wait_until(lambda: _ready(cli, victim.name), 30, f"{victim.name} is ready")
+    assert [a.error for a in log.failed(0)] == []
+    assert {node.name: task_containers(node) for node in lab.nodes} == before
+    cli.ok("service", "scale", "web=4")
+
+
+def _ready(cli: Cli, name: str) -> bool:
+    done = cli.run("node", "ls", "--format", "{{.Hostname}} {{.Status}}")
+    return done.returncode == 0 and f"{name} Ready" in done.stdout
+
+
+def test_a_killed_etcd_comes_back(lab: Lab, cli: Cli) -> None:
+    cli.ok("service", "create", "-d", "--name", "before", "--replicas", "0", IMAGE)
+    lab.nodes[0].kill("etcd")
+    wait_until(lambda: cli.run("service", "create", "-d", "--name", "after", "--replicas", "1", IMAGE).returncode == 0, 40, "writes go on")
+    assert {"before", "after"} <= set(cli.ok("service", "ls", "--format", "{{.Name}}").split())
+    cli.wait_replicas("after", "1/1")
+
+
+def test_a_killed_engine_comes_back_with_its_tasks(lab: Lab, cli: Cli) -> None:
+    cli.ok("service", "create", "--name", "web", "--replicas", "3", IMAGE)
+    victim = lab.nodes[2]
+    before = task_containers(victim)
+    victim.kill("engine")
+    wait_until(lambda: victim.pid_of("engine") != 0, 20, "the Engine is back")
+    victim.wait_ready(30)
+    assert task_containers(victim) == before
+    cli.ok("service", "scale", "web=6")
+    cli.wait_replicas("web", "6/6")
+
+
+def test_tasks_of_a_dead_node_are_replaced_elsewhere(lab: Lab, cli: Cli) -> None:
+    cli.ok("service", "create", "--name", "web", "--replicas", "3", IMAGE)
+    victim = lab.nodes[2]
+    victim.kill("all")
+    try:
+        wait_until(lambda: "node-3 Down" in cli.ok("node", "ls", "--format", "{{.Hostname}} {{.Status}}"), 60, "node-3 is down")
+        wait_until(lambda: sum(len(task_containers(node, "web")) for node in lab.nodes[:2]) == 3, 30, "the other nodes run three tasks")
+    finally:
+        lab.up(3)
+    wait_until(lambda: _ready(cli, "node-3"), 30, "node-3 is ready again")
+    wait_until(lambda: sum(len(task_containers(node, "web")) for node in lab.nodes) == 3, 30, "no task runs twice")
+
+
+def test_drain_and_activate(lab: Lab, cli: Cli) -> None:
+    cli.ok("service", "create", "--name", "web", "--replicas", "3", "-p", "8083:80", IMAGE)
+    log = Log()
+    with load(log, switch(lab), lambda: http_get(lab.nodes[0].address, 8083)):
+        cli.ok("node", "update", "--availability", "drain", "node-2")
+        wait_until(lambda: task_containers(lab.nodes[1]) == [], 40, "the drained node is empty")
+        cli.wait_replicas("web", "3/3")
+    assert [a.error for a in log.failed(0)] == []
+    cli.ok("node", "update", "--availability", "active", "node-2")
+
+
+def test_constraints_limits_env_labels_mounts(lab: Lab, cli: Cli) -> None:
+    cli.ok("node", "update", "--label-add", "disk=ssd", "node-3")
+    cli.ok(
+        "service", "create", "--name", "picky", "--constraint", "node.labels.disk==ssd", "--replicas", "2", "--env", "A=B", "--label", "x=y",
+        "--limit-memory", "64m", "--reserve-cpu", "0.1", "--mount", "type=volume,source=v1,target=/data", "--container-label", "c=d", IMAGE,
+        "sh", "-c", "echo A is $A; touch /data/here; sleep 10000",
+    )  # fmt: skip
+    assert set(cli.ok("service", "ps", "picky", "--format", "{{.Node}}").split()) == {"node-3"}
+    assert "A is B" in cli.ok("service", "logs", "picky")
+    engine = lab.nodes[2].engine()
+    container = engine.api.inspect_container(task_containers(lab.nodes[2], "picky")[0])
+    engine.close()
+    assert container["HostConfig"]["Memory"] == 64 << 20
+    assert container["Config"]["Labels"]["c"] == "d"
+    assert cli.json("service", "inspect", "picky")[0]["Spec"]["Labels"] == {"x": "y"}  # type: ignore[index]
+    cli.ok("service", "create", "-d", "--name", "nowhere", "--constraint", "node.labels.disk==tape", IMAGE)
+    wait_until(
+        lambda: "no suitable node" in cli.ok("service", "ps", "nowhere", "--no-trunc", "--format", "{{.Error}}"), 10, "the reason is shown"
+    )
+
+
+def test_stack_deploy(lab: Lab, cli: Cli, tmp_path: Path) -> None:
+    compose = tmp_path / "compose.yml"
+    compose.write_text(
+        f"""
+version: "3.8"
+services:
+  web:
+    image: {IMAGE}
+    ports: ["8084:80"]
+    networks: [inside]
+    deploy: {{replicas: 2}}
+    configs: [{{source: motd, target: /etc/motd}}]
+    secrets: [key]
+  client:
+    image: {IMAGE}
+    command: sleep 10000
+    networks: [inside]
+networks:
+  inside: {{driver: overlay}}
+configs:
+  motd: {{file: ./motd}}
+secrets:
+  key: {{file: ./key}}
+"""
+    )
+    (tmp_path / "motd").write_text("hello")
+    (tmp_path / "key").write_text("s3cret")
+    cli.ok("stack", "deploy", "--resolve-image", "never", "-c", str(compose), "shop")
+    cli.wait_replicas("shop_web", "2/2")
+    cli.wait_replicas("shop_client", "1/1")
+    node = next(node for node in lab.nodes if task_containers(node, "shop_client"))
+    inside = netns_of(node, "shop_client")
+    assert len(resolves(inside, "web")) == 1
+    assert resolves(inside, "shop_web") == resolves(inside, "web")
+    server = next(node for node in lab.nodes if task_containers(node, "shop_web"))
+    engine = server.engine()
+    container = engine.containers.get(task_containers(server, "shop_web")[0])
+    assert container.exec_run(["cat", "/etc/motd", "/run/secrets/key"]).output == b"hellos3cret"
+    engine.close()
+    assert "s3cret" not in json.dumps(cli.json("secret", "inspect", "shop_key"))
+    assert cli.ok("stack", "ls", "--format", "{{.Name}} {{.Services}}") == "shop 2"
+    cli.ok("stack", "rm", "shop")
+    wait_until(lambda: all(task_containers(node) == [] for node in lab.nodes), 30, "the stack's tasks are gone")
+
+
+def test_bad_input_is_refused_with_the_words_docker_users_know(lab: Lab, cli: Cli) -> None:
+    cli.ok("service", "create", "-d", "--name", "web", "--replicas", "0", "-p", "8085:80", IMAGE)
+    before = cli.ok("service", "ls", "-q")
+    assert "network nope not found" in cli.fails("service", "create", "--network", "nope", IMAGE)
+    port = cli.fails("service", "create", "--name", "other", "-p", "8085:80", IMAGE)
+    assert "port '8085' is already in use by service 'web'" in port and "as an ingress port" in port
+    assert "name conflicts with an existing object" in cli.fails("service", "create", "--name", "web", IMAGE)
+    assert "node.color=red" in cli.fails("service", "create", "--constraint", "node.color=red", IMAGE)
+    assert "already part of a swarm" in cli.fails("swarm", "init")
+    assert "no such service: ghost" in cli.fails("service", "inspect", "ghost").lower()
+    assert cli.ok("service", "ls", "-q") == before, "nothing was half-created"
+    socket = str(lab.nodes[0].layout.meshd_socket)
+    for body in ("{", '{"Name": 7}', "[]", ""):
+        answer = subprocess.run(
+            ["curl", "-s", "-w", "%{http_code}", "--unix-socket", socket, "-H", "Content-Type: application/json", "-d", body, "http://x/services/create"],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        assert answer.endswith("400"), answer
+
+
+def test_worker_leaves_and_joins_again(lab: Lab, cli: Cli) -> None:
+    worker = Cli(lab.nodes[1])
+    first = lab.nodes[0].address
+    token = cli.ok("swarm", "join-token", "-q", "worker")
+    assert "already part of a swarm" in worker.fails("swarm", "join", "--token", token, f"{first}:2377")
+    worker.ok("swarm", "leave")
+    assert worker.ok("info", "--format", "{{.Swarm.LocalNodeState}}") == "inactive"
+    assert "not a swarm manager" in worker.fails("node", "ls")
+    assert "invalid join token" in worker.fails("swarm", "join", "--token", "SWMTKN-1-bad-bad", f"{first}:2377")
+    wrong = token[:-5] + "aaaaa"
+    assert "valid join token is necessary" in worker.fails("swarm", "join", "--token", wrong, f"{first}:2377")
+    worker.ok("swarm", "join", "--token", token, "--advertise-addr", lab.nodes[1].address, f"{first}:2377")
+    wait_until(lambda: _ready(cli, "node-2"), 30, "node-2 is ready")
+    gone = [line.split()[0] for line in cli.ok("node", "ls", "--format", "{{.ID}} {{.Status}}").splitlines() if "Down" in line]
+    for node_id in gone:
+        cli.ok("node", "rm", node_id)
+    assert len(cli.ok("node", "ls", "-q").split()) == 3
+
+
+def test_a_foreign_container_is_never_touched(lab: Lab, cli: Cli) -> None:
+    engine = lab.nodes[1].engine()
+    foreign = engine.containers.run(IMAGE, ["sleep", "10000"], detach=True, network_mode="none", name="foreign")
+    try:
+        cli.ok("service", "create", "--name", "web", "--mode", "global", IMAGE)
+        cli.ok("service", "rm", "web")
+        wait_until(lambda: task_containers(lab.nodes[1]) == [], 30, "the task is gone")
+        foreign.reload()
+        assert foreign.status == "running"
+    finally:
+        foreign.remove(force=True)
+        engine.close()
+
+
+def test_many_clients_at_once(lab: Lab) -> None:
+    """docker-py, several at a time: every create is either whole or refused; all names are unique."""
+    outcomes: list[str] = []
+
+    def create(number: int) -> None:
+        client = lab.nodes[0].docker()
+        try:
+            client.services.create(IMAGE, name=f"same-{number % 5}", mode={"Replicated": {"Replicas": 0}})
+            outcomes.append("created")
+        except Exception as error:
+            outcomes.append(type(error).__name__)
+        finally:
+            client.close()
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count("created") == 5
+    assert set(outcomes) == {"created", "APIError"}
+    cli = Cli(lab.nodes[0])
+    cli.ok("service", "rm", *cli.ok("service", "ls", "-q").split())
