@@ -79,6 +79,8 @@ class DockerRuntime:
         self._deaths: dict[str, _Death] = {}
         self._queues: set[asyncio.Queue[RuntimeEvent]] = set()
         self._preparing: set[str] = set()
+        # creating and starting take the Engine's time; half of the threads stay free for looking and stopping
+        self._building = asyncio.Semaphore(max(1, workers // 2))
         self._swept = False
 
     async def close(self) -> None:
@@ -137,7 +139,8 @@ class DockerRuntime:
                         raise TaskError(_explanation(error), rejected=True) from error
                 return self._read_one(client, self._list(client, task.id)[0]).container
 
-            container = await self._call(create)
+            async with self._building:
+                container = await self._call(create)
             self._container_ids[task.id] = container.id
             return container
         finally:
@@ -155,7 +158,8 @@ class DockerRuntime:
             _name_itself(details)
             return _seen(details, "")
 
-        entry = await self._call(start)
+        async with self._building:
+            entry = await self._call(start)
         self._seen[container_id] = entry
         return self._shown(entry.container)
 

@@ -87,12 +87,19 @@ def plan_task(task: Task, container: Container | None, facts: Facts, now: dateti
 
 def plan_orphan(container: Container) -> Decision:
     """A container of ours that no row names: its task is gone from the cluster."""
+    if _is_ending(container):
+        return NOTHING
     return Decision(step=Step.STOP if container.state in ("held", "running") else Step.REMOVE)
+
+
+def _is_ending(container: Container) -> bool:
+    """Its process has ended and the engine hasn't said how."""
+    return container.state == "running" and not container.pid
 
 
 def _after_the_end(task: Task, container: Container | None) -> Decision:
     """The task is over for the cluster. An exited container is kept for its logs until the row goes."""
-    if container is None:
+    if container is None or _is_ending(container):
         return NOTHING
     if container.state in ("held", "running"):
         return Decision(step=Step.STOP)
@@ -105,7 +112,7 @@ def _towards_the_end(task: Task, container: Container | None, facts: Facts) -> D
     """Desired SHUTDOWN or REMOVE (or ORPHANED)."""
     if container is None or container.state in ("created", "exited"):
         return Decision(said=Said(TaskState.SHUTDOWN, "shutdown"))
-    if container.state == "running" and not container.pid:
+    if _is_ending(container):
         return NOTHING
     served = STATE_ORDER[facts.state] >= STATE_ORDER[TaskState.RUNNING]
     if task.desired_state is TaskState.SHUTDOWN and served and not task.mesh_released:
@@ -155,7 +162,7 @@ def _held(container: Container, facts: Facts, now: datetime) -> Decision:
 
 
 def _running(container: Container, facts: Facts) -> Decision:
-    if not container.pid:
+    if _is_ending(container):
         return NOTHING
     if facts.failure:
         return Decision(step=Step.STOP)

@@ -1,0 +1,205 @@
+"""Keeps kernel and DNS of this node as the newest wanted state says, and tells the managers how far that is.
+
+Edge: calls mesh and dnsd. While one apply runs, changes gather for the next, so a burst costs two applies, not a hundred.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from dnsd.errors import DnsError
+from dnsd.model import DnsState
+from mesh.errors import MeshError
+from mesh.model import NodeState
+from orchestrator.agent.errors import NetworkUnavailable
+from orchestrator.agent.ports import Mesh, Names, Session
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One picture of everything. draining: (network id, address) -> task id."""
+
+    revision: int
+    state: NodeState
+    names: DnsState
+    draining: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    resync_s: float = 10.0
+    drain_poll_s: float = 0.25
+    retry_first_s: float = 0.2
+    retry_last_s: float = 5.0
+
+
+class NetworkLoop:
+    """`on_change` is called whenever `attached` or `errors` changed."""
+
+    def __init__(self, mesh: Mesh, names: Names, session: Session, *, on_change: Callable[[], None], timing: Timing | None = None) -> None:
+        self._mesh = mesh
+        self._names = names
+        self._session = session
+        self._on_change = on_change
+        self._timing = timing or Timing()
+        self._wanted: Wanted | None = None
+        self._in_force: Wanted | None = None
+        self._changed = asyncio.Event()
+        self._owed = False
+        self._suspect = True
+        self._retry_s = 0.0
+        self.attached: frozenset[str] = frozenset()
+        self.errors: dict[str, str] = {}
+
+    def want(self, wanted: Wanted, *, owed: bool = False) -> None:
+        """owed: the managers wait for an acknowledgement even if nothing changes."""
+        before = self._wanted
+        if before is not None:
+            wanted = Wanted(wanted.revision, wanted.state, _same_zones(before.names, wanted.names), wanted.draining)
+        self._owed = self._owed or owed
+        if owed or before is None or wanted != before:
+            self._wanted = wanted
+            self._changed.set()
+
+    def resync(self) -> None:
+        """Something may have changed behind our back (dnsd died, a container was restarted): compare with what is really there."""
+        self._suspect = True
+        self._changed.set()
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        resync_at = loop.time() + self._timing.resync_s
+        while True:
+            try:
+                async with asyncio.timeout(self._pause_s(resync_at - loop.time())):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+            self._changed.clear()
+            wanted = self._wanted
+            if wanted is None:
+                continue
+            due = loop.time() >= resync_at
+            if due or self._suspect or self._retry_s:
+                resync_at = loop.time() + self._timing.resync_s
+                await self._apply(wanted, resync=True)
+            elif self._in_force is None or wanted.state != self._in_force.state or wanted.names != self._in_force.names:
+                await self._apply(wanted, resync=False)
+            else:
+                self._in_force = wanted
+            await self._acknowledge()
+
+    def _pause_s(self, until_resync_s: float) -> float:
+        if self._retry_s:
+            return self._retry_s
+        if self._in_force is not None and self._in_force.draining:
+            return min(until_resync_s, self._timing.drain_poll_s)
+        return max(0.0, until_resync_s)
+
+    async def _apply(self, wanted: Wanted, *, resync: bool) -> None:
+        """Afterwards `attached` and `errors` tell the truth about `wanted`; it is in force if all of it is."""
+        self._suspect = False
+        errors: dict[str, str] = {}
+        before = self._in_force
+        mesh_due = resync or before is None or wanted.state != before.state
+        names_due = resync or before is None or wanted.names != before.names
+        mesh_done, names_done = await asyncio.gather(
+            self._apply_mesh(wanted, resync) if mesh_due else _nothing(),
+            self._apply_names(wanted) if names_due else _nothing(),
+            return_exceptions=True,
+        )
+        broken = False
+        for outcome in (mesh_done, names_done):
+            if isinstance(outcome, dict):
+                errors |= outcome
+            elif isinstance(outcome, (MeshError, DnsError, NetworkUnavailable, OSError, ExceptionGroup)):
+                broken = True
+                errors[type(outcome).__name__] = str(outcome)
+            elif outcome is not None:
+                raise outcome
+        by_task = {id: reason for id, names in _depends(wanted.state).items() if (reason := _reason(names, errors, broken))}
+        if broken:
+            # what was in place before still is: nothing was taken away
+            attached = self.attached & frozenset(_place(s.id, s.netns) for s in wanted.state.sandboxes)
+        else:
+            attached = frozenset(_place(s.id, s.netns) for s in wanted.state.sandboxes if s.id not in by_task)
+        self._in_force = None if errors else wanted
+        if errors and errors != self.errors:
+            log.warning("network_apply incomplete revision=%d errors=%s", wanted.revision, errors)
+        self._retry_s = min(max(self._retry_s * 2, self._timing.retry_first_s), self._timing.retry_last_s) if errors else 0.0
+        if attached != self.attached or by_task != self.errors:
+            self.attached, self.errors = attached, by_task
+            self._on_change()
+
+    async def _apply_mesh(self, wanted: Wanted, resync: bool) -> dict[str, str]:
+        report = await self._mesh.apply(wanted.state, resync=resync)
+        return {str(key): str(reason) for key, reason in report.errors.items()}
+
+    async def _apply_names(self, wanted: Wanted) -> dict[str, str]:
+        return dict((await self._names.apply(wanted.names)).failed)
+
+    async def _acknowledge(self) -> None:
+        """Only what is in force whole. Counts of connections come with the revision that made their endpoints drain."""
+        wanted = self._in_force
+        if wanted is None or not (self._owed or wanted.draining):
+            return
+        counts: dict[str, int] = {}
+        if wanted.draining:
+            addresses: dict[str, set[str]] = {}
+            for network_id, address in wanted.draining:
+                addresses.setdefault(network_id, set()).add(address)
+            try:
+                found = await self._mesh.open_connections(addresses)
+            except (MeshError, OSError) as error:
+                log.warning("open_connections failed error=%s", error)
+            else:
+                for place, task_id in wanted.draining.items():
+                    counts[task_id] = counts.get(task_id, 0) + found.get(place, 0)
+        if self._wanted is not None and self._wanted.revision == wanted.revision:
+            self._owed = False
+        self._session.applied(wanted.revision, counts)
+
+
+def place(task_id: str, pid: int) -> str:
+    """How `attached` names a container's namespaces: a restarted container has others."""
+    return _place(task_id, f"/proc/{pid}/ns/net")
+
+
+def _place(task_id: str, netns: str) -> str:
+    return f"{task_id} {netns}"
+
+
+async def _nothing() -> None:
+    return None
+
+
+def _depends(state: NodeState) -> dict[str, set[str]]:
+    """Sandbox id -> ids whose failure means that this sandbox isn't whole: its own and its networks'."""
+    depends = {sandbox.id: {sandbox.id} for sandbox in state.sandboxes}
+    places = {sandbox.netns: sandbox.id for sandbox in state.sandboxes}
+    for network in state.networks:
+        for endpoint in network.local:
+            if (sandbox_id := places.get(endpoint.netns)) is not None:
+                depends[sandbox_id].add(network.id)
+    return depends
+
+
+def _reason(ids: set[str], errors: Mapping[str, str], broken: bool) -> str:
+    """Errors are named by object: "<kind> <id>", or the id alone."""
+    found = {reason for key, reason in errors.items() if broken or ids & set(re.split(r"[\s/:,]+", key))}
+    return "; ".join(sorted(found))
+
+
+def _same_zones(old: DnsState, new: DnsState) -> DnsState:
+    """`new`, with the very objects of `old` where they are equal: the client recognises those and doesn't encode them again."""
+    known = {zone.network: zone for zone in old.zones}
+    zones = tuple(known[zone.network] if known.get(zone.network) == zone else zone for zone in new.zones)
+    return msgspec.structs.replace(new, zones=zones)
