@@ -6,9 +6,12 @@ are dropped before msgspec looks; unknown fields are ignored by the structs.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Hashable
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import inspect
 
 from orchestrator.errors import ApiError
 
@@ -42,9 +45,45 @@ def decode(body: bytes, cls: type[T]) -> T:
 
 def convert(value: Any, cls: type[T]) -> T:
     try:
-        return msgspec.convert(value, cls)
+        return msgspec.convert(_in_our_case(value, _type_info(cls)), cls)
     except msgspec.ValidationError as error:
         raise ApiError(400, f"invalid request: {error}") from None
+
+
+@functools.cache
+def _type_info(cls: Hashable) -> inspect.Type:
+    return inspect.type_info(cls)
+
+
+@functools.cache
+def _members(cls: Hashable) -> dict[str, tuple[str, inspect.Type]]:
+    """Lower-case member name -> the name as we write it, and its type."""
+    info = _type_info(cls)
+    assert isinstance(info, inspect.StructType)
+    return {field.encode_name.lower(): (field.encode_name, field.type) for field in info.fields}
+
+
+def _in_our_case(value: Any, info: inspect.Type) -> Any:
+    """Go matches member names whatever their case, and docker-py counts on it: it sends {"Mode": {"replicated": ...}}. Keys of maps
+    (labels, options) are the user's and stay as they are."""
+    if isinstance(info, inspect.UnionType):
+        for member in info.types:
+            if isinstance(value, dict) and isinstance(member, inspect.StructType | inspect.DictType):
+                return _in_our_case(value, member)
+            if isinstance(value, list) and isinstance(member, inspect.ListType):
+                return _in_our_case(value, member)
+        return value
+    if isinstance(info, inspect.ListType) and isinstance(value, list):
+        return [_in_our_case(item, info.item_type) for item in value]
+    if isinstance(info, inspect.StructType) and isinstance(value, dict):
+        members = _members(info.cls)
+        fitted: dict[str, Any] = {}
+        for key, item in value.items():
+            name, type = members.get(key.lower(), (key, None))
+            if name == key or name not in value:
+                fitted[name] = item if type is None else _in_our_case(item, type)
+        return fitted
+    return value
 
 
 def encode(value: Any) -> bytes:

@@ -307,7 +307,7 @@ async def _pump_in(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, s
         # stream of a silent container would be kept for a client that was killed.
         poll = select.poll()
         poll.register(sock.fileno(), 0)
-        while not poll.poll(0):  # noqa: ASYNC110 - the kernel's word, there is no event to wait for
+        while not poll.poll(0):
             await asyncio.sleep(_HANGUP_POLL_S)
     except (ConnectionError, OSError, ValueError):
         return True

@@ -183,6 +183,9 @@ class FakeEngine:
         return web.json_response({"ID": "x", "Name": "node-a", "Swarm": {"LocalNodeState": "inactive"}, "Labels": [], "OSType": "linux"})
 
     async def _networks(self, request: web.Request) -> web.Response:
+        # a real Engine filters; this one has one network, without labels
+        if "label" in request.query.get("filters", ""):
+            return web.json_response([])
         return web.json_response(
             [{"Name": "bridge", "Id": "b" * 64, "Driver": "bridge", "Scope": "local", "Created": "2026-01-01T00:00:00Z"}]
         )
@@ -193,8 +196,10 @@ class FakeEngine:
     async def _events(self, request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse()
         await answer.prepare(request)
+        wanted = json.loads(request.query.get("filters") or "{}").get("type", ["container"])
         event = {"Type": "container", "Action": "start", "Actor": {"ID": "c1", "Attributes": {}}, "time": 1, "timeNano": 1}
-        await answer.write(json.dumps(event).encode() + b"\n")
+        if "container" in wanted:
+            await answer.write(json.dumps(event).encode() + b"\n")
         if "until" not in request.query:
             await asyncio.Event().wait()
         return answer
@@ -265,7 +270,7 @@ class FakeEngine:
             if request.match_info["id"] == "silent":
                 poll = select.poll()
                 poll.register(transport.get_extra_info("socket").fileno(), 0)
-                while not poll.poll(0):  # noqa: ASYNC110
+                while not poll.poll(0):
                     await asyncio.sleep(0.02)
         self.client_gone.set()
         writer.write(b"bye\n")
