@@ -21,7 +21,8 @@ class AgentAcks:
     def __init__(self) -> None:
         self._processed = 0
         self._acked = 0
-        self._outstanding: deque[int] = deque()
+        # (what was processed before it was sent, its revision): a delta may hold the changes of many revisions.
+        self._outstanding: deque[tuple[int, int]] = deque()
         self._open: dict[str, int] = {}
         self._synced = False
 
@@ -30,15 +31,15 @@ class AgentAcks:
         self._processed = max(self._processed, revision)
 
     def sent(self, revision: int) -> None:
-        self._outstanding.append(revision)
+        self._outstanding.append((self._processed, revision))
         self.processed(revision)
 
     def acknowledge(self, revision: int, open_connections: Mapping[str, int]) -> bool:
         """The agent's word. True: what is known of it has changed. An agent can't acknowledge what it was never sent."""
         before = (self.applied, self._open)
         last = None
-        while self._outstanding and self._outstanding[0] <= revision:
-            last = self._outstanding.popleft()
+        while self._outstanding and self._outstanding[0][1] <= revision:
+            last = self._outstanding.popleft()[1]
         if last is not None:
             self._acked, self._synced = last, True
         if self._synced and revision >= self._acked and len(open_connections) <= MAX_OPEN_COUNTS:
@@ -51,7 +52,7 @@ class AgentAcks:
         """The highest revision it is known to show; 0 = none yet."""
         if not self._synced:
             return 0
-        return max(self._acked, self._outstanding[0] - 1) if self._outstanding else max(self._acked, self._processed)
+        return max(self._acked, self._outstanding[0][0]) if self._outstanding else max(self._acked, self._processed)
 
     def open(self, task_id: str) -> int:
         return self._open.get(task_id, 0)

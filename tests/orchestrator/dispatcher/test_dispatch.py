@@ -192,13 +192,13 @@ async def test_applied_follows_the_acknowledgement(lab: Lab) -> None:
     assert acks.open("t1") is None
     assert acks.applied("nobody") is None
     pokes = len(manager.pokes)
-    slow.session.applied(drained, {"t1": 2})
+    slow.session.applied(slow.revision, {"t1": 2})
     await until(lambda: (acks.applied("w2") or 0) >= drained)
     assert acks.open("t1") == 2
     assert len(manager.pokes) > pokes
-    slow.session.applied(drained, {"t1": 1, "other": 5})
+    slow.session.applied(slow.revision, {"t1": 1, "other": 5})
     await until(lambda: acks.open("t1") == 1)
-    slow.session.applied(drained, {})
+    slow.session.applied(slow.revision, {})
     await until(lambda: acks.open("t1") == 0)
 
 
