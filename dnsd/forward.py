@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable
+from time import monotonic
 
 from dnsd import wire
 from dnsd.cache import Cache
@@ -59,7 +59,7 @@ class Forwarder:
 
     def kept(self, query: Query, given: tuple[Endpoint, ...], size_bytes: int) -> bytes | None:
         """The response from the cache, if it is fresh: at once, without a task."""
-        now = time.monotonic()
+        now = monotonic()
         kept = self.cache.fresh(_key(query, given), now)
         if kept is None:
             return None
@@ -109,7 +109,7 @@ class Forwarder:
             self._flights[key] = flight
         else:
             self.counters["joined"] += 1
-        patience_s = STALE_AFTER_S if self.cache.stale(key, time.monotonic()) else DEADLINE_S + 1
+        patience_s = STALE_AFTER_S if self.cache.stale(key, monotonic()) else DEADLINE_S + 1
         # The flight goes on without us and fills the cache.
         await asyncio.wait({flight}, timeout=patience_s)
         if not flight.done() or flight.cancelled() or flight.exception() is not None:
@@ -120,13 +120,13 @@ class Forwarder:
         try:
             reply = await self._ask_all(query, upstreams)
             if reply is not None and reply.rcode in (wire.NOERROR, wire.NXDOMAIN):
-                self.cache.put(key, reply, time.monotonic())
+                self.cache.put(key, reply, monotonic())
             return reply
         finally:
             del self._flights[key]
 
     def _stale(self, query: Query, given: tuple[Endpoint, ...], size_bytes: int) -> bytes | None:
-        kept = self.cache.stale(_key(query, given), time.monotonic())
+        kept = self.cache.stale(_key(query, given), monotonic())
         if kept is None:
             return None
         self.counters["stale"] += 1
@@ -136,7 +136,7 @@ class Forwarder:
 
     async def _ask_all(self, query: Query, upstreams: tuple[Endpoint, ...]) -> Reply | None:
         """The first answer or denial; else the last failure an upstream reported; else None."""
-        now = time.monotonic()
+        now = monotonic()
         deadline = now + DEADLINE_S
         # Stable: among the equally quiet, the configured order stays.
         order = sorted(upstreams, key=lambda endpoint: self._silent_until.get(endpoint, 0.0) > now)
@@ -152,7 +152,7 @@ class Forwarder:
                     patience_s = HEDGE_S if waiting else RESEND_S * (rounds + 1)
                 elif not attempts:
                     return trouble
-                timeout_s = min(patience_s, deadline - time.monotonic())
+                timeout_s = min(patience_s, deadline - monotonic())
                 if timeout_s <= 0:
                     return trouble
                 done, attempts = await asyncio.wait(attempts, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -174,9 +174,9 @@ class Forwarder:
     async def _ask(self, endpoint: Endpoint, query: Query, deadline: float) -> Reply | None:
         """One upstream: its reply, truncated ones fetched again over TCP. None: it can't be reached or makes no sense."""
         self.counters["forwarded"] += 1
-        since = time.monotonic()
+        since = monotonic()
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
+            async with asyncio.timeout(deadline - monotonic()):
                 reply = await self._exchange(endpoint, query, edns=True)
                 if reply is not None and reply.rcode in (wire.FORMERR, wire.NOTIMP, wire.BADVERS):
                     reply = await self._exchange(endpoint, query, edns=False)
@@ -185,7 +185,7 @@ class Forwarder:
             return None
         except asyncio.CancelledError:
             # Overtaken by another upstream, or out of time. Who was asked just now had no chance yet.
-            if time.monotonic() - since >= HEDGE_S:
+            if monotonic() - since >= HEDGE_S:
                 self._avoid(endpoint)
             raise
         except asyncio.IncompleteReadError:
@@ -211,7 +211,7 @@ class Forwarder:
     def _avoid(self, endpoint: Endpoint) -> None:
         if len(self._silent_until) > 1024:
             self._silent_until.clear()
-        self._silent_until[endpoint] = time.monotonic() + AVOID_S
+        self._silent_until[endpoint] = monotonic() + AVOID_S
 
 
 def _key(query: Query, given: tuple[Endpoint, ...]) -> FlightKey:

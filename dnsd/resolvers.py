@@ -36,18 +36,18 @@ def parse_resolv_conf(text: str) -> tuple[Endpoint, ...]:
 
 def parse_endpoint(text: str, default_port: int = 53) -> Endpoint:
     """ "10.0.0.1", "10.0.0.1:53", "fd00::1", "[fd00::1]:53" -> (address, port). ConfigError: it is none of these."""
-    host, port = text, ""
+    host, colon, port = text, "", ""
     if text.startswith("["):
-        host, _, port = text[1:].partition("]")
-        if port and not port.startswith(":"):
+        host, bracket, rest = text[1:].partition("]")
+        colon, port = rest[:1], rest[1:]
+        if not bracket or colon not in ("", ":"):
             raise ConfigError(f"{text!r} is no address: expected [address]:port")
-        port = port[1:]
     elif text.count(":") == 1:
-        host, _, port = text.partition(":")
+        host, colon, port = text.partition(":")
     packed = packed_address(host.partition("%")[0])
     if packed is None:
         raise ConfigError(f"{text!r} is no address: expected address or address:port, such as 10.0.0.1:53 or [fd00::1]:53")
-    if not port:
+    if not colon:
         return host, default_port
     if not (port.isascii() and port.isdigit() and int(port) <= 65535):
         raise ConfigError(f"{text!r} has no valid port: expected a number up to 65535")

@@ -46,7 +46,12 @@ def over_udp(address: tuple[str, int], packet: bytes, timeout_s: float = 2.0) ->
 
 
 async def ask(address: tuple[str, int], name: str, kind: str = "A", **options: Any) -> Any:
-    return await asyncio.to_thread(over_udp, address, query(name, kind, **options))
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
+        sock.connect(address)
+        await loop.sock_sendall(sock, query(name, kind, **options))
+        async with asyncio.timeout(5):
+            return DNSRecord.parse(await loop.sock_recv(sock, 65535))
 
 
 async def ask_tcp(address: tuple[str, int], *packets: bytes) -> list[Any]:
@@ -65,5 +70,5 @@ async def ask_tcp(address: tuple[str, int], *packets: bytes) -> list[Any]:
 
 async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in other processes
+        while not condition():
             await asyncio.sleep(0.01)

@@ -1,0 +1,399 @@
+"""Forwarding on loopback: hedging, dead and broken upstreams, cache, stale, singleflight, bounds, loops."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dnslib import EDNS0, QTYPE, RCODE, RR, SOA, A, DNSRecord
+
+from dnsd import DnsState, ScopeSpec, Server, ServiceName, ZoneSpec, wire
+from dnsd.cache import Cache
+from dnsd.forward import Forwarder
+from dnsd.resolvers import ConfigError, NodeResolvers, parse_endpoint, parse_resolv_conf
+from tests.dnsd.ask import ask, ask_tcp, query, until, values
+from tests.dnsd.upstream import Upstream, closed_port
+
+ZONE = ZoneSpec(network="n", name="net", services=(ServiceName(id="w", name="web", vips=("10.0.0.2",)),))
+
+
+def answer(record: Any, tcp: bool = False, *, address: str = "192.0.2.1", ttl_s: int = 300) -> Any:
+    reply = record.reply()
+    reply.add_answer(RR(record.q.qname, QTYPE.A, ttl=ttl_s, rdata=A(address)))
+    return reply
+
+
+def denial(record: Any, tcp: bool = False, *, soa: bool = True) -> Any:
+    reply = record.reply()
+    reply.header.rcode = RCODE.NXDOMAIN
+    if soa:
+        reply.add_auth(RR("com.", QTYPE.SOA, ttl=60, rdata=SOA("a.com.", "b.com.", (1, 2, 3, 4, 30))))
+    return reply
+
+
+def trouble(record: Any, tcp: bool = False) -> Any:
+    reply = record.reply()
+    reply.header.rcode = RCODE.SERVFAIL
+    return reply
+
+
+def silence(record: Any, tcp: bool = False) -> Any:
+    return None
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    server = Server(NodeResolvers(Path("/nonexistent"), Path("/nonexistent")))
+    yield server
+    await server.close()
+
+
+async def serve(server: Server, *upstreams: str) -> tuple[str, int]:
+    scope = ScopeSpec(id="s", netns="", networks=("n",), listen="127.0.0.1:0", upstreams=upstreams)
+    applied = await server.apply(DnsState(zones=(ZONE,), scopes=(scope,)))
+    assert applied.failed == {}
+    return server.address("s")
+
+
+async def test_passes_answers_on(server: Server) -> None:
+    async with Upstream(answer) as upstream:
+        address = await serve(server, upstream.address)
+        record = await ask(address, "ExAmple.com", query_id=77)
+        assert values(record) == ["192.0.2.1"]
+        header = record.header
+        assert (header.id, header.aa, header.ra, header.rcode, str(record.q.qname)) == (77, 0, 1, 0, "ExAmple.com.")
+        # Ours are ours, whatever an upstream would say.
+        assert values(await ask(address, "web")) == ["10.0.0.2"]
+        assert (await ask(address, "web", "TXT")).header.rcode == 0
+        assert (await ask(address, "nosuch")).header.rcode == 3
+        assert upstream.asked == [("ExAmple.com.", False)]
+        # TCP takes the same way.
+        (record,) = await ask_tcp(address, query("other.example.com"))
+        assert values(record) == ["192.0.2.1"]
+
+
+async def test_cache_counts_ttls_down_and_keeps_the_askers_case(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Upstream(answer) as upstream:
+        address = await serve(server, upstream.address)
+        await ask(address, "example.com")
+        now = time.monotonic() + 100
+        monkeypatch.setattr("dnsd.forward.monotonic", lambda: now)
+        record = await ask(address, "EXAMPLE.com", query_id=5)
+        assert (record.rr[0].ttl, str(record.q.qname), record.header.id) == (200, "EXAMPLE.com.", 5)
+        assert len(upstream.asked) == 1
+        now += 201
+        assert (await ask(address, "example.com")).rr[0].ttl == 300
+        assert len(upstream.asked) == 2
+
+
+async def test_negative_caching_needs_an_soa(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Upstream(denial) as upstream:
+        address = await serve(server, upstream.address)
+        for _ in range(3):
+            record = await ask(address, "a.example.com")
+            assert (record.header.rcode, len(record.auth)) == (3, 1)
+        assert len(upstream.asked) == 1
+        now = time.monotonic() + 31
+        monkeypatch.setattr("dnsd.forward.monotonic", lambda: now)
+        await ask(address, "a.example.com")
+        assert len(upstream.asked) == 2
+        upstream.script = lambda record, tcp: denial(record, soa=False)
+        for _ in range(2):
+            assert (await ask(address, "b.example.com")).header.rcode == 3
+        assert len(upstream.asked) == 4
+
+
+@pytest.mark.parametrize("first", ["closed", "silent", "servfail", "garbage"])
+async def test_a_bad_first_upstream_costs_little(server: Server, first: str) -> None:
+    scripts = {"silent": silence, "servfail": trouble, "garbage": lambda record, tcp: b"\0" * 30, "closed": silence}
+    async with Upstream(scripts[first]) as bad, Upstream(answer) as good:
+        bad_address = f"127.0.0.1:{closed_port()}" if first == "closed" else bad.address
+        address = await serve(server, bad_address, good.address)
+        since = time.monotonic()
+        assert values(await ask(address, "example.com")) == ["192.0.2.1"]
+        assert time.monotonic() - since < 0.6
+        # Who stayed silent is not waited for a second time.
+        if first in ("silent", "closed", "garbage"):
+            since = time.monotonic()
+            assert values(await ask(address, "again.example.com")) == ["192.0.2.1"]
+            assert time.monotonic() - since < 0.15
+
+
+async def test_a_lost_datagram_is_sent_again(server: Server) -> None:
+    seen = []
+
+    def lossy(record: Any, tcp: bool) -> Any:
+        seen.append(1)
+        return answer(record) if len(seen) > 1 else None
+
+    async with Upstream(lossy) as upstream:
+        address = await serve(server, upstream.address)
+        assert values(await ask(address, "example.com")) == ["192.0.2.1"]
+
+
+async def test_no_upstream_fails_at_once(server: Server) -> None:
+    address = await serve(server)
+    since = time.monotonic()
+    record = await ask(address, "example.com")
+    assert (record.header.rcode, record.header.ra) == (2, 1)
+    assert time.monotonic() - since < 0.2
+    assert values(await ask(address, "web")) == ["10.0.0.2"]
+
+
+async def test_all_upstreams_dead_fails_at_once(server: Server) -> None:
+    address = await serve(server, f"127.0.0.1:{closed_port()}", f"127.0.0.1:{closed_port()}")
+    since = time.monotonic()
+    assert (await ask(address, "example.com")).header.rcode == 2
+    assert time.monotonic() - since < 0.5
+
+
+async def test_silence_ends_in_servfail_before_resolvers_give_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnsd.forward.DEADLINE_S", 0.3)
+    async with Upstream(silence) as upstream:
+        address = await serve(server, upstream.address)
+        since = time.monotonic()
+        assert (await ask(address, "example.com")).header.rcode == 2
+        assert 0.25 < time.monotonic() - since < 1
+
+
+@pytest.mark.parametrize("failing", [silence, trouble])
+async def test_stale_answers_are_better_than_none(server: Server, monkeypatch: pytest.MonkeyPatch, failing: Any) -> None:
+    monkeypatch.setattr("dnsd.forward.STALE_AFTER_S", 0.2)
+    async with Upstream(answer) as upstream:
+        address = await serve(server, upstream.address)
+        await ask(address, "example.com")
+        offset = 1000.0
+        real = time.monotonic
+        monkeypatch.setattr("dnsd.forward.monotonic", lambda: real() + offset)
+        upstream.script = failing
+        record = await ask(address, "example.com")
+        assert (values(record), record.rr[0].ttl) == (["192.0.2.1"], 30)
+        # A denial is an answer, no failure: nothing stale goes before it.
+        upstream.script = denial
+        await until(lambda: not server._forwarder._flights)
+        assert (await ask(address, "example.com")).header.rcode == 3
+
+
+async def test_one_flight_for_the_same_question(server: Server) -> None:
+    async with Upstream(lambda record, tcp: answer(record, ttl_s=0)) as upstream:
+        upstream.holding = True
+        address = await serve(server, upstream.address)
+        asking = [asyncio.create_task(ask(address, name)) for name in ["one.example.com", "ONE.example.com"] * 10]
+        await until(lambda: server._forwarder.counters["joined"] == 19)
+        assert len(upstream.asked) == 1
+        upstream.release()
+        assert all(values(record) == ["192.0.2.1"] for record in await asyncio.gather(*asking))
+
+
+async def test_bounded(server: Server) -> None:
+    server._forwarder._max_flights = 3
+    async with Upstream(answer) as upstream:
+        upstream.holding = True
+        address = await serve(server, upstream.address)
+        asking = [asyncio.create_task(ask(address, f"x{number}.example.com")) for number in range(3)]
+        await until(lambda: len(upstream.held) == 3)
+        # Full: said at once. Names of ours are not concerned.
+        assert (await ask(address, "more.example.com")).header.rcode == 2
+        assert values(await ask(address, "web")) == ["10.0.0.2"]
+        upstream.release()
+        assert [values(record) for record in await asyncio.gather(*asking)] == [["192.0.2.1"]] * 3
+        assert values(await ask(address, "more.example.com")) == ["192.0.2.1"]
+
+
+def many(record: Any, tcp: bool) -> Any:
+    reply = record.reply()
+    if tcp:
+        for number in range(200):
+            reply.add_answer(RR(record.q.qname, QTYPE.A, ttl=60, rdata=A(f"192.0.2.{number}")))
+    else:
+        reply.header.tc = 1
+    return reply
+
+
+async def test_truncated_answers_are_fetched_over_tcp(server: Server) -> None:
+    async with Upstream(many) as upstream:
+        address = await serve(server, upstream.address)
+        record = await ask(address, "many.example.com")
+        assert record.header.tc == 1
+        assert 0 < len(record.rr) < 31
+        (full,) = await ask_tcp(address, query("many.example.com"))
+        assert (len(full.rr), full.header.tc) == (200, 0)
+        # Fetched once: the cache has the whole.
+        assert upstream.asked == [("many.example.com.", False), ("many.example.com.", True)]
+        assert len((await ask(address, "many.example.com", size_bytes=4096)).rr) == 200
+
+
+async def test_an_upstream_without_edns(server: Server) -> None:
+    def old(record: Any, tcp: bool) -> Any:
+        if record.ar:
+            reply = record.reply()
+            reply.header.rcode = RCODE.FORMERR
+            return reply
+        return answer(record)
+
+    async with Upstream(old) as upstream:
+        address = await serve(server, upstream.address)
+        record = await ask(address, "example.com", size_bytes=1232)
+        assert values(record) == ["192.0.2.1"]
+        assert [extra.rtype for extra in record.ar] == [41]
+
+
+@pytest.mark.parametrize("last", [True, False])
+async def test_an_upstreams_opt_is_its_own(server: Server, last: bool) -> None:
+    def with_opt(record: Any, tcp: bool) -> Any:
+        reply = answer(record)
+        extra = RR("extra.example.com.", QTYPE.A, ttl=9, rdata=A("192.0.2.9"))
+        opt = EDNS0(udp_len=999)
+        for additional in [extra, opt] if last else [opt, extra]:
+            reply.add_ar(additional)
+        return reply
+
+    async with Upstream(with_opt) as upstream:
+        address = await serve(server, upstream.address)
+        plain = await ask(address, "example.com")
+        assert [(str(extra.rname), str(extra.rdata)) for extra in plain.ar] == [("extra.example.com.", "192.0.2.9")]
+        edns = await ask(address, "example.com", size_bytes=600)
+        assert [(extra.rtype, extra.rclass) for extra in edns.ar] == [(1, 1), (41, 1232)]
+
+
+async def test_forged_replies_are_ignored(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnsd.forward.DEADLINE_S", 0.6)
+    monkeypatch.setattr("dnsd.forward.RESEND_S", 0.2)
+
+    def forged(record: Any, tcp: bool) -> Any:
+        other = answer(record, address="203.0.113.6")
+        other.header.id ^= 1
+        return other
+
+    async with Upstream(forged) as upstream:
+        address = await serve(server, upstream.address)
+        asking = asyncio.create_task(ask(address, "example.com"))
+        await until(lambda: len(upstream.asked) == 1)
+        upstream.script = lambda record, tcp: answer(DNSRecord.question("wrong.example.com"))
+        await until(lambda: len(upstream.asked) == 2)
+        # It ends in a failure, never in somebody else's address.
+        assert (await asking).header.rcode == 2
+
+
+async def test_never_asks_itself() -> None:
+    """The node's resolver is this very server: on its address, and on a wildcard that covers it."""
+    server = Server(NodeResolvers(Path("/nonexistent"), Path("/nonexistent")))
+    try:
+        for listen in ("127.0.0.1:0", "0.0.0.0:0"):
+            scope = ScopeSpec(id=listen, netns="", networks=("n",), listen=listen)
+            await server.apply(DnsState(zones=(ZONE,), scopes=(scope,)))
+            port = server.address(listen)[1]
+            looped = ScopeSpec(id=listen, netns="", networks=("n",), listen=listen, upstreams=(f"127.0.0.1:{port}",))
+            assert (await server.apply(DnsState(zones=(ZONE,), scopes=(looped,)))).failed == {}
+            since = time.monotonic()
+            assert (await ask(("127.0.0.1", server.address(listen)[1]), "example.com")).header.rcode == 2
+            assert time.monotonic() - since < 0.3
+            assert server.status().counters.get("forwarded", 0) == 0
+    finally:
+        await server.close()
+
+
+async def test_a_loop_through_another_server_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnsd.forward.DEADLINE_S", 0.5)
+    one, two = (Server(NodeResolvers(Path("/nonexistent"), Path("/nonexistent"))) for _ in range(2))
+    try:
+        address = await serve(two)
+        address = await serve(one, f"127.0.0.1:{address[1]}")
+        await serve(two, f"127.0.0.1:{address[1]}")
+        assert (await ask(address, "example.com")).header.rcode == 2
+        # Joined to the flight that is under way, instead of going round and round.
+        assert one.status().counters["forwarded"] <= 2
+    finally:
+        await one.close()
+        await two.close()
+
+
+# -- where upstreams come from --------------------------------------------------------------------------------------------------
+
+
+def test_resolv_conf() -> None:
+    text = "# x\nsearch a b\nnameserver 10.0.0.1\n nameserver  fe80::1%eth0 \nnameserver\nnameserver nonsense\n"
+    text += "nameserver 10.0.0.1\noptions ndots:2"
+    assert parse_resolv_conf(text) == (("10.0.0.1", 53), ("fe80::1%eth0", 53))
+
+
+def test_resolved_stub_is_bypassed_and_changes_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnsd.resolvers._LOOK_AGAIN_S", 0.0)
+    conf, uplinks = tmp_path / "resolv.conf", tmp_path / "uplinks"
+    resolvers = NodeResolvers(conf, uplinks)
+    assert resolvers.endpoints() == ()
+    conf.write_text("nameserver 127.0.0.53\n")
+    assert resolvers.endpoints() == (("127.0.0.53", 53),)
+    uplinks.write_text("nameserver 192.0.2.53\nnameserver 192.0.2.54\n")
+    assert resolvers.endpoints() == (("192.0.2.53", 53), ("192.0.2.54", 53))
+    conf.write_text("nameserver 192.0.2.1\n")
+    assert resolvers.endpoints() == (("192.0.2.1", 53),)
+    conf.unlink()
+    assert resolvers.endpoints() == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoint"),
+    [
+        ("10.0.0.1", ("10.0.0.1", 53)),
+        ("10.0.0.1:5353", ("10.0.0.1", 5353)),
+        ("fd00::1", ("fd00::1", 53)),
+        ("[fd00::1]", ("fd00::1", 53)),
+        ("[fd00::1]:54", ("fd00::1", 54)),
+    ],
+)
+def test_endpoints(text: str, endpoint: tuple[str, int]) -> None:
+    assert parse_endpoint(text) == endpoint
+
+
+@pytest.mark.parametrize(
+    "text", ["", "web", "10.0.0.1:", "10.0.0.1:x", "10.0.0.1:65536", "10.0.0.256", "[fd00::1", "[::1]x", ":53", "10.0.0.1:-1", "10.0.0.1:٣"]
+)
+def test_bad_endpoints(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"is no address|has no valid port"):
+        parse_endpoint(text)
+
+
+# -- the cache ------------------------------------------------------------------------------------------------------------------
+
+
+def reply_of(record: Any) -> wire.Reply:
+    packet = bytes(record.pack())
+    question = bytes(DNSRecord.question(str(record.q.qname)).pack())[12:]
+    reply = wire.read_reply(packet, packet[:2], question)
+    assert reply is not None
+    return reply
+
+
+def test_cache_is_bounded_and_the_least_recently_used_goes() -> None:
+    cache = Cache(size_bytes=10_000)
+    reply = reply_of(answer(DNSRecord.question("example.com")))
+    for number in range(100):
+        cache.put(number, reply, 0.0)
+        assert cache.fresh(0, 1.0) is not None
+    assert 5 < len(cache) < 15
+    assert cache.fresh(1, 1.0) is None
+
+
+def test_cache_times() -> None:
+    cache = Cache()
+    cache.put("a", reply_of(answer(DNSRecord.question("example.com"))), 1000.0)
+    assert cache.fresh("a", 1299.9) is not None
+    assert cache.fresh("a", 1300.0) is None
+    assert cache.stale("a", 1300.0 + 86_399) is not None
+    assert cache.stale("a", 1300.0 + 86_400) is None
+    cache.put("a", reply_of(answer(DNSRecord.question("example.com"), ttl_s=0)), 1400.0)
+    assert cache.stale("a", 1400.0) is None
+
+
+async def test_waiting_is_bounded_too() -> None:
+    forwarder = Forwarder(NodeResolvers(Path("/nonexistent"), Path("/nonexistent")), max_waiting=0)
+    asked = wire.read_query(query("example.com"))
+    assert isinstance(asked, wire.Query)
+    response = await forwarder.resolve(asked, (("127.0.0.1", 1),), 512)
+    assert DNSRecord.parse(response).header.rcode == 2
+    assert forwarder.counters["refused_full"] == 1

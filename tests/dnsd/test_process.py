@@ -1,0 +1,403 @@
+"""dnsd as a process: control socket, client, state file, signals, being killed; and the plain little server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from dnsd import VERSION, Client, ConfigError, DnsState, DnsUnavailable, ScopeSpec, ServiceName, TaskName, ZoneSpec, state_file
+from dnsd.errors import RemoteProtocolError
+from dnsd.zone_file import parse_zone
+from tests.dnsd.ask import over_udp, query, until, values
+
+PROJECT = Path(__file__).parents[2]
+
+
+def zone(network: str = "a", vip: str = "10.0.0.2", services: int = 1) -> ZoneSpec:
+    names = ["web", *(f"s{number}" for number in range(1, services))]
+    tasks = (TaskName(id="t", name="web.1.x", slot=1, addresses=("10.0.0.9",)),)
+    return ZoneSpec(
+        network=network, name=f"net{network}", services=tuple(ServiceName(id=name, name=name, vips=(vip,), tasks=tasks) for name in names)
+    )
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def scope(port: int, *networks: str, id: str = "s", netns: str = "") -> ScopeSpec:
+    return ScopeSpec(id=id, netns=netns, networks=networks or ("a",), listen=f"127.0.0.1:{port}", forward=False)
+
+
+class Process:
+    """`python -m dnsd` started as meshd does, in a session of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.control = directory / "dnsd.sock"
+        self.state = directory / "dnsd.state"
+        self.running: list[subprocess.Popen[str]] = []
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        given = arguments or ("--control", str(self.control), "--state-file", str(self.state))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dnsd", *given],
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.running.append(process)
+        return process
+
+    def end(self) -> None:
+        for process in self.running:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[Process]:
+    process = Process(tmp_path)
+    try:
+        yield process
+    finally:
+        process.end()
+
+
+@pytest.fixture
+async def client(process: Process) -> AsyncIterator[Client]:
+    client = Client(process.control)
+    yield client
+    await client.close()
+
+
+def asked(port: int, name: str = "web") -> list[str] | None:
+    """None: nobody answers."""
+    try:
+        return values(over_udp(("127.0.0.1", port), query(name), 0.5))
+    except OSError:
+        return None
+
+
+async def test_apply_status_and_a_clean_end(process: Process, client: Client) -> None:
+    # The client may come first.
+    applying = asyncio.create_task(client.status())
+    running = process.start()
+    status = await applying
+    assert (status.version, status.pid, status.zones, status.scopes) == (VERSION, running.pid, (), ())
+    assert process.control.stat().st_mode & 0o777 == 0o600
+    port = free_port()
+    applied = await client.apply(DnsState(zones=(zone(),), scopes=(scope(port), scope(port, id="twin"))))
+    assert list(applied.failed) == ["twin"]
+    assert asked(port) == ["10.0.0.2"]
+    status = await client.status()
+    assert [(one.network, one.name, one.names) for one in status.zones] == [("a", "neta", 3)]
+    assert [(one.id, one.listen, bool(one.reason)) for one in status.scopes] == [
+        ("s", f"127.0.0.1:{port}", False),
+        ("twin", f"127.0.0.1:{port}", True),
+    ]
+    assert status.counters["queries"] == 1
+    running.terminate()
+    assert running.wait(5) == 0
+    assert not process.control.exists()
+    assert asked(port) is None
+    fast = Client(process.control, timeout_s=0.2)
+    with pytest.raises(DnsUnavailable, match="no dnsd at"):
+        await fast.status()
+
+
+async def test_killed_and_back_from_the_state_file(process: Process, client: Client) -> None:
+    running = process.start()
+    port = free_port()
+    await client.apply(DnsState(zones=(zone(services=500),), scopes=(scope(port),)))
+    running.kill()
+    running.wait()
+    assert asked(port) is None
+    assert process.control.exists()
+    since = time.monotonic()
+    process.start()
+    while asked(port) is None:
+        assert time.monotonic() - since < 5
+    took_s = time.monotonic() - since
+    assert took_s < 1.5, f"{took_s:.2f} s"
+    assert asked(port, "s499") == ["10.0.0.2"]
+    # The client goes on by itself, and the next state counts.
+    assert (await client.apply(DnsState(zones=(zone(vip="10.0.0.3"),), scopes=(scope(port),)))).failed == {}
+    assert asked(port) == ["10.0.0.3"]
+    assert asked(port, "s499") == []
+
+
+async def test_meshd_may_die(process: Process, client: Client) -> None:
+    """Its clients, its terminal and its parent may go; dnsd stays."""
+    port = free_port()
+    starter = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], start_new_session=True, stdout=-3, stderr=-3).pid)"
+    command = [sys.executable, "-m", "dnsd", "--control", str(process.control)]
+    started = subprocess.run([sys.executable, "-c", starter, *command], cwd=PROJECT, capture_output=True, text=True, check=True)  # noqa: ASYNC221
+    pid = int(started.stdout)
+    try:
+        await client.apply(DnsState(zones=(zone(),), scopes=(scope(port),)))
+        await client.close()
+        os.kill(pid, signal.SIGHUP)
+        assert asked(port) == ["10.0.0.2"]
+        assert (await client.status()).pid == pid
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        await until(lambda: not process.control.exists())
+
+
+async def test_a_zone_is_sent_once(process: Process, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    real = Client._exchange
+
+    async def spy(self: Client, request: Any) -> Any:
+        if hasattr(request, "bodies"):
+            sent.append(len(request.bodies))
+        return await real(self, request)
+
+    monkeypatch.setattr(Client, "_exchange", spy)
+    process.start()
+    port = free_port()
+    one, two = zone("a"), zone("b", "10.0.0.3")
+    await client.apply(DnsState(zones=(one, two), scopes=(scope(port),)))
+    await client.apply(DnsState(zones=(one, two), scopes=(scope(port, "b"),)))
+    assert asked(port) == ["10.0.0.3"]
+    await client.apply(DnsState(zones=(one, zone("b", "10.0.0.4")), scopes=(scope(port, "b"),)))
+    assert asked(port) == ["10.0.0.4"]
+    # Another client learns what is there already.
+    other = Client(process.control)
+    await other.apply(DnsState(zones=(one,), scopes=(scope(port),)))
+    # And what that one dropped is asked for again.
+    await client.apply(DnsState(zones=(one, zone("b", "10.0.0.4")), scopes=(scope(port, "b"),)))
+    assert asked(port) == ["10.0.0.4"]
+    await other.close()
+    assert sent == [2, 0, 1, 0, 0, 1]
+
+
+async def test_refused_states_change_nothing(process: Process, client: Client) -> None:
+    process.start()
+    port = free_port()
+    await client.apply(DnsState(zones=(zone(),), scopes=(scope(port),)))
+    with pytest.raises(ConfigError, match="scope 's' is given more than once"):
+        await client.apply(DnsState(scopes=(scope(port), scope(port))))
+    with pytest.raises(ConfigError, match="more than once"):
+        await client.apply(DnsState(zones=(zone(), zone(vip="10.0.0.7"))))
+    assert asked(port) == ["10.0.0.2"]
+    assert (await client.status()).counters["applied"] == 1
+
+
+@pytest.mark.parametrize("junk", [b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\5hello", b"\xff\xff\xff\xff", b"\0\0\0\2\x81\xa1", b"\0\0"])
+async def test_junk_on_the_control_socket(process: Process, client: Client, junk: bytes) -> None:
+    process.start()
+    await client.status()
+    reader, writer = await asyncio.open_unix_connection(str(process.control))
+    writer.write(junk)
+    writer.write_eof()
+    await asyncio.wait_for(reader.read(), 3)
+    writer.close()
+    assert (await client.status()).counters["queries"] == 0
+
+
+async def test_something_else_on_the_other_end(tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    conversations = []
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        conversations.append(writer)
+        writer.write(b"220 mail.example.com ESMTP\r\n" * 10)
+
+    server = await asyncio.start_unix_server(greet, str(path))
+    try:
+        with pytest.raises(RemoteProtocolError, match=r"no dnsd control socket|can't be read"):
+            await Client(path, timeout_s=1).status()
+    finally:
+        for writer in conversations:
+            writer.close()
+        server.close()
+
+
+async def test_only_one_serves_a_control_socket(process: Process, client: Client) -> None:
+    process.start()
+    await client.status()
+    second = process.start()
+    _, error = second.communicate(timeout=5)
+    assert second.returncode == 2
+    assert error.strip() == f"dnsd: another dnsd already serves {process.control}: only one can; end it first or choose another path"
+    # The first one goes on, its socket is still there.
+    await client.close()
+    assert (await client.status()).pid == process.running[0].pid
+
+
+async def test_what_is_no_socket_is_not_replaced(process: Process, tmp_path: Path) -> None:
+    process.control.write_text("precious")
+    ended = process.start()
+    _, error = ended.communicate(timeout=5)
+    assert (ended.returncode, process.control.read_text()) == (2, "precious")
+    assert "is no socket" in error
+    ended = process.start("--control", str(tmp_path / "nowhere" / "sock"))
+    _, error = ended.communicate(timeout=5)
+    assert ended.returncode == 2
+    assert error.strip() == f"dnsd: the control socket {tmp_path}/nowhere/sock can't be created: No such file or directory"
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\x80"])
+async def test_a_broken_state_file_is_no_obstacle(process: Process, client: Client, content: bytes) -> None:
+    process.state.write_bytes(content)
+    process.start()
+    port = free_port()
+    await client.apply(DnsState(zones=(zone(),), scopes=(scope(port),)))
+    loaded = state_file.load(process.state)
+    assert loaded is not None
+    assert loaded.state.zones == (zone(),)
+
+
+async def test_an_unwritable_state_file_is_said(process: Process, client: Client, tmp_path: Path) -> None:
+    process.start("--control", str(process.control), "--state-file", str(tmp_path / "gone" / "state"))
+    port = free_port()
+    applied = await client.apply(DnsState(zones=(zone(),), scopes=(scope(port),)))
+    assert applied.problems == (f"the state file {tmp_path}/gone/state can't be written: No such file or directory",)
+    assert asked(port) == ["10.0.0.2"]
+
+
+def test_a_state_of_another_boot_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state"
+    body = msgspec.msgpack.encode(zone())
+    inside = scope(53, id="inside", netns="/proc/1/ns/net")
+    state_file.save(path, (body,), (scope(53), inside), {})
+    loaded = state_file.load(path)
+    # A scope whose namespace nobody wrote down could be anywhere by now.
+    assert loaded is not None
+    assert [one.id for one in loaded.state.scopes] == ["s"]
+    state_file.save(path, (body,), (scope(53), inside), {"inside": "4:1"})
+    loaded = state_file.load(path)
+    assert loaded is not None
+    assert [one.id for one in loaded.state.scopes] == ["s", "inside"]
+    monkeypatch.setattr(state_file, "_boot_id", lambda: "another")
+    assert state_file.load(path) is None
+    assert state_file.load(tmp_path / "none") is None
+
+
+@pytest.mark.root
+async def test_killed_with_scopes_in_namespaces(process: Process, client: Client) -> None:
+    """Two sandboxes; dnsd is killed, one sandbox ends; back by itself, it serves the other within a second."""
+    holders = [await asyncio.create_subprocess_exec("unshare", "--net", "sh", "-c", "ip link set lo up; exec sleep 600") for _ in range(2)]
+    try:
+        own = os.stat("/proc/self/ns/net").st_ino  # noqa: PTH116
+        paths = [f"/proc/{holder.pid}/ns/net" for holder in holders]
+        await until(lambda: all(os.stat(path).st_ino != own for path in paths))  # noqa: PTH116
+        scopes = tuple(ScopeSpec(id=path, netns=path, networks=("a",)) for path in paths)
+        running = process.start()
+        assert (await client.apply(DnsState(zones=(zone(services=300),), scopes=scopes))).failed == {}
+        running.kill()
+        running.wait()
+        holders[1].kill()
+        await holders[1].wait()
+        since = time.monotonic()
+        process.start()
+        status = await client.status()
+        took_s = time.monotonic() - since
+        assert [bool(one.reason) for one in status.scopes] == [path == paths[1] for path in sorted(paths)]
+        assert took_s < 1.5, f"{took_s:.2f} s"
+    finally:
+        for holder in holders:
+            with contextlib.suppress(ProcessLookupError):
+                holder.kill()
+            await holder.wait()
+
+
+# -- the plain little server ----------------------------------------------------------------------------------------------------
+
+TOML = """
+network = "shop"
+forward = false
+[[services]]
+name = "web"
+vips = ["10.0.0.2"]
+ports = [{ name = "http", port = 80 }]
+tasks = [{ name = "web.1", slot = 1, addresses = ["10.0.0.3"] }]
+[[containers]]
+name = "tool"
+addresses = ["10.0.0.4"]
+"""
+YAML = """
+network: shop
+forward: false
+services:
+  - name: web
+    vips: [10.0.0.2]
+    ports: [{name: http, port: 80}]
+    tasks: [{name: web.1, slot: 1, addresses: [10.0.0.3]}]
+containers:
+  - {name: tool, addresses: [10.0.0.4]}
+"""
+
+
+def test_toml_and_yaml_say_the_same() -> None:
+    assert parse_zone(TOML.encode(), yaml=False, name="a") == parse_zone(YAML.encode(), yaml=True, name="a")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("servces = []", "unknown field `servces`"),
+        ("[[services]]\nvips = []", "missing required field `name` - at `$.services[0]`"),
+        ('[[services]]\nname = "w"\nvips = "10.0.0.1"', "Expected `array`, got `str` - at `$.services[0].vips`"),
+        ('[[services]]\nname = "w"\nvips = ["10.0.0.300"]', "'10.0.0.300' is no address"),
+        ('[[services]]\nname = "a..b"', "can't be carried by DNS"),
+        ('upstreams = ["nowhere"]', "'nowhere' is no address"),
+        ("[[", "zone.toml: Invalid initial character"),
+    ],
+)
+def test_bad_zone_files(content: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_zone(content.encode(), yaml=False, name="zone.toml")
+    assert sentence in str(raised.value)
+
+
+@pytest.mark.parametrize(("name", "content"), [("z.toml", TOML), ("z.yaml", YAML)])
+async def test_plain_server(process: Process, tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    port = free_port()
+    running = process.start("--zone", str(tmp_path / name), "--listen", f"127.0.0.1:{port}")
+    assert running.stdout is not None
+    assert running.stdout.readline() == f"dnsd: serving {tmp_path / name} on 127.0.0.1:{port}\n"
+    assert asked(port, "web.shop") == ["10.0.0.2"]
+    assert asked(port, "tasks.web") == ["10.0.0.3"]
+    assert asked(port, "tool") == ["10.0.0.4"]
+    running.send_signal(signal.SIGINT)
+    assert running.wait(5) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "give either --control SOCK or --zone FILE"),
+        (["--zone", "a", "--control", "b"], "give either --control SOCK or --zone FILE"),
+        (["--zone", "a", "--state-file", "b"], "--state-file goes with --control"),
+        (["--zone", "/nonexistent.toml"], "the zone file /nonexistent.toml can't be read: No such file or directory"),
+        (["--zone", "/etc/passwd"], "the zone file /etc/passwd must end in .toml, .yaml or .yml"),
+        (["--zone", "/nonexistent.toml", "--listen", "here"], "'here' is no address"),
+    ],
+)
+def test_bad_arguments(process: Process, arguments: list[str], sentence: str) -> None:
+    ended = process.start(*(arguments or ["--state-file", "x"]))
+    _, error = ended.communicate(timeout=5)
+    assert ended.returncode == 2
+    assert sentence in error
+    assert "Traceback" not in error
