@@ -227,9 +227,7 @@ class Demo:
             placed = ", ".join(sorted(t["node"] for t in tasks.values()))
             step.note = f"3 tasks run after {(time.monotonic() - started) * 1000:.0f} ms, on {placed}"
         with self.step("a client task on every node; from each, `web` is the VIP and `tasks.web` the tasks") as step:
-            self.docker(
-                "service", "create", "-d", "--name", "client", "--mode", "global", "--network", "demo", f"{DEMO_IMAGE}:v1", "sleep", "86400"
-            )
+            self.docker("service", "create", "-d", "--name", "client", "--mode", "global", "--network", "demo", f"{DEMO_IMAGE}:v1", "idle")
             self.wait_running("client", len(self._lab.nodes))
             self._check_names(step)
         self.start_probes()
@@ -379,15 +377,13 @@ class Demo:
         for attempt in range(5):
             started = time.monotonic()
             name = f"one{attempt}"
-            self.docker("service", "create", "-d", "--name", name, "--network", "demo", f"{DEMO_IMAGE}:v1", "sleep", "1000")
+            self.docker("service", "create", "-d", "--name", name, "--network", "demo", f"{DEMO_IMAGE}:v1", "idle")
             self.wait_running(name, 1)
             times.append(time.monotonic() - started)
             self.docker("service", "rm", name)
         results.append(("create 1 service on an overlay, docker CLI included -> running (median of 5)", f"{sorted(times)[2]:.2f} s"))
         started = time.monotonic()
-        self.docker(
-            "service", "create", "-d", "--name", "fifty", "--replicas", "50", "--network", "demo", f"{DEMO_IMAGE}:v1", "sleep", "1000"
-        )
+        self.docker("service", "create", "-d", "--name", "fifty", "--replicas", "50", "--network", "demo", f"{DEMO_IMAGE}:v1", "idle")
         self.wait_running("fifty", 50, 180)
         results.append(("50 replicas on 3 nodes -> all running", f"{time.monotonic() - started:.1f} s"))
         started = time.monotonic()

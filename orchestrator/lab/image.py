@@ -15,10 +15,18 @@ from orchestrator.errors import ConfigError
 
 DEMO_IMAGE = "meshd/demo"
 VERSIONS = ("v1", "v2")
-# / is a static page written at start (cheap enough for a load test); /cgi-bin/client says whom the server takes for its client
+# / is a static page written at start (cheap enough for a load test); /cgi-bin/client says whom the server takes for its client.
+# PID 1 gets no default signal handlers: without the trap every stop would take the whole grace period.
 _SERVE = """#!/bin/sh
 mkdir -p /tmp/www/cgi-bin && cp /www/cgi-bin/client /tmp/www/cgi-bin/ && echo "$(hostname) ${VERSION:-none}" > /tmp/www/index.html
-exec httpd -f -p "${PORT:-80}" -h /tmp/www
+httpd -f -p "${PORT:-80}" -h /tmp/www &
+trap "kill $!; exit 0" TERM INT
+wait
+"""
+_IDLE = """#!/bin/sh
+sleep 2147483647 &
+trap "kill $!; exit 0" TERM INT
+wait
 """
 _CLIENT = """#!/bin/sh
 printf 'Content-Type: text/plain\\r\\n\\r\\n'
@@ -56,6 +64,7 @@ def rootfs() -> bytes:
             ("bin/busybox", program.read_bytes(), 0o755),
             ("www/cgi-bin/client", _CLIENT.encode(), 0o755),
             ("bin/serve", _SERVE.encode(), 0o755),
+            ("bin/idle", _IDLE.encode(), 0o755),
             ("etc/passwd", b"root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n", 0o644),
             ("etc/group", b"root:x:0:\nnogroup:x:65534:\n", 0o644),
         ):

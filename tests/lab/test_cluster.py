@@ -144,7 +144,7 @@ def test_a_published_service_is_reached_through_every_node_and_by_its_vip(lab: L
     cli.ok("network", "create", "-d", "overlay", "front")
     created = cli.ok("service", "create", "--name", "web", "--replicas", "3", "--network", "front", "-p", "8080:80", IMAGE)
     assert "verify: Service" in created or "converged" in created
-    cli.ok("service", "create", "--name", "client", "--mode", "global", "--network", "front", IMAGE, "sleep", "10000")
+    cli.ok("service", "create", "--name", "client", "--mode", "global", "--network", "front", IMAGE, "idle")
     for node in lab.nodes:
         assert len(answers(switch(lab), node.address, 8080)) == 3, node.name
         inside = netns_of(node, "client")
@@ -162,7 +162,7 @@ def test_a_published_service_is_reached_through_every_node_and_by_its_vip(lab: L
 def test_dnsrr_rotates_over_the_tasks(lab: Lab, cli: Cli) -> None:
     cli.ok("network", "create", "-d", "overlay", "back")
     cli.ok("service", "create", "-d", "--name", "rr", "--replicas", "3", "--endpoint-mode", "dnsrr", "--network", "back", IMAGE)
-    cli.ok("service", "create", "-d", "--name", "client", "--mode", "global", "--network", "back", IMAGE, "sleep", "10000")
+    cli.ok("service", "create", "-d", "--name", "client", "--mode", "global", "--network", "back", IMAGE, "idle")
     cli.wait_replicas("rr", "3/3")
     cli.wait_replicas("client", "3/3")
     for node in lab.nodes:
@@ -275,7 +275,7 @@ def test_constraints_limits_env_labels_mounts(lab: Lab, cli: Cli) -> None:
     cli.ok(
         "service", "create", "--name", "picky", "--constraint", "node.labels.disk==ssd", "--replicas", "2", "--env", "A=B", "--label", "x=y",
         "--limit-memory", "64m", "--reserve-cpu", "0.1", "--mount", "type=volume,source=v1,target=/data", "--container-label", "c=d", IMAGE,
-        "sh", "-c", "echo A is $A; touch /data/here; sleep 10000",
+        "sh", "-c", "echo A is $A; touch /data/here; exec idle",
     )  # fmt: skip
     assert set(cli.ok("service", "ps", "picky", "--format", "{{.Node}}").split()) == {"node-3"}
     assert "A is B" in cli.ok("service", "logs", "picky")
@@ -306,7 +306,7 @@ services:
     secrets: [key]
   client:
     image: {IMAGE}
-    command: sleep 10000
+    command: idle
     networks: [inside]
 networks:
   inside: {{driver: overlay}}
