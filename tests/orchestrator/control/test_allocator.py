@@ -385,6 +385,23 @@ def test_a_pool_stays_in_its_range_and_off_auxiliary_addresses() -> None:
     assert given_out == [f"10.3.0.{last}/24" for last in (8, *range(10, 16))]
 
 
+def test_a_pool_prefers_addresses_that_history_does_not_show() -> None:
+    pool = SubnetPool(IPAMConfig(subnet="10.3.0.0/29", gateway="10.3.0.1"))
+    pool.remember(int(ipaddress.ip_address("10.3.0.2")))
+    pool.remember(int(ipaddress.ip_address("10.3.0.4")))
+    pool.start_after(int(ipaddress.ip_address("10.3.0.4")))
+    assert [pool.take() for _ in range(6)] == [*(f"10.3.0.{last}/29" for last in (5, 6, 3, 4, 2)), None]
+
+
+def test_a_dynamic_port_that_another_service_claims_by_now_is_chosen_anew() -> None:
+    s = service("s", ports=[port(80)])
+    had = msgspec.structs.replace(s, endpoint=Endpoint(spec=s.spec.endpoint_spec, ports=[port(80, 30000)]))
+    other = service("other", ports=[port(80, 30000)])
+    claim = Claim(id="port/tcp/30000", owner="other")
+    got = run(snapshot(cluster(), network("ing", ingress=True), had, other, claim), allocate).service("s")
+    assert got is not None and got.endpoint.ports == [port(80, 30001)]
+
+
 ACTIONS = st.lists(
     st.one_of(
         st.tuples(st.just("service"), st.integers(0, 3), st.sampled_from([(), ("a",), ("a", "b")]), st.booleans()),
