@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec import inspect
@@ -45,7 +45,7 @@ def decode(body: bytes, cls: type[T]) -> T:
 
 def convert(value: Any, cls: type[T]) -> T:
     try:
-        return msgspec.convert(_in_our_case(value, _type_info(cls)), cls)
+        return msgspec.convert(_in_our_case(value, _type_info(cast(Any, cls))), cls)
     except msgspec.ValidationError as error:
         raise ApiError(400, f"invalid request: {error}") from None
 
