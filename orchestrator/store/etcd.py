@@ -205,7 +205,8 @@ class EtcdStore:
     async def _changes(self) -> AsyncGenerator[Sequence[Any], None]:
         """Batches of etcd's events after the copy's revision, each with whole revisions; the first batch is empty: the watch stands."""
         stream = stubs.WatchStub(self._channels[self._current]).Watch(metadata=_HAS_LEADER)
-        create = pb.WatchCreateRequest(key=PREFIX, range_end=PREFIX_END, start_revision=self._snapshot.revision + 1)
+        # all keys, not only ours: a foreign write moves the revision too, and a commit waits for its revision
+        create = pb.WatchCreateRequest(key=b"\0", range_end=b"\0", start_revision=self._snapshot.revision + 1)
         try:
             await stream.write(pb.WatchRequest(create_request=create))
             while True:

@@ -35,6 +35,8 @@ def key(kind: Kind, id: str) -> bytes:
 
 def parse_key(key: bytes) -> tuple[Kind, str] | None:
     """None for what this version knows nothing of (another program's key, a kind of a newer meshd)."""
+    if not key.startswith(PREFIX):
+        return None
     kind, _, id = key.removeprefix(PREFIX).decode(errors="replace").partition("/")
     return (kind, id) if kind in KINDS and id else None
 

@@ -46,7 +46,8 @@ class Etcds:
         self.configs = [
             EtcdConfig(
                 name=f"m{i}", directory=directory / f"m{i}", tls=self.tls, client_port=ports[2 * i], peer_addr="127.0.0.1",
-                peer_port=ports[2 * i + 1], initial_cluster=cluster,
+                peer_port=ports[2 * i + 1], initial_cluster=cluster, heartbeat_ms=50,
+                election_ms=400,
             )
             for i in range(count)
         ]  # fmt: skip

@@ -12,8 +12,26 @@ import pytest
 
 from orchestrator.errors import Compacted, Conflict, StoreUnavailable
 from orchestrator.model import (
-    KIND_OF, KINDS, Claim, Cluster, Config, Leadership, Network, NetworkAttachment, NetworkReference, Node, NodeSpec, Object, Secret, SecretSpec,
-    Service, ServiceSpec, Task, TaskState, TaskStatus, Version,
+    KIND_OF,
+    KINDS,
+    Claim,
+    Cluster,
+    Config,
+    Leadership,
+    Network,
+    NetworkAttachment,
+    NetworkReference,
+    Node,
+    NodeSpec,
+    Object,
+    Secret,
+    SecretSpec,
+    Service,
+    ServiceSpec,
+    Task,
+    TaskState,
+    TaskStatus,
+    Version,
 )  # fmt: skip
 from orchestrator.store import Change, Delete, Event, Guard, Put, Snapshot, Store, wait_for
 from orchestrator.store.memory import MemoryStore
