@@ -32,6 +32,7 @@ from orchestrator.dispatcher.messages import (
 from orchestrator.errors import RemoteProtocolError
 from orchestrator.model import NodeDescription
 from orchestrator.security.identity import Credentials
+from orchestrator.security.join import dial_failure
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ class AgentSession:
         except aiohttp.WSServerHandshakeError as error:
             reason = f"refused with HTTP status {error.status}"
         except aiohttp.ClientConnectorError as error:
-            reason = str(error.os_error.strerror or error.os_error).lower()
+            reason = dial_failure(error)
         except (aiohttp.ClientError, RemoteProtocolError, OSError) as error:
             reason = str(error) or type(error).__name__
         if not self._preferred:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import ssl
 from collections.abc import Callable, Sequence
@@ -195,12 +196,18 @@ async def _fetch(method: str, endpoint: str, path: str, body: bytes | None, cont
     except aiohttp.ClientConnectorCertificateError as error:
         raise _TryAgain(f"it is not a manager of this cluster ({error.certificate_error})") from None
     except aiohttp.ClientConnectorError as error:
-        raise _TryAgain((error.os_error.strerror or str(error.os_error)).lower()) from None
+        raise _TryAgain(dial_failure(error)) from None
     except (aiohttp.ClientError, OSError) as error:
         raise _TryAgain("no answer in time" if isinstance(error, TimeoutError) else f"connection failed ({type(error).__name__})") from None
     if len(answer) > _MAX_ANSWER_BYTES:
         raise _TryAgain("its answer is too long")
     return response.status, answer
+
+
+def dial_failure(error: aiohttp.ClientConnectorError) -> str:
+    """Why no connection came about, in a few words. The event loops put their own texts around the system's: asked by number."""
+    number = error.os_error.errno
+    return os.strerror(number).lower() if number else str(error.os_error) or "no answer in time"
 
 
 def _message(status: int, body: bytes) -> str:

@@ -156,9 +156,18 @@ class Lab:
         await asyncio.gather(manager.leading, return_exceptions=True)
         manager.leading, manager.fence = None, None
 
-    async def agent(self, node_id: str, managers: list[Manager] | None = None, *, join: bool = True, held: bool = False) -> Agent:
-        """A node of the store with its session running. held: its rows wait for `gate`."""
-        credentials = await self.cluster.node(node_id) if join else self.cluster.credentials(node_id)
+    async def agent(
+        self,
+        node_id: str,
+        managers: list[Manager] | None = None,
+        *,
+        join: bool = True,
+        held: bool = False,
+        credentials: Credentials | None = None,
+    ) -> Agent:
+        """A node of the store with its session running. held: its rows wait for `gate`. credentials: it is in the store already."""
+        if credentials is None:
+            credentials = await self.cluster.node(node_id) if join else self.cluster.credentials(node_id)
         addresses = [manager.addr for manager in (managers or self.managers)]
         made: Agent
 
