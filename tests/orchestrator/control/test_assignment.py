@@ -374,6 +374,21 @@ def test_a_scope_that_events_do_not_name_has_not_changed(changes: list[tuple[obj
         picture = before
 
 
+def test_what_a_scope_shows_of_running_tasks_affects_it() -> None:
+    picture = with_state(placed(), "web-1", TaskState.RUNNING)
+    old, member = picture.task("web-1"), picture.node("n1")
+    assert old is not None and member is not None
+    for new in (
+        msgspec.structs.replace(old, desired_state=TaskState.SHUTDOWN),
+        msgspec.structs.replace(old, status=TaskStatus(state=TaskState.FAILED)),
+        msgspec.structs.replace(member, status=msgspec.structs.replace(member.status, state="down")),
+        msgspec.structs.replace(member, description=msgspec.structs.replace(member.description, mesh_data_addr="192.168.9.9")),
+    ):
+        after = picture.with_object(new)
+        assert network_scope_rows(picture, "a") != network_scope_rows(after, "a")
+        assert affected_networks(after, events_between(picture, after)) == {"a", "ing"}
+
+
 def test_what_no_scope_shows_affects_none() -> None:
     picture = placed()
     old, member, web = picture.task("web-1"), picture.node("n1"), picture.service("web")
