@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import count
 
-from dnsd import wire
+from dnsd import names, wire
 from dnsd.wire import Answer, Query
 from dnsd.zone import EXISTS, Found, Zone
 
 # Denials and odd types may be asked for without end; what exists is asked for again and refills quickly.
 _MEMO_LIMIT = 8192
-_LOCALHOST = wire.name_of("localhost") or b""
+_LOCALHOST = names.name_of("localhost") or b""
 _LOOPBACK = (b"\x7f\0\0\1", bytes(15) + b"\1")
 _turns = count()
 
@@ -93,7 +93,7 @@ class View:
         on one network goes before one that merely exists on another. Never mixed: the same name may be two things."""
         if name == _LOCALHOST:
             return Found(addresses=_LOOPBACK, ttl_s=0)
-        packed = wire.reverse_address(name)
+        packed = names.reverse_address(name)
         if packed is not None:
             if packed in _LOOPBACK:
                 return Found(pointer=_LOCALHOST)
@@ -114,7 +114,7 @@ class View:
 
     def denies(self, name: bytes) -> bool:
         """Whether an unknown name is ours to deny rather than the outside's to know."""
-        labels = wire.labels_of(name)
+        labels = names.labels_of(name)
         if not self.forward:
             return True
         if not labels:

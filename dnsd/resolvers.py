@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from dnsd.errors import ConfigError
-from dnsd.wire import address_text, packed_address
+from dnsd.names import address_text, packed_address
 
 Endpoint = tuple[str, int]
 

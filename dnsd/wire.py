@@ -1,7 +1,7 @@
-"""DNS on the wire: names, records and the shapes of queries and answers as bytes.
+"""DNS on the wire: records and the shapes of queries and answers as bytes.
 
 Pure: no I/O. The usual is packed and read by hand, because it runs once a query; dnslib packs the unusual and knows every
-record type. Names are lower-case wire bytes ("\\x03web\\x00") unless a docstring says otherwise.
+record type. Names are as in `names`.
 Source: RFC 1035, RFC 6891 (EDNS0), RFC 2308 (SOA in negative answers), RFC 2782 (SRV), RFC 4343 (case).
 """
 
@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 from dnslib import DNSRecord
 
 from dnsd.errors import WireError
+from dnsd.names import MAX_LABEL_BYTES, MAX_NAME_BYTES, name_of
 
 A, NS, SOA_TYPE, PTR, AAAA, SRV, OPT, IXFR, AXFR, ANY = 1, 2, 6, 12, 28, 33, 41, 251, 252, 255
 IN, CLASS_ANY = 1, 255
@@ -25,75 +25,12 @@ CLASSIC_UDP_BYTES = 512
 ADVERTISED_UDP_BYTES = 1232
 MAX_UDP_BYTES = 4096
 MAX_TCP_BYTES = 65535
-MAX_NAME_BYTES = 255
-MAX_LABEL_BYTES = 63
 
 # Every record about the question's own name points to it (offset 12).
 _OWNER_IS_QUESTION = b"\xc0\x0c"
 _OPT_ANSWER = struct.pack("!BHHIH", 0, OPT, ADVERTISED_UDP_BYTES, 0, 0)
 _OPT_BADVERS = struct.pack("!BHHIH", 0, OPT, ADVERTISED_UDP_BYTES, (BADVERS >> 4) << 24, 0)
 _DO_BIT = 0x8000
-
-
-def name_of(text: str) -> bytes | None:
-    """Text to a wire name; None if DNS can't carry it (empty or over-long labels, over-long names)."""
-    parts = []
-    for label in text.removesuffix(".").encode().lower().split(b"."):
-        if not label or len(label) > MAX_LABEL_BYTES or b"\0" in label:
-            return None
-        parts.append(bytes((len(label),)) + label)
-    name = b"".join(parts) + b"\0"
-    return name if len(name) <= MAX_NAME_BYTES else None
-
-
-def labels_of(name: bytes) -> list[bytes]:
-    """The labels of a well-formed wire name, without length bytes."""
-    labels, at = [], 0
-    while size := name[at]:
-        labels.append(name[at + 1 : at + 1 + size])
-        at += 1 + size
-    return labels
-
-
-def wire_name(labels: list[bytes]) -> bytes:
-    return b"".join(bytes((len(label),)) + label for label in labels) + b"\0"
-
-
-def text_of(name: bytes) -> str:
-    return b".".join(labels_of(name)).decode(errors="backslashreplace") or "."
-
-
-def packed_address(text: str) -> bytes | None:
-    """4 or 16 bytes; None if it is no address."""
-    try:
-        return inet_pton(AF_INET6 if ":" in text else AF_INET, text)
-    except (OSError, ValueError):
-        return None
-
-
-def address_text(packed: bytes) -> str:
-    return inet_ntop(AF_INET if len(packed) == 4 else AF_INET6, packed)
-
-
-def reverse_address(name: bytes) -> bytes | None:
-    """The address a name under in-addr.arpa or ip6.arpa stands for, packed; None for every other name."""
-    labels = labels_of(name)
-    if len(labels) == 6 and labels[4:] == [b"in-addr", b"arpa"]:
-        if all(label.isdigit() and (label == b"0" or not label.startswith(b"0")) and int(label) < 256 for label in labels[:4]):
-            return bytes(int(label) for label in reversed(labels[:4]))
-        return None
-    if len(labels) == 34 and labels[32:] == [b"ip6", b"arpa"]:
-        digits = b"".join(reversed(labels[:32]))
-        if len(digits) == 32 and all(digit in b"0123456789abcdef" for digit in digits):
-            return bytes.fromhex(digits.decode())
-    return None
-
-
-def reverse_name(packed: bytes) -> bytes:
-    if len(packed) == 4:
-        labels = [b"%d" % byte for byte in reversed(packed)]
-        return wire_name([*labels, b"in-addr", b"arpa"])
-    return wire_name([b"%c" % digit for digit in reversed(packed.hex().encode())] + [b"ip6", b"arpa"])
 
 
 # -- records --------------------------------------------------------------------------------------------------------------------

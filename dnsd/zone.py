@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dnsd.model import ServiceName, TaskName, ZoneSpec
-from dnsd.wire import labels_of, name_of, packed_address, wire_name
+from dnsd.names import labels_of, name_of, packed_address, wire_name
 
 _TASKS = b"\x05tasks"
 _PROTOCOLS = (b"_tcp", b"_udp", b"_sctp")

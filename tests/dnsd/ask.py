@@ -41,7 +41,9 @@ def values(record: Any, *, sort: bool = False) -> list[str]:
 def over_udp(address: tuple[str, int], packet: bytes, timeout_s: float = 2.0) -> Any:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.settimeout(timeout_s)
-        sock.sendto(packet, address)
+        # Connected: when nobody listens, that is said at once.
+        sock.connect(address)
+        sock.send(packet)
         return DNSRecord.parse(sock.recv(65535))
 
 

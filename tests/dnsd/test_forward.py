@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from dnslib import EDNS0, QTYPE, RCODE, RR, SOA, A, DNSRecord
 
-from dnsd import DnsState, ScopeSpec, Server, ServiceName, ZoneSpec, wire
+from dnsd import ConfigError, DnsState, ScopeSpec, Server, ServiceName, ZoneSpec, wire
 from dnsd.cache import Cache
 from dnsd.forward import Forwarder
-from dnsd.resolvers import ConfigError, NodeResolvers, parse_endpoint, parse_resolv_conf
+from dnsd.resolvers import NodeResolvers, parse_endpoint, parse_resolv_conf
 from tests.dnsd.ask import ask, ask_tcp, query, until, values
 from tests.dnsd.upstream import Upstream, closed_port
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from itertools import product
 
+import msgspec
 import pytest
 from dnslib import DNSRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dnsd import PortName, ServiceName, TaskName, Zone, ZoneSpec
+from dnsd.names import labels_of, name_of, packed_address, reverse_address, reverse_name, text_of, wire_name
 from dnsd.resolve import View
-from dnsd.wire import labels_of, name_of, packed_address, reverse_address, reverse_name, text_of, wire_name
 from tests.dnsd.ask import look_up, query, values
 
 
@@ -257,10 +258,7 @@ def test_a_slot_of_two_tasks_during_its_replacement() -> None:
     old, new = task("w.1.old", "10.0.0.1", slot=1), task("w.1.new", "10.0.0.2", slot=1)
     port = PortName(name="p", protocol="tcp", port=1)
     for old_serves, new_serves in product((False, True), repeat=2):
-        tasks = (
-            TaskName(**{**_fields(old), "serving": old_serves}),
-            TaskName(**{**_fields(new), "serving": new_serves}),
-        )
+        tasks = (msgspec.structs.replace(old, serving=old_serves), msgspec.structs.replace(new, serving=new_serves))
         view = View((Zone(ZoneSpec(network="n", name="net", services=(ServiceName(id="w", name="w", tasks=tasks, ports=(port,)),))),))
         serving = [t.addresses[0] for t in tasks if t.serving] or ["10.0.0.1", "10.0.0.2"]
         for name in ("w", "tasks.w", "w.1"):
@@ -268,10 +266,6 @@ def test_a_slot_of_two_tasks_during_its_replacement() -> None:
         srv = look_up(view, "_p._tcp.w", "SRV")
         assert values(srv) == ["0 0 1 w.1."]
         assert sorted(str(extra.rdata) for extra in srv.ar) == serving
-
-
-def _fields(value: TaskName) -> dict[str, object]:
-    return {name: getattr(value, name) for name in value.__struct_fields__}
 
 
 def test_serving_rule_exhaustively() -> None:
