@@ -19,7 +19,7 @@ _STACK_LABEL = "com.docker.stack.namespace"
 def dns_state(rows: Rows, containers: Mapping[str, Container], *, node_id: str) -> DnsState:
     networks = [rows.networks[id] for id in sorted(rows.networks) if not rows.networks[id].ingress]
     ports = {service.id: service.ports for service in rows.sorted_services() if service.ports}
-    stacks = {service.id: service.stack for service in rows.sorted_services()}
+    stacks = {service.id: service.stack for service in rows.sorted_services() if service.stack}
     endpoints: dict[str, list[EndpointRow]] = {}
     for endpoint in rows.sorted_endpoints():
         endpoints.setdefault(endpoint.network_id, []).append(endpoint)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -125,7 +124,7 @@ class NetworkLoop:
                 errors[type(outcome).__name__] = str(outcome)
             elif outcome is not None:
                 raise outcome
-        by_task = {id: reason for id, names in _depends(wanted.state).items() if (reason := _reason(names, errors, broken))}
+        by_task = _reasons(wanted.state, errors, broken)
         if broken:
             # what was in place before still is: nothing was taken away
             attached = self.attached & frozenset(_place(s.id, s.netns) for s in wanted.state.sandboxes)
@@ -181,21 +180,33 @@ async def _nothing() -> None:
     return None
 
 
-def _depends(state: NodeState) -> dict[str, set[str]]:
-    """Sandbox id -> ids whose failure means that this sandbox isn't whole: its own and its networks'."""
-    depends = {sandbox.id: {sandbox.id} for sandbox in state.sandboxes}
-    places = {sandbox.netns: sandbox.id for sandbox in state.sandboxes}
+def _reasons(state: NodeState, errors: Mapping[str, str], broken: bool) -> dict[str, str]:
+    """Sandbox id -> why it isn't whole: its own errors, those of its networks, and those of the node's own namespace."""
+    networks: dict[str, set[str]] = {}
     for network in state.networks:
         for endpoint in network.local:
-            if (sandbox_id := places.get(endpoint.netns)) is not None:
-                depends[sandbox_id].add(network.id)
-    return depends
+            networks.setdefault(endpoint.netns, set()).add(network.id)
+    found = {}
+    for sandbox in state.sandboxes:
+        ids = {sandbox.id, *networks.get(sandbox.netns, ())}
+        concerned = {reason for key, reason in errors.items() if broken or _concerns(key, ids, sandbox.netns)}
+        if concerned:
+            found[sandbox.id] = "; ".join(sorted(concerned))
+    return found
 
 
-def _reason(ids: set[str], errors: Mapping[str, str], broken: bool) -> str:
-    """Errors are named by object: "<kind> <id>", or the id alone."""
-    found = {reason for key, reason in errors.items() if broken or ids & set(re.split(r"[\s/:,]+", key))}
-    return "; ".join(sorted(found))
+def _concerns(key: str, ids: set[str], netns: str) -> bool:
+    """mesh names what failed "network:<id>", "endpoint:<network id>/<id>", "sandbox:<id>", "attachment:.../<netns>" or
+    "namespace:<prefix>-<network id>"; dnsd gives the bare id of a scope. A port that can't be opened keeps nobody waiting.
+    """
+    kind, _, rest = key.partition(":")
+    if kind == "namespace":
+        return rest == "host" or any(rest.endswith(f"-{id}") for id in ids)
+    if kind == "attachment":
+        return rest.endswith(netns)
+    if kind == "endpoint":
+        return rest.partition("/")[2].partition("-")[0] in ids
+    return (rest or kind) in ids
 
 
 def _same_zones(old: DnsState, new: DnsState) -> DnsState:

@@ -14,10 +14,10 @@ from orchestrator.dispatcher.messages import TaskReport
 
 
 class MeshReport(Protocol):
-    """errors: what could not be brought into place -> why, by object ("sandbox <id>", ...). Everything else is."""
+    """errors: what could not be brought into place -> why, by object ("sandbox:<id>", ...). Everything else is."""
 
     @property
-    def errors(self) -> Mapping[str, str]: ...
+    def errors(self) -> Mapping[str, object]: ...
 
 
 class Mesh(Protocol):
@@ -25,7 +25,7 @@ class Mesh(Protocol):
         """resync: compare with the kernel itself, not with what is remembered of it."""
         ...
 
-    async def open_connections(self, addresses: dict[str, set[str]]) -> dict[tuple[str, str], int]:
+    async def open_connections(self, addresses: Mapping[str, set[str]]) -> dict[tuple[str, str], int]:
         """By (network id, address): connections of this node's balancers to it that are still open."""
         ...
 

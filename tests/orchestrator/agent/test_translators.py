@@ -1,0 +1,205 @@
+"""Rows and containers as the states of mesh and dnsd."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+
+from dnsd.model import DnsState, PortName, ScopeSpec
+from mesh.model import Backend, HostPort, LocalEndpoint, NodeState, PublishedPort, RemoteEndpoint, Sandbox, VirtualService
+from orchestrator.agent.names_state import dns_state
+from orchestrator.agent.network_state import draining_addresses, node_state
+from orchestrator.agent.rows import Rows
+from orchestrator.agent.runtime import Container
+from orchestrator.dispatcher.messages import ConfigRow, EndpointRow, NetworkRow, NodeRow, Row, SecretRow, ServiceRow, TaskRow
+from orchestrator.model import (
+    ContainerSpec,
+    DNSConfig,
+    NetworkAttachment,
+    NetworkAttachmentConfig,
+    NetworkReference,
+    PortConfig,
+    Task,
+    TaskSpec,
+)
+
+PORT = PortConfig(target_port=80, published_port=8080)
+
+
+def task(id: str, slot: int, *addresses: tuple[str, str], **more: Any) -> Task:
+    return msgspec.structs.replace(
+        Task(
+            id=id, service_id="web", slot=slot, node_id="n1", mesh_service_name="web", spec=TaskSpec(container_spec=ContainerSpec(image="i")),
+            networks_attachments=[NetworkAttachment(network=NetworkReference(id=n), addresses=[a]) for n, a in addresses],
+        ), **more,
+    )  # fmt: skip
+
+
+def endpoint(task_id: str, network: str, address: str, node: str, **more: Any) -> EndpointRow:
+    more = {"serving": True, **more}
+    return EndpointRow(
+        task_id=task_id, network_id=network, service_id="web", node_id=node, name=f"web.{task_id}", slot=1, addresses=(address,), **more
+    )
+
+
+ROWS: list[Row] = [
+    NodeRow(id="n1", hostname="one", data_addr="192.0.2.1"),
+    NodeRow(id="n2", hostname="two", data_addr="192.0.2.2"),
+    NetworkRow(id="app", name="shop", vni=4097, subnets=("10.0.1.0/24",), lb_addresses={"n1": "10.0.1.2", "n2": "10.0.1.3"}),
+    NetworkRow(id="ing", name="ingress", vni=4096, subnets=("10.0.0.0/24",), ingress=True, lb_addresses={"n1": "10.0.0.2", "n2": "10.0.0.3"}),
+    ServiceRow(id="web", network_id="app", name="web", aliases=("www",), stack="st", vips=("10.0.1.10",)),
+    ServiceRow(id="web", network_id="ing", name="web", vips=("10.0.0.10",), ports=(PORT,)),
+    TaskRow(task=task("t1", 1, ("ing", "10.0.0.21/24"), ("app", "10.0.1.21/24"))),
+    endpoint("t1", "app", "10.0.1.21", "n1", aliases=("www",)), endpoint("t1", "ing", "10.0.0.21", "n1"),
+    endpoint("t2", "app", "10.0.1.22", "n2", aliases=("www",)), endpoint("t2", "ing", "10.0.0.22", "n2"),
+]  # fmt: skip
+RUNNING = Container("c1", "t1", "web.1.t1", "running", pid=77)
+
+
+def rows(*more: Row) -> Rows:
+    built = Rows()
+    built.update(1, [*ROWS, *more], [], True)
+    return built
+
+
+def mesh(built: Rows, *containers: Container) -> NodeState:
+    return node_state(built, {c.task_id: c for c in containers}, node_id="n1", data_addr="192.0.2.1")
+
+
+def names(built: Rows, *containers: Container) -> DnsState:
+    return dns_state(built, {c.task_id: c for c in containers}, node_id="n1")
+
+
+def test_the_whole_picture() -> None:
+    state = mesh(rows(), RUNNING)
+    app, ingress = state.networks
+    assert state.underlay == "192.0.2.1"
+    assert (app.id, app.vni, app.lb_address, app.ingress) == ("app", 4097, "10.0.1.2", False)
+    assert app.local == (LocalEndpoint(id="t1", address="10.0.1.21", netns="/proc/77/ns/net"),)
+    assert app.remote == (RemoteEndpoint("10.0.1.22", "192.0.2.2"), RemoteEndpoint("10.0.1.3", "192.0.2.2"))
+    assert app.services == (VirtualService(vip="10.0.1.10", backends=(Backend("10.0.1.21"), Backend("10.0.1.22"))),)
+    assert ingress.ingress
+    assert state.published == (
+        PublishedPort(protocol="tcp", published=8080, target=80, backends=(Backend("10.0.0.21"), Backend("10.0.0.22"))),
+    )
+    assert state.sandboxes == (Sandbox(id="t1", netns="/proc/77/ns/net"),)
+    assert state.host_ports == ()
+
+
+@pytest.mark.parametrize("container", [
+    None, replace(RUNNING, pid=0), replace(RUNNING, state="exited", pid=0, exit_code=137), replace(RUNNING, state="created", pid=0),
+])  # fmt: skip
+def test_what_died_here_is_out_before_any_manager_knows(container: Container | None) -> None:
+    there = [container] if container else []
+    state, dns = mesh(rows(), *there), names(rows(), *there)
+    assert state.sandboxes == ()
+    assert state.networks[0].local == ()
+    assert state.networks[0].services[0].backends == (Backend("10.0.1.22"),)
+    assert state.published[0].backends == (Backend("10.0.0.22"),)
+    lost = next(t for t in dns.zones[0].services[0].tasks if t.id == "t1")
+    assert (lost.serving, lost.running) == (False, False)
+    assert dns.scopes == ()
+
+
+@pytest.mark.parametrize(
+    ("serving", "draining", "backends", "dns"),
+    [
+        (True, False, (Backend("10.0.1.22", 1),), (True, True)),
+        (False, True, (Backend("10.0.1.22", 0),), (False, True)),
+        (False, False, (), (False, False)),
+    ],
+)
+def test_weights(serving: bool, draining: bool, backends: tuple[Backend, ...], dns: tuple[bool, bool]) -> None:
+    built = rows(endpoint("t2", "app", "10.0.1.22", "n2", serving=serving, draining=draining))
+    assert mesh(built, RUNNING).networks[0].services[0].backends == (Backend("10.0.1.21"), *backends)
+    named = next(t for t in names(built, RUNNING).zones[0].services[0].tasks if t.id == "t2")
+    assert (named.serving, named.running) == dns
+
+
+def test_unhealthy_here_gets_nothing_new_and_keeps_what_it_has() -> None:
+    sick = replace(RUNNING, health="unhealthy")
+    assert mesh(rows(), sick).networks[0].services[0].backends == (Backend("10.0.1.21", 0), Backend("10.0.1.22"))
+    assert [(t.serving, t.running) for t in names(rows(), sick).zones[0].services[0].tasks] == [(False, True), (True, True)]
+
+
+def test_held_has_its_network_before_it_serves() -> None:
+    built = rows(endpoint("t1", "app", "10.0.1.21", "n1", serving=False), endpoint("t1", "ing", "10.0.0.21", "n1", serving=False))
+    state = mesh(built, replace(RUNNING, state="held"))
+    assert [one.id for one in state.networks[0].local] == ["t1"]
+    assert state.networks[0].services[0].backends == (Backend("10.0.1.22"),)
+    assert [scope.id for scope in names(built, replace(RUNNING, state="held")).scopes] == ["t1"]
+
+
+def test_a_network_without_an_address_of_ours_is_not_there_yet() -> None:
+    built = rows(NetworkRow(id="app", name="shop", vni=4097, subnets=("10.0.1.0/24",), lb_addresses={"n2": "10.0.1.3"}))
+    assert [network.id for network in mesh(built, RUNNING).networks] == ["ing"]
+
+
+def test_a_node_that_has_not_said_where_its_tunnels_end() -> None:
+    built = rows()
+    built.update(2, [], ["node/n2"], False)
+    assert mesh(built, RUNNING).networks[0].remote == ()
+
+
+def test_host_ports_internal_networks_and_host_network() -> None:
+    port = PortConfig(protocol="udp", target_port=53, published_port=5353, publish_mode="host")
+    built = rows(
+        TaskRow(task=task("t1", 1, ("app", "10.0.1.21/24"), mesh_endpoint_ports=[port, PORT])),
+        NetworkRow(id="app", name="shop", vni=4097, subnets=("10.0.1.0/24",), internal=True, lb_addresses={"n1": "10.0.1.2"}),
+        TaskRow(task=task("t3", 3, spec=TaskSpec(networks=[NetworkAttachmentConfig(target="host")]))),
+        TaskRow(task=task("t4", 4)),
+    )
+    state = mesh(built, RUNNING, Container("c3", "t3", "n", "running", pid=78), Container("c4", "t4", "n", "running", pid=79))
+    assert state.host_ports == (HostPort(protocol="udp", published=5353, target=53, sandbox="t1"),)
+    assert state.sandboxes == (Sandbox("t1", "/proc/77/ns/net", gateway=False), Sandbox("t4", "/proc/79/ns/net", gateway=True))
+
+
+def test_names() -> None:
+    (zone,), (scope,) = names(rows(), RUNNING).zones, names(rows(), RUNNING).scopes
+    assert (zone.network, zone.name) == ("app", "shop")
+    (service,) = zone.services
+    assert (service.name, service.aliases, service.vips) == ("web", ("www",), ("10.0.1.10",))
+    assert service.ports == (PortName(name="80", protocol="tcp", port=80),)
+    assert [(t.id, t.name, t.aliases) for t in service.tasks] == [("t1", "web.t1", ()), ("t2", "web.t2", ())]
+    assert scope == ScopeSpec(id="t1", netns="/proc/77/ns/net", networks=("app",), stack="st")
+
+
+def test_the_specs_nameservers_are_forwarded_to() -> None:
+    spec = TaskSpec(container_spec=ContainerSpec(image="i", dns_config=DNSConfig(nameservers=["9.9.9.9"])))
+    (scope,) = names(rows(TaskRow(task=task("t1", 1, ("app", "10.0.1.21/24"), spec=spec))), RUNNING).scopes
+    assert scope.upstreams == ("9.9.9.9",)
+
+
+def test_an_endpoint_without_a_service_is_a_container() -> None:
+    built = rows()
+    built.update(2, [], ["service/app/web"], False)
+    (zone,) = names(built, RUNNING).zones
+    assert zone.services == ()
+    assert [(c.id, c.aliases) for c in zone.containers] == [("t1", ("www",)), ("t2", ("www",))]
+
+
+def test_draining_addresses() -> None:
+    built = rows(endpoint("t2", "app", "10.0.1.22", "n2", serving=False, draining=True))
+    assert draining_addresses(built) == {("app", "10.0.1.22"): "t2"}
+
+
+def test_order_of_rows_never_matters() -> None:
+    backwards = Rows()
+    backwards.update(1, list(reversed(ROWS)), [], True)
+    assert mesh(backwards, RUNNING) == mesh(rows(), RUNNING)
+    assert names(backwards, RUNNING) == names(rows(), RUNNING)
+
+
+def test_rows_come_and_go_by_key() -> None:
+    every = [*ROWS, SecretRow(id="s", name="pw", data=b"1"), ConfigRow(id="c", name="conf", data=b"2")]
+    built = Rows()
+    built.update(1, every, [], True)
+    assert built.files == {"s": b"1", "c": b"2"}
+    built.update(2, [], [row.key for row in every], False)
+    assert (built.tasks, built.nodes, built.networks, built.endpoints, built.services, built.files) == ({}, {}, {}, {}, {}, {})
+    built.update(3, every, [], False)
+    built.update(4, [ROWS[0]], [], True)
+    assert (list(built.nodes), built.tasks, built.revision) == (["n1"], {}, 4)
