@@ -2,6 +2,7 @@
 
 Edge. A node is inactive, a worker (agent + TLS server) or a manager (that, and `manager.Manager`). What it is, is on disk before it is
 announced: certificate first, `node.json` last; a crash in between leaves an inactive node and files that the next attempt replaces.
+`manager` is imported where a manager is made: a worker does without the etcd client's 15 MB.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import msgspec
@@ -36,16 +37,17 @@ from orchestrator.errors import ApiError, ConfigError, StoreUnavailable
 from orchestrator.genesis import FirstNode, Keys, first_objects
 from orchestrator.ids import new_id
 from orchestrator.local_state import LocalState
-from orchestrator.manager import BUNDLE_CA_CERT, BUNDLE_CA_KEY, BUNDLE_CLUSTER, Manager, ManagerConfig, write_etcd_certificate
 from orchestrator.model import Cluster, JoinTokens, Network, Node
 from orchestrator.node import NodeRuntime, NodeSettings
 from orchestrator.security import ca, secretbox, tokens
 from orchestrator.security.admission import DEFAULT_PORT, join_endpoint, split_endpoint
 from orchestrator.security.identity import Credentials, Identity
 from orchestrator.security.join import join
-from orchestrator.store import etcd_tls
 from orchestrator.store.base import Store
 from orchestrator.version import VERSION
+
+if TYPE_CHECKING:
+    from orchestrator.manager import Manager, ManagerConfig
 
 log = logging.getLogger(__name__)
 
@@ -151,6 +153,9 @@ class Meshd:
 
     async def init(self, request: InitRequest) -> str:
         async with self._one_change():
+            from orchestrator.manager import Manager, write_etcd_certificate
+            from orchestrator.store import etcd_tls
+
             advertise, listen = self._addresses(request.advertise_addr, request.listen_addr, "")
             data_addr = self._data_addr(request.data_path_addr, advertise)
             now = datetime.now(UTC)
@@ -215,16 +220,21 @@ class Meshd:
                 data_addr=data_addr,
                 listen=listen,
                 managers=result.managers,
-                etcd_cluster=result.bundle.get(BUNDLE_CLUSTER, ""),
             )
             manager = None
             if identity.role == "manager":
-                config = self._manager_config(local, joining=True)
-                etcd_ca = etcd_tls.KeyPair(result.bundle[BUNDLE_CA_CERT], result.bundle[BUNDLE_CA_KEY])
-                write_etcd_certificate(config, etcd_ca, datetime.now(UTC))
-                manager = Manager(config)
+                local, manager = self._joining_manager(local, result.bundle)
             await self._become(local, identity, manager, [])
             log.info("joined cluster=%s node=%s role=%s", local.cluster_id, local.node_id, identity.role)
+
+    def _joining_manager(self, local: LocalState, bundle: Mapping[str, str]) -> tuple[LocalState, Manager]:
+        from orchestrator.manager import BUNDLE_CA_CERT, BUNDLE_CA_KEY, BUNDLE_CLUSTER, Manager, write_etcd_certificate
+        from orchestrator.store import etcd_tls
+
+        local = msgspec.structs.replace(local, etcd_cluster=bundle[BUNDLE_CLUSTER])
+        config = self._manager_config(local, joining=True)
+        write_etcd_certificate(config, etcd_tls.KeyPair(bundle[BUNDLE_CA_CERT], bundle[BUNDLE_CA_KEY]), datetime.now(UTC))
+        return local, Manager(config)
 
     async def leave(self, force: bool) -> None:
         async with self._one_change():
@@ -271,7 +281,11 @@ class Meshd:
         if credentials is None:
             raise ConfigError(f"{self._config.state_dir} says this node is in a cluster, but its certificate is gone; leave and join again")
         self._credentials, self._local = credentials, local
-        manager = Manager(self._manager_config(local)) if credentials.identity.role == "manager" else None
+        manager = None
+        if credentials.identity.role == "manager":
+            from orchestrator.manager import Manager
+
+            manager = Manager(self._manager_config(local))
         await self._start_node()
         while manager is not None:
             try:
@@ -357,6 +371,8 @@ class Meshd:
     # ---- details -------------------------------------------------------------------------------------------------------------
 
     def _manager_config(self, local: LocalState, *, joining: bool = False) -> ManagerConfig:
+        from orchestrator.manager import ManagerConfig
+
         return ManagerConfig(
             node_id=local.node_id,
             addr=join_endpoint(local.advertise_addr, split_endpoint(local.listen)[1]),

@@ -1,0 +1,75 @@
+"""The command line: what it teaches, and one sentence for every machine that can't be a node."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from orchestrator import meshd
+from orchestrator.cli import main
+
+
+def _run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def test_help_teaches_the_way_from_nothing_to_a_cluster() -> None:
+    text = _run("--help").output
+    for word in ("daemon", "docker -H unix:///run/meshd/meshd.sock swarm init", "lab", "demo", "doctor"):
+        assert word in text
+    for command in ("daemon", "lab", "demo", "doctor"):
+        result = _run(command, "--help")
+        assert result.exit_code == 0
+        assert result.output.count("\n") > 5
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--engine", "tcp://1.2.3.4:2375"], "through a unix socket: unix:///path"),
+        (["--advertise-addr", "banana"], "--advertise-addr banana: not an IP address"),
+        (["--listen-addr", "0.0.0.0:99999"], "--listen-addr 0.0.0.0:99999: not an IP address"),
+    ],
+)
+def test_bad_options_are_named(options: list[str], sentence: str) -> None:
+    result = _run("daemon", *options)
+    assert result.exit_code == 2
+    assert sentence in result.output
+
+
+def test_not_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    daemon = _run("daemon", "--state-dir", str(tmp_path))
+    assert (daemon.exit_code, "run it as root" in daemon.output) == (2, True)
+    lab = _run("lab", "--state-dir", str(tmp_path / "l"), "up")
+    assert (lab.exit_code, "run this as root" in lab.output) == (2, True)
+    doctor = _run("doctor")
+    assert (doctor.exit_code, "run it with sudo" in doctor.output) == (1, True)
+
+
+def test_what_kernel_or_programs_lack_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    options = ["daemon", "--state-dir", str(tmp_path), "--socket", str(tmp_path / "s")]
+    monkeypatch.setattr(meshd, "check_kernel", lambda: ["this kernel has no VXLAN: modprobe vxlan"])
+    result = _run(*options)
+    assert (result.exit_code, "no VXLAN: modprobe vxlan" in result.output) == (2, True)
+    monkeypatch.setattr(meshd, "check_kernel", list)
+    monkeypatch.setattr(meshd.shutil, "which", lambda *a, **k: None)
+    result = _run(*options)
+    assert (result.exit_code, "apt-get install nftables" in result.output) == (2, True)
+    assert not list(tmp_path.iterdir()), "nothing was made"
+
+
+def test_doctor_says_what_to_do_without_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    result = _run("doctor", "--engine", "unix:///nonexistent.sock")
+    assert result.exit_code == 1
+    assert "no Docker Engine answers at unix:///nonexistent.sock: start it" in result.output
+
+
+def test_lab_status_of_nothing(tmp_path: Path) -> None:
+    result = _run("lab", "--state-dir", str(tmp_path / "none"), "status")
+    assert (result.exit_code, "`meshd lab up` makes one" in result.output) == (0, True)
