@@ -34,6 +34,7 @@ from orchestrator.model import (
 )
 from orchestrator.security.identity import Credentials
 from orchestrator.store.base import Guard, Put
+from orchestrator.store.memory import MemoryStore
 from tests.orchestrator.security.clusters import TestCluster
 
 DEADLINE_S = 10.0
@@ -110,8 +111,8 @@ async def no_bundle(node_id: str, addr: str) -> dict[str, str]:
 
 
 class Lab:
-    def __init__(self, directory: Path) -> None:
-        self.cluster = TestCluster(directory)
+    def __init__(self, directory: Path, store: MemoryStore | None = None) -> None:
+        self.cluster = TestCluster(directory, store=store or MemoryStore())
         self.store = self.cluster.store
         self.managers: list[Manager] = []
         self.agents: list[Agent] = []
