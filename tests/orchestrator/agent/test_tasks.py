@@ -19,7 +19,6 @@ from orchestrator.agent.tasks import (
     Facts,
     Said,
     Step,
-    further,
     plan_orphan,
     plan_task,
     task_status,
@@ -88,9 +87,7 @@ def test_every_combination_keeps_the_rules() -> None:
 @pytest.mark.parametrize(
     ("desired", "ends"), [(S.READY, S.READY), (S.RUNNING, S.RUNNING), (S.SHUTDOWN, S.SHUTDOWN), (S.REMOVE, S.SHUTDOWN)]
 )
-@pytest.mark.parametrize(
-    "status", [s for s in TaskState if s >= S.ASSIGNED] and [S.ASSIGNED, S.ACCEPTED, S.PREPARING, S.READY, S.STARTING, S.RUNNING]
-)
+@pytest.mark.parametrize("status", [S.ASSIGNED, S.ACCEPTED, S.PREPARING, S.READY, S.STARTING, S.RUNNING])
 @pytest.mark.parametrize("name", list(CONTAINERS))
 def test_following_the_plan_comes_to_rest(desired: TaskState, ends: TaskState, status: TaskState, name: str) -> None:
     """From anywhere, doing what the plan says and nothing else ends where it should, or in FAILED / COMPLETE by the container's doing."""
@@ -119,10 +116,6 @@ def test_following_the_plan_comes_to_rest(desired: TaskState, ends: TaskState, s
     own_end = name in ("exited", "finished") or (name == "none" and STATE_ORDER[status] >= STATE_ORDER[S.STARTING])
     if name == "ending":
         # waits for the engine's word
-        assert (state, container) == (
-            further(status, S.ACCEPTED if status is S.ASSIGNED and desired in (S.READY, S.RUNNING) else status),
-            container,
-        ) or True
         assert container == CONTAINERS["ending"]
     elif own_end and desired in (S.READY, S.RUNNING):
         assert state in (S.FAILED, S.COMPLETE)

@@ -32,7 +32,8 @@ PORT = PortConfig(target_port=80, published_port=8080)
 def task(id: str, slot: int, *addresses: tuple[str, str], **more: Any) -> Task:
     return msgspec.structs.replace(
         Task(
-            id=id, service_id="web", slot=slot, node_id="n1", mesh_service_name="web", spec=TaskSpec(container_spec=ContainerSpec(image="i")),
+            id=id, service_id="web", slot=slot, node_id="n1", mesh_service_name="web",
+            spec=TaskSpec(container_spec=ContainerSpec(image="i")),
             networks_attachments=[NetworkAttachment(network=NetworkReference(id=n), addresses=[a]) for n, a in addresses],
         ), **more,
     )  # fmt: skip
@@ -49,7 +50,8 @@ ROWS: list[Row] = [
     NodeRow(id="n1", hostname="one", data_addr="192.0.2.1"),
     NodeRow(id="n2", hostname="two", data_addr="192.0.2.2"),
     NetworkRow(id="app", name="shop", vni=4097, subnets=("10.0.1.0/24",), lb_addresses={"n1": "10.0.1.2", "n2": "10.0.1.3"}),
-    NetworkRow(id="ing", name="ingress", vni=4096, subnets=("10.0.0.0/24",), ingress=True, lb_addresses={"n1": "10.0.0.2", "n2": "10.0.0.3"}),
+    NetworkRow(id="ing", name="ingress", vni=4096, subnets=("10.0.0.0/24",), ingress=True,
+               lb_addresses={"n1": "10.0.0.2", "n2": "10.0.0.3"}),
     ServiceRow(id="web", network_id="app", name="web", aliases=("www",), stack="st", vips=("10.0.1.10",)),
     ServiceRow(id="web", network_id="ing", name="web", vips=("10.0.0.10",), ports=(PORT,)),
     TaskRow(task=task("t1", 1, ("ing", "10.0.0.21/24"), ("app", "10.0.1.21/24"))),

@@ -1,0 +1,362 @@
+"""The agent among fakes: whole lives of tasks, and what happens when anything around it goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import pytest_asyncio
+
+from orchestrator.model import HealthConfig, SecretReference, Task, TaskState
+
+from .bed import AgentBed
+from .wait import until
+
+S = TaskState
+
+
+@pytest_asyncio.fixture
+async def bed() -> AsyncIterator[AgentBed]:
+    bed = AgentBed()
+    yield bed
+    await bed.kill()
+
+
+async def reaches(bed: AgentBed, id: str, state: TaskState) -> None:
+    await until(lambda: bed.managers.state(id) is state, f"{id} {state}, is {bed.managers.history.get(id)}")
+
+
+async def settled(bed: AgentBed) -> None:
+    """Until the newest revision is acknowledged."""
+    await until(lambda: bed.managers.applied_ and bed.managers.applied_[-1][0] == bed.managers.revision, "acknowledged")
+
+
+async def test_life_of_a_task(bed: AgentBed) -> None:
+    await bed.start()
+    bed.managers.add("t1")
+    await reaches(bed, "t1", S.RUNNING)
+    assert bed.managers.history["t1"] == [S.ACCEPTED, S.PREPARING, S.READY, S.STARTING, S.RUNNING]
+    await until(lambda: bed.backends() == {"10.0.1.20": 1}, "offered")
+    # network and DNS are there before the first line of the application
+    calls = bed.engine.calls
+    order = [calls.index(("start_held", "t1")), calls.index(("mesh", "t1")), calls.index(("names", "t1")), calls.index(("release", "t1"))]
+    assert order[0] < min(order[1:3])
+    assert max(order[1:3]) < order[3]
+    status = bed.managers.tasks["t1"].status
+    assert status.container_status is not None
+    assert status.container_status.container_id == "c-t1"
+    await settled(bed)
+
+
+async def test_drain_then_stop(bed: AgentBed) -> None:
+    await bed.start()
+    bed.managers.add("t1")
+    await reaches(bed, "t1", S.RUNNING)
+    bed.mesh.open["10.0.1.20"] = 3
+    bed.managers.change("t1", desired_state=S.SHUTDOWN)
+    since = bed.managers.revision
+    await until(lambda: bed.backends() == {"10.0.1.20": 0}, "weight 0")
+    await until(lambda: (since, {"t1": 3}) in bed.managers.applied_, "connections counted")
+    assert all(revision < since or counts == {"t1": 3} for revision, counts in bed.managers.applied_)
+    bed.mesh.open.clear()
+    await until(lambda: bed.managers.applied_[-1] == (since, {"t1": 0}), "they have gone")
+    assert bed.managers.state("t1") is S.RUNNING
+    assert ("stop", "t1") not in bed.engine.calls
+    bed.managers.change("t1", mesh_released=True)
+    await reaches(bed, "t1", S.SHUTDOWN)
+    # its logs stay until the row goes
+    assert "t1" in bed.engine.boxes
+    bed.managers.delete("t1")
+    await until(lambda: not bed.engine.boxes, "removed")
+
+
+async def test_ready_waits_for_its_turn(bed: AgentBed) -> None:
+    await bed.start()
+    bed.managers.add("t1", desired=S.READY)
+    await reaches(bed, "t1", S.READY)
+    await settled(bed)
+    assert bed.engine.boxes["t1"].container.state == "created"
+    due = datetime.now(UTC) + timedelta(seconds=0.15)
+    bed.managers.change("t1", desired_state=S.RUNNING, mesh_run_at=due)
+    await reaches(bed, "t1", S.RUNNING)
+    assert datetime.now(UTC) >= due
+
+
+@pytest.mark.parametrize("desired", [S.SHUTDOWN, S.REMOVE])
+async def test_ended_before_it_ran(bed: AgentBed, desired: TaskState) -> None:
+    await bed.start()
+    bed.managers.add("t1", desired=S.READY)
+    await reaches(bed, "t1", S.READY)
+    bed.managers.change("t1", desired_state=desired)
+    await reaches(bed, "t1", S.SHUTDOWN)
+    await until(lambda: not bed.engine.boxes, "nothing is left of what never ran")
+    assert ("start_held", "t1") not in bed.engine.calls
+
+
+async def test_remove_stops_and_removes(bed: AgentBed) -> None:
+    await bed.start()
+    bed.managers.add("t1")
+    await reaches(bed, "t1", S.RUNNING)
+    bed.managers.change("t1", desired_state=S.REMOVE)
+    await reaches(bed, "t1", S.SHUTDOWN)
+    await until(lambda: not bed.engine.boxes, "removed")
+
+
+@pytest.mark.parametrize(
+    ("argv", "state", "err"),
+    [
+        (("sh", "-c", "exit 0"), S.COMPLETE, ""),
+        (("sh", "-c", "exit 3"), S.FAILED, "task: non-zero exit (3)"),
+        (("nosuch",), S.FAILED, 'exec: "nosuch": executable file not found in $PATH'),
+    ],
+)
+async def test_ends_by_itself(bed: AgentBed, argv: tuple[str, ...], state: TaskState, err: str) -> None:
+    await bed.start()
+    bed.managers.add("t1", *argv)
+    await reaches(bed, "t1", state)
+    assert bed.managers.tasks["t1"].status.err == err
+
+
+async def test_image_missing(bed: AgentBed) -> None:
+    await bed.start()
+    bed.managers.add("t1", image="nosuch")
+    await reaches(bed, "t1", S.REJECTED)
+    assert bed.managers.tasks["t1"].status.err == "No such image: nosuch:latest"
+    assert bed.managers.history["t1"] == [S.ACCEPTED, S.PREPARING, S.REJECTED]
+
+
+async def test_secret_missing(bed: AgentBed) -> None:
+    await bed.start()
+    bed.managers.add("t1", secrets=[SecretReference(secret_id="s", secret_name="pw")])
+    await reaches(bed, "t1", S.REJECTED)
+    assert bed.managers.tasks["t1"].status.err == "secret pw is not known to this node"
+
+
+async def test_killed_container_is_out_at_once(bed: AgentBed) -> None:
+    await bed.start()
+    for id in ("t1", "t2"):
+        bed.managers.add(id)
+        await reaches(bed, id, S.RUNNING)
+    await until(lambda: bed.backends() == {"10.0.1.20": 1, "10.0.1.21": 1}, "both offered")
+    began = time.monotonic()
+    bed.engine.kill(bed.engine.boxes["t1"].container.pid)
+    await until(lambda: bed.backends() == {"10.0.1.21": 1}, "out of the balancer")
+    await reaches(bed, "t1", S.FAILED)
+    assert time.monotonic() - began < 0.25
+    assert bed.managers.tasks["t1"].status.err == "task: non-zero exit (137)"
+
+
+async def test_container_removed_by_somebody(bed: AgentBed) -> None:
+    await bed.start()
+    bed.managers.add("t1")
+    await reaches(bed, "t1", S.RUNNING)
+    bed.engine.destroy("t1")
+    await reaches(bed, "t1", S.FAILED)
+
+
+async def test_waits_for_its_ports(bed: AgentBed) -> None:
+    bed.engine.images["bb:1"] = (80,)
+    await bed.start()
+    bed.managers.add("t1")
+    await until(lambda: ("release", "t1") in bed.engine.calls, "released")
+    await settled(bed)
+    assert bed.managers.state("t1") is S.STARTING
+    assert bed.backends() == {}
+    bed.listening[bed.engine.boxes["t1"].container.pid] = frozenset({80})
+    await reaches(bed, "t1", S.RUNNING)
+
+
+async def test_waits_thirty_seconds_at_most(bed: AgentBed) -> None:
+    bed.engine.images["bb:1"] = (80,)
+    bed.engine.now = lambda: datetime.now(UTC) - timedelta(seconds=29.9)
+    await bed.start()
+    bed.managers.add("t1")
+    await reaches(bed, "t1", S.RUNNING)
+
+
+async def test_health(bed: AgentBed) -> None:
+    await bed.start()
+    bed.managers.add("t1", healthcheck=HealthConfig(test=["CMD", "true"]))
+    await until(lambda: ("release", "t1") in bed.engine.calls, "released")
+    await settled(bed)
+    assert bed.managers.state("t1") is S.STARTING
+    bed.engine.set_health("t1", "healthy")
+    await reaches(bed, "t1", S.RUNNING)
+    await until(lambda: bed.backends() == {"10.0.1.20": 1}, "offered")
+    bed.engine.set_health("t1", "unhealthy")
+    await reaches(bed, "t1", S.FAILED)
+    assert bed.managers.tasks["t1"].status.err == "unhealthy container"
+    assert ("stop", "t1") in bed.engine.calls
+
+
+# ---- restarts ------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_fresh_agent_adopts_and_disturbs_nothing(bed: AgentBed) -> None:
+    await bed.start()
+    bed.managers.add("t1")
+    bed.managers.add("t2", desired=S.READY)
+    await reaches(bed, "t1", S.RUNNING)
+    await reaches(bed, "t2", S.READY)
+    await settled(bed)
+    before = dict(bed.engine.boxes)
+    state = bed.mesh.states[-1]
+    await bed.kill()
+    bed.engine.calls.clear()
+    await bed.start()
+    await settled(bed)
+    assert bed.engine.boxes == before
+    assert bed.mesh.states[-1] == state
+    assert {call for call, _ in bed.engine.calls} <= {"mesh", "names"}
+
+
+@pytest.mark.parametrize("calls", range(1, 12))
+async def test_killed_after_any_call_the_next_one_finishes(bed: AgentBed, calls: int) -> None:
+    """The agent dies after the n-th thing it did; its successor brings the task to RUNNING, with one container started once."""
+    await bed.start()
+    bed.managers.add("t1")
+    await until(lambda: len(bed.engine.calls) >= calls or bed.managers.state("t1") is S.RUNNING, "so far")
+    await bed.kill()
+    await bed.start()
+    await reaches(bed, "t1", S.RUNNING)
+    await until(lambda: bed.backends() == {"10.0.1.20": 1}, "offered")
+    assert [call for call, _ in bed.engine.calls if call in ("prepare", "start_held", "release", "stop", "remove")] == [
+        "prepare", "start_held", "release",
+    ]  # fmt: skip
+
+
+async def test_nothing_is_stopped_before_the_first_complete(bed: AgentBed) -> None:
+    await bed.start()
+    bed.managers.add("t1")
+    await reaches(bed, "t1", S.RUNNING)
+    await settled(bed)
+    await bed.kill()
+    bed.engine.calls.clear()
+    agent = await bed.start(complete=False)
+    await until(lambda: agent.engine_available, "the containers are known")
+    # a delta without its beginning says nothing
+    await agent.on_rows(9, [], ["task/t1"], False)
+    await asyncio.sleep(0.05)
+    assert bed.engine.calls == []
+    # the task is gone from the cluster: only now it may go
+    bed.managers.tasks.clear()
+    await bed.managers.complete()
+    await until(lambda: not bed.engine.boxes, "the orphan is removed")
+    assert [call for call, _ in bed.engine.calls if call in ("stop", "remove")] == ["stop", "remove"]
+
+
+async def test_without_managers_everything_goes_on(bed: AgentBed) -> None:
+    await bed.start()
+    bed.managers.add("t1")
+    bed.managers.add("t2")
+    for id in ("t1", "t2"):
+        await reaches(bed, id, S.RUNNING)
+    await until(lambda: len(bed.backends()) == 2, "offered")
+    bed.managers.connected = False
+    bed.engine.kill(bed.engine.boxes["t1"].container.pid)
+    # what dies meanwhile is not offered any more, on this node
+    await until(lambda: bed.backends() == {"10.0.1.21": 1}, "out")
+    assert bed.engine.boxes["t2"].container.state == "running"
+
+
+async def test_reconnecting_is_acknowledged_even_if_nothing_changed(bed: AgentBed) -> None:
+    await bed.start()
+    bed.managers.add("t1")
+    await reaches(bed, "t1", S.RUNNING)
+    await settled(bed)
+    applies = len(bed.mesh.states)
+    await bed.managers.complete()
+    await settled(bed)
+    assert len(bed.mesh.states) == applies
+
+
+# ---- things go away ------------------------------------------------------------------------------------------------------------
+
+
+async def test_engine_down_and_up(bed: AgentBed) -> None:
+    agent = await bed.start()
+    for id in ("t1", "t2"):
+        bed.managers.add(id)
+        await reaches(bed, id, S.RUNNING)
+    await until(lambda: len(bed.backends()) == 2, "offered")
+    bed.engine.up = False
+    bed.managers.add("t3")
+    agent.resync()
+    await until(lambda: not agent.engine_available, "noticed")
+    assert bed.managers.state("t1") is S.RUNNING
+    # a death that the Engine can't tell of
+    bed.engine.kill(bed.engine.boxes["t1"].container.pid)
+    await until(lambda: bed.backends() == {"10.0.1.21": 1}, "out of the balancer")
+    assert bed.managers.state("t1") is S.RUNNING
+    bed.engine.up = True
+    await reaches(bed, "t1", S.FAILED)
+    await reaches(bed, "t3", S.RUNNING)
+    assert bed.managers.state("t2") is S.RUNNING
+    assert ("stop", "t2") not in bed.engine.calls
+
+
+async def test_no_start_without_network_or_dns(bed: AgentBed) -> None:
+    bed.mesh.broken = True
+    bed.names.failed = {"t1": "no socket"}
+    await bed.start()
+    bed.managers.add("t1")
+    await until(lambda: ("start_held", "t1") in bed.engine.calls, "held")
+    await asyncio.sleep(0.05)
+    assert ("release", "t1") not in bed.engine.calls
+    bed.mesh.broken = False
+    await until(lambda: bed.mesh.states, "applied")
+    await asyncio.sleep(0.05)
+    assert ("release", "t1") not in bed.engine.calls
+    assert bed.managers.applied_ == []
+    bed.names.failed = {}
+    await reaches(bed, "t1", S.RUNNING)
+    assert bed.mesh.resyncs >= 1
+
+
+async def test_one_broken_sandbox_keeps_nobody_else_waiting(bed: AgentBed) -> None:
+    bed.mesh.errors = {"sandbox:t1": "no gateway"}
+    await bed.start()
+    bed.managers.add("t1")
+    bed.managers.add("t2")
+    await reaches(bed, "t2", S.RUNNING)
+    assert bed.managers.state("t1") is S.STARTING
+
+
+async def test_a_slow_pull_blocks_no_stop_and_can_be_given_up(bed: AgentBed) -> None:
+    never = asyncio.Event()
+
+    def gate(task: Task) -> asyncio.Event | None:
+        return never if task.id.startswith("slow") else None
+
+    bed.engine.prepare_gate = gate
+    await bed.start()
+    bed.managers.add("t1")
+    await reaches(bed, "t1", S.RUNNING)
+    for number in range(40):
+        bed.managers.add(f"slow{number}")
+    await reaches(bed, "slow39", S.PREPARING)
+    bed.managers.add("t2")
+    await reaches(bed, "t2", S.RUNNING)
+    bed.managers.change("t1", desired_state=S.REMOVE)
+    await reaches(bed, "t1", S.SHUTDOWN)
+    bed.managers.change("slow7", desired_state=S.REMOVE)
+    await reaches(bed, "slow7", S.SHUTDOWN)
+
+
+async def test_changes_gather_while_an_apply_runs(bed: AgentBed) -> None:
+    await bed.start()
+    await settled(bed)
+    bed.mesh.gate = asyncio.Event()
+    applies = len(bed.mesh.states)
+    for number in range(30):
+        bed.managers.add(f"t{number}")
+    await until(lambda: sum(call == "start_held" for call, _ in bed.engine.calls) == 30, "all held")
+    gate, bed.mesh.gate = bed.mesh.gate, None
+    gate.set()
+    for number in range(30):
+        await reaches(bed, f"t{number}", S.RUNNING)
+    await until(lambda: len(bed.backends()) == 30, "all offered")
+    assert len(bed.mesh.states) - applies < 20
