@@ -1,7 +1,7 @@
 """Links: bridges, the VXLAN device, veth pairs; and the routes through them.
 
-Edge. Source: rtnetlink(7), linux/if_link.h. Messages are encoded and decoded by pyroute2 (its classes only: its sockets need an event loop of
-their own). Every function acts in the namespace whose socket it is given.
+Edge. Source: rtnetlink(7), linux/if_link.h. Messages are encoded and decoded by pyroute2 (its classes only: its sockets need an event
+loop of their own). Every function acts in the namespace whose socket it is given.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ _RTM_NEWROUTE: Final = 24
 _RTM_DELROUTE: Final = 25
 _RTM_GETROUTE: Final = 26
 _IFF_UP: Final = 1
-_AF_BRIDGE: Final = 7
 _RT_TABLE_MAIN: Final = 254
 _RTPROT_STATIC: Final = 4
 _RTPROT_KERNEL: Final = 2
@@ -143,7 +142,8 @@ def create_veth(netlink: Netlink, attachment: Attachment, inner: str, namespace:
         own["IFLA_ADDRESS"] = attachment.outer_mac
     if attachment.bridge:
         own["IFLA_MASTER"] = index(netlink, attachment.bridge)
-    information = {"attrs": [("VETH_INFO_PEER", {"flags": _IFF_UP, "change": _IFF_UP, "attrs": list(peer.items())})]}
+    # the inner end is brought up later: a veth without its other end refuses to be (ENOTCONN, Linux 6.18)
+    information = {"attrs": [("VETH_INFO_PEER", {"attrs": list(peer.items())})]}
     own["IFLA_LINKINFO"] = {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", information)]}
     _new(netlink, f"create link {attachment.name} to {attachment.netns}", own)
 
@@ -249,9 +249,9 @@ def _set(netlink: Netlink, name: str, values: dict[str, object]) -> None:
 
 def _set_port(netlink: Netlink, port: int, values: dict[str, object]) -> None:
     message = ifinfmsg()
-    message["family"] = _AF_BRIDGE
     message["index"] = port
-    message["attrs"] = [("IFLA_PROTINFO", {"attrs": list(values.items())})]
+    slave = [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", {"attrs": list(values.items())})]
+    message["attrs"] = [("IFLA_LINKINFO", {"attrs": slave})]
     netlink.request("set bridge port", _RTM_NEWLINK, 0, _encode(message))
 
 
