@@ -80,8 +80,8 @@ def subnet_of(address: str, subnets: Iterable[NetworkLike], field: str) -> Netwo
 
 
 def assign_gateways(subnet: str, names: Iterable[str], present: Mapping[str, str]) -> dict[str, str]:
-    """An address of `subnet` for each name: the present one where it is in the subnet and unique, else the first free one from a place that
-    the name's hash decides (so a new container does not inherit the address, and the tracked connections, of the one just gone).
+    """An address of `subnet` for each name: the present one where it is in the subnet and unique, else the first free one from a place
+    that the name's hash decides (so a new container does not inherit the address, and the tracked connections, of the one just gone).
     Raises ConfigError when the subnet is full.
     """
     network = IPv4Network(subnet)

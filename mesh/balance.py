@@ -1,9 +1,9 @@
 """Virtual services and published ports as nft maps: the balancer of kernels without ip_vs.
 
-Pure. The scheme: `vips` sends a VIP to the chain of its number of slots ("vip-3"), which draws a number below 3 and looks (VIP, number) up in
-`backends`. So a service costs elements, never rules, and adding one among thousands is a handful of `add element` in one transaction.
-A weight is a number of slots; weight 0 has none: tracked connections go on, new ones don't arrive. A VIP without slots is in no map: the packet
-stays with the namespace, which owns the address and has no listener, and is refused at once.
+Pure. The scheme: `vips` sends a VIP to the chain of its number of slots ("vip-3"), which draws a number below 3 and looks (VIP, number)
+up in `backends`. So a service costs elements, never rules, and adding one among thousands is a handful of `add element` in one
+transaction. A weight is a number of slots; weight 0 has none: tracked connections go on, new ones don't arrive. A VIP without slots is
+in no map: the packet stays with the namespace, which owns the address and has no listener, and is refused at once.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def balancer_table(network: Network, families: Sequence[int], published: Iterabl
             if not addresses:
                 continue
             chain = _chain_name("vip", by_source(service), version, len(addresses))
-            chains.setdefault(chain, _draw(by_source(service), version, len(addresses), f"dnat {ip} to {ip} daddr . meta mark map @backends{version}"))
+            chains.setdefault(
+                chain, _draw(by_source(service), version, len(addresses), f"dnat {ip} to {ip} daddr . meta mark map @backends{version}")
+            )
             vips[service.vip] = f"goto {chain}"
             members.update({f"{service.vip} . {i}": a for i, a in enumerate(addresses)})
         maps[f"vips{version}"] = NftMap(f"ipv{version}_addr", "verdict", vips)

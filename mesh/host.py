@@ -1,7 +1,7 @@
 """The nft table of the host namespace: published ports in, containers out, and nothing between containers.
 
-Pure. Published ports are translated to the LB address of the ingress network, host-mode ports to the container's gateway address. The gateway
-bridge is not a service network: whatever enters it is an answer or a translated port.
+Pure. Published ports are translated to the LB address of the ingress network, host-mode ports to the container's gateway address. The
+gateway bridge is not a service network: whatever enters it is an answer or a translated port.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ from mesh.table import NftChain, NftMap, NftTable
 
 
 def host_rules(
-    table: str, gateway_bridge: str, uplink: str, gateway: str, gateway_subnet: str, published: Mapping[str, str], host_ports: Mapping[str, str]
+    table: str,
+    gateway_bridge: str,
+    uplink: str,
+    gateway: str,
+    gateway_subnet: str,
+    published: Mapping[str, str],
+    host_ports: Mapping[str, str],
 ) -> NftTable:
     """`published`: "6 . 8080" -> LB address; `host_ports`: "6 . 80" -> "172.30.1.2 . 8080" (numbers as nft prints them)."""
     ours = f'{{ "{gateway_bridge}", "{uplink}" }}'

@@ -1,8 +1,8 @@
 """Virtual services and published ports as IPVS services keyed by firewall mark, and the nft table that sets the marks.
 
 Pure. Source: ip_vs(4) as in linux/ip_vs.h. The mark of a VIP is its address as a number (a hash for IPv6), that of a published port
-(protocol << 16 | port): the two ranges never meet, 0.0.0.0/8 is nobody's address. Forwarding is by masquerading towards the LB address, with
-connection tracking, so that it needs nothing in a backend's namespace and calls of a service to itself work.
+(protocol << 16 | port): the two ranges never meet, 0.0.0.0/8 is nobody's address. Forwarding is by masquerading towards the LB address,
+with connection tracking, so that it needs nothing in a backend's namespace and calls of a service to itself work.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def ipvs_services(network: Network, published: Iterable[PublishedPort]) -> dict[
     for service in network.services:
         mark = vip_mark(service.vip)
         if mark in services:
-            raise ConfigError(f"network {network.id}: services", f"the firewall mark of {service.vip} is taken by another VIP: choose another address")
-        services[mark] = IpvsService(
-            mark, family(service.vip), service.scheduler, service.affinity_s, _destinations(service.backends, 0)
-        )
+            raise ConfigError(
+                f"network {network.id}: services", f"the firewall mark of {service.vip} is taken by another VIP: choose another address"
+            )
+        services[mark] = IpvsService(mark, family(service.vip), service.scheduler, service.affinity_s, _destinations(service.backends, 0))
     if network.ingress:
         for port in published:
             mark = port_mark(PROTOCOL_NUMBERS[port.protocol], port.published)
@@ -69,9 +69,7 @@ def marking_table(network: Network, families: Sequence[int], published: Iterable
     marking: list[str] = []
     for version in families:
         ip = "ip" if version == 4 else "ip6"
-        vips = {
-            s.vip: str(vip_mark(s.vip)) for s in network.services if family(s.vip) == version and any(b.weight > 0 for b in s.backends)
-        }
+        vips = {s.vip: str(vip_mark(s.vip)) for s in network.services if family(s.vip) == version and any(b.weight > 0 for b in s.backends)}
         maps[f"vip_marks{version}"] = NftMap(f"ipv{version}_addr", "mark", vips)
         marking.append(f"meta l4proto {{ 6, 17, 132 }} meta mark set {ip} daddr map @vip_marks{version}")
     if network.ingress:

@@ -1,7 +1,8 @@
 """Write nft scripts that turn one table into another, and read back what `nft -j list table` prints.
 
-Pure: text in, text out. Source: nft(8), libnftables-json(5), 1.0.6. A rule carries the hash of its text as its comment, so that comparing needs
-neither nft's spelling of a rule nor a handle; a rule that somebody changed or added has no such comment and compares unequal.
+Pure: text in, text out. Source: nft(8), libnftables-json(5), 1.0.6. A rule carries the hash of its text as its comment, so that
+comparing needs neither nft's spelling of a rule nor a handle; a rule that somebody changed or added has no such comment and compares
+unequal.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ def _needs_rebuild(desired: NftTable, actual: NftTable) -> bool:
     if any(not m.value_type for m in actual.maps.values()):
         return True  # a set: we have none, and `delete map` would not take it
     maps = any(
-        (m.key_type, m.value_type) != (actual.maps[n].key_type, actual.maps[n].value_type) for n, m in desired.maps.items() if n in actual.maps
+        (m.key_type, m.value_type) != (actual.maps[n].key_type, actual.maps[n].value_type)
+        for n, m in desired.maps.items()
+        if n in actual.maps
     )
     return maps or any(c.hook != actual.chains[n].hook for n, c in desired.chains.items() if n in actual.chains)
 

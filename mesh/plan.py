@@ -1,7 +1,8 @@
 """Compare desired and actual tables and list the operations that lead from one to the other.
 
-Pure. `plan(t, t) == []`. Make before break: what traffic needs is added before the balancer is told to use it, and taken away after it was told
-not to. Any prefix of a plan may run; planning again from there ends in the same place, and no VIP that is live before and after goes dark between.
+Pure. `plan(t, t) == []`. Make before break: what traffic needs is added before the balancer is told to use it, and taken away after it
+was told not to. Any prefix of a plan may run; planning again from there ends in the same place, and no VIP that is live before and
+after goes dark between.
 """
 
 from __future__ import annotations
@@ -191,10 +192,11 @@ V = TypeVar("V")
 
 
 def plan(desired: Tables, actual: Tables) -> list[Op]:
-    """Operations in the order to run them. A namespace missing in `desired` is deleted, with all that is in it; the host's is only emptied.
+    """Operations in the order to run them. A namespace missing in `desired` is deleted, with all that is in it; the host's is only
+    emptied.
 
-    Networks in the order of their names (so a container's links are numbered by it) and the host last when building, ports being published
-    once they lead somewhere; the other way round when taking down.
+    Networks in the order of their names (so a container's links are numbered by it) and the host last when building, ports being
+    published once they lead somewhere; the other way round when taking down.
     """
     ops: list[Op] = []
     built = sorted((n for n in desired if n != HOST), key=str)
@@ -267,10 +269,15 @@ def _break(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> I
             yield DeleteHostRoute(namespace, address, via)
     for name in sorted(actual.attachments.keys() - desired.attachments.keys()):
         yield DeleteLink(namespace, name)
-    if desired.tunnel and actual.tunnel and (actual.tunnel.vni, actual.tunnel.local, actual.tunnel.port) != (
-        desired.tunnel.vni,
-        desired.tunnel.local,
-        desired.tunnel.port,
+    if (
+        desired.tunnel
+        and actual.tunnel
+        and (actual.tunnel.vni, actual.tunnel.local, actual.tunnel.port)
+        != (
+            desired.tunnel.vni,
+            desired.tunnel.local,
+            desired.tunnel.port,
+        )
     ):
         actual = _without_tunnel_rows(actual)
     yield from _batches(sorted(actual.neighbours.keys() - desired.neighbours.keys()), lambda part: DeleteNeighbours(namespace, part))
@@ -311,7 +318,7 @@ def _refused_until_now(desired: NamespaceTable, actual: NamespaceTable) -> set[F
 
 
 def _changed(desired: Mapping[K, V], actual: Mapping[K, V]) -> list[tuple[K, V]]:
-    return sorted((k, v) for k, v in desired.items() if actual.get(k) != v)  # type: ignore[type-var]
+    return sorted((k, v) for k, v in desired.items() if actual.get(k) != v)
 
 
 def _batches(items: list[V], make: Callable[[tuple[V, ...]], Op]) -> Iterator[Op]:

@@ -1,13 +1,13 @@
 """Turn the desired state of a node into the tables its kernel should hold.
 
-Pure: `render(state, facts)`. What only the machine knows (MTU of the underlay, inodes of namespaces, which sysctls exist) comes in as `Facts`.
-A network or container that can't be rendered is reported and left as it is; it does not stop its siblings.
+Pure: `render(state, facts)`. What only the machine knows (MTU of the underlay, inodes of namespaces, which sysctls exist) comes in as
+`Facts`. A network or container that can't be rendered is reported and left as it is; it does not stop its siblings.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, ip_network
 
@@ -16,7 +16,7 @@ from mesh.balance import PROTOCOL_NUMBERS, balancer_table, network_flows
 from mesh.errors import ConfigError, MeshError, NamespaceGone
 from mesh.host import host_rules
 from mesh.ipvs import IPVS_SYSCTLS, ipvs_services, marking_table
-from mesh.model import LocalEndpoint, Network, NodeState, PublishedPort, Sandbox
+from mesh.model import HostPort, LocalEndpoint, Network, NodeState, PublishedPort, Sandbox
 from mesh.table import BRIDGE, HOST, OWN_NAMESPACE, UPLINK, Attachment, Bridge, Flow, NamespaceTable, Tunnel
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -75,11 +75,13 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """`frozen`: namespaces that must stay exactly as they are because their part of the state is wrong."""
+    """`owners`: (namespace, link) of an attachment -> the object it belongs to, as in `errors`. `frozen`: namespaces that must stay
+    exactly as they are because their part of the state is wrong."""
 
     tables: dict[str, NamespaceTable]
     errors: dict[str, MeshError]
     frozen: frozenset[str]
+    owners: dict[tuple[str, str], str]
 
 
 def validate(state: NodeState) -> None:
@@ -107,7 +109,8 @@ def validate(state: NodeState) -> None:
     if state.published and not ingress:
         raise ConfigError("published", "published ports need an ingress network")
     seen: set[tuple[str, int]] = set()
-    for port in (*state.published, *state.host_ports):
+    ports: tuple[PublishedPort | HostPort, ...] = (*state.published, *state.host_ports)
+    for port in ports:
         where = f"port {port.published}/{port.protocol}"
         if port.protocol not in PROTOCOL_NUMBERS:
             raise ConfigError(where, f"unknown protocol {port.protocol!r}")
@@ -145,7 +148,9 @@ def render(state: NodeState, facts: Facts, names: Names) -> Rendered:
             if network.ingress:
                 frozen.add(HOST)
     tables[HOST] = render_host(state, ingress, facts, names, errors)
-    return Rendered(tables, errors, frozenset(frozen))
+    owners = {(names.namespace(n.id), endpoint_link(e.id)): f"endpoint:{n.id}/{e.id}" for n in state.networks for e in n.local}
+    owners |= {(HOST, names.gateway_link(s.id)): f"sandbox:{s.id}" for s in state.sandboxes}
+    return Rendered(tables, errors, frozenset(frozen), owners)
 
 
 def render_network(network: Network, state: NodeState, facts: Facts, errors: dict[str, MeshError]) -> NamespaceTable:
@@ -208,7 +213,9 @@ def _check_members(network: Network, subnets: tuple[addr.NetworkLike, ...], wher
     for remote in network.remote:
         addr.subnet_of(remote.address, subnets, f"{where}: remote")
         if macs.setdefault(addr.mac(remote.address), remote.address) != remote.address:
-            raise ConfigError(f"{where}: remote", f"{remote.address} has the MAC of {macs[addr.mac(remote.address)]}: choose another address")
+            raise ConfigError(
+                f"{where}: remote", f"{remote.address} has the MAC of {macs[addr.mac(remote.address)]}: choose another address"
+            )
         try:
             addr.family(remote.vtep)
         except ValueError as error:
@@ -252,7 +259,7 @@ def _inode(path: str, facts: Facts) -> int:
     return inode
 
 
-def _network_sysctls(families: list[int], facts: Facts) -> dict[str, str]:
+def _network_sysctls(families: Sequence[int], facts: Facts) -> dict[str, str]:
     values = {
         "net.ipv4.ip_forward": "1",
         # packets of published ports come in with the node's own LB address as their source once the balancer is asked by itself
@@ -356,9 +363,7 @@ def render_host(state: NodeState, ingress: Network | None, facts: Facts, names: 
         sysctls=sysctls,
         nft=host_rules(names.table, names.gateway_bridge, names.uplink, gateway, str(subnet), published, host_ports),
         flows=frozenset(flows),
-        engine_accepts=frozenset(
-            f"{direction} {link}" for direction in ("-i", "-o") for link in (names.gateway_bridge, names.uplink)
-        )
+        engine_accepts=frozenset(f"{direction} {link}" for direction in ("-i", "-o") for link in (names.gateway_bridge, names.uplink))
         if facts.has_docker_user
         else frozenset(),
     )

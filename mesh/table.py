@@ -126,9 +126,10 @@ class IpvsService:
 class NamespaceTable:
     """Everything of ours in one namespace.
 
-    addresses: CIDRs on the bridge. host_routes: address -> link, on-link routes of single addresses. tunnels: MAC -> VTEP, each standing for the
-    tunnel row *and* the bridge row. neighbours: address -> MAC on the tunnel device. sysctls: name -> value, only ever set.
-    flows: desired = the kinds that may exist; actual = the kinds that do. engine_accepts: rules of ours in the Engine's DOCKER-USER chain.
+    addresses: CIDRs on the bridge. host_routes: address -> link, on-link routes of single addresses. tunnels: MAC -> VTEP, each
+    standing for the tunnel row *and* the bridge row. neighbours: address -> MAC on the tunnel device. sysctls: name -> value, only ever
+    set. flows: desired = the kinds that may exist; actual = the kinds that do. engine_accepts: rules of ours in the Engine's
+    DOCKER-USER chain.
     """
 
     bridge: Bridge | None = None

@@ -1,5 +1,5 @@
-"""Accepts in the DOCKER-USER chain of a Docker Engine that manages iptables: it sets the policy of FORWARD to DROP, and a drop can't be undone
-from another table.
+"""Accepts in the DOCKER-USER chain of a Docker Engine that manages iptables: it sets the policy of FORWARD to DROP, and a drop can't be
+undone from another table.
 
 Edge. Source: iptables(8); docs.docker.com, "Packet filtering and firewalls". Rules are recognised by their comment.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -37,7 +38,7 @@ def rules(program: str, links: frozenset[str]) -> frozenset[str]:
     for line in listing:
         words = line.split()
         if f"--comment {_COMMENT}" in line.replace('"', "") and words[0] == "-A":
-            found |= {f"{a} {b}" for a, b in zip(words, words[1:], strict=False) if a in ("-i", "-o") and b in links}
+            found |= {f"{a} {b}" for a, b in pairwise(words) if a in ("-i", "-o") and b in links}
     return frozenset(found)
 
 

@@ -1,13 +1,15 @@
 """Links: bridges, the VXLAN device, veth pairs; and the routes through them.
 
-Edge. Source: rtnetlink(7), linux/if_link.h. Messages are encoded and decoded by pyroute2 (its classes only: its sockets need an event
+Edge. Source: rtnetlink(7), linux/if_link.h. Requests are encoded by pyroute2 (its classes only: its sockets need an event
 loop of their own). Every function acts in the namespace whose socket it is given.
 """
 
 from __future__ import annotations
 
 import errno
+import socket
 import struct
+import sys
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Final
@@ -16,7 +18,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from mesh.errors import KernelError
-from mesh.linux.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink
+from mesh.linux.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink, attributes
 from mesh.table import TUNNEL, Attachment, Bridge, Tunnel
 
 _RTM_NEWLINK: Final = 16
@@ -26,6 +28,22 @@ _RTM_NEWROUTE: Final = 24
 _RTM_DELROUTE: Final = 25
 _RTM_GETROUTE: Final = 26
 _IFF_UP: Final = 1
+_IFINFOMSG = struct.Struct("=BxHiII")
+_IFLA_ADDRESS: Final = 1
+_IFLA_IFNAME: Final = 3
+_IFLA_MTU: Final = 4
+_IFLA_LINK: Final = 5
+_IFLA_MASTER: Final = 10
+_IFLA_LINKINFO: Final = 18
+_INFO_KIND: Final = 1
+_INFO_DATA: Final = 2
+_INFO_SLAVE_KIND: Final = 4
+_INFO_SLAVE_DATA: Final = 5
+_VXLAN_ID: Final = 1
+_VXLAN_LOCAL: Final = 4
+_VXLAN_PORT: Final = 15
+_VXLAN_LOCAL6: Final = 17
+_BRPORT_ISOLATED: Final = 33
 _RT_TABLE_MAIN: Final = 254
 _RTPROT_STATIC: Final = 4
 _RTPROT_KERNEL: Final = 2
@@ -63,32 +81,43 @@ class Route:
 
 
 def links(netlink: Netlink) -> dict[str, Link]:
-    """All links of the namespace by name."""
-    answers = netlink.dump("list links", _RTM_GETLINK, _encode(ifinfmsg()))
-    found = (_link(_decode(ifinfmsg, payload)) for kind, payload in answers if kind == _RTM_NEWLINK)
+    """All links of the namespace by name. Parsed by hand: pyroute2 takes 0.7 ms for a bridge port, for it decodes all its 60 attributes."""
+    answers = netlink.dump("list links", _RTM_GETLINK, _IFINFOMSG.pack(0, 0, 0, 0, 0))
+    found = (parse(payload) for kind, payload in answers if kind == _RTM_NEWLINK)
     return {link.name: link for link in found}
 
 
-def _link(message: Any) -> Link:
-    information = message.get_attr("IFLA_LINKINFO")
-    kind = (information.get_attr("IFLA_INFO_KIND") if information else None) or ""
-    own = information.get_attr("IFLA_INFO_DATA") if information and kind == "vxlan" else None
-    port = information.get_attr("IFLA_INFO_SLAVE_DATA") if information else None
-    isolated = port.get_attr("IFLA_BRPORT_ISOLATED") if port and hasattr(port, "get_attr") else 0
+def parse(payload: bytes) -> Link:
+    """One link message without its netlink header."""
+    _family, _type, index, flags, _change = _IFINFOMSG.unpack_from(payload)
+    values = attributes(payload[_IFINFOMSG.size :])
+    information = attributes(values.get(_IFLA_LINKINFO, b""))
+    kind = _string(information.get(_INFO_KIND, b""))
+    own = attributes(information.get(_INFO_DATA, b"")) if kind == "vxlan" else {}
+    local = own.get(_VXLAN_LOCAL) or own.get(_VXLAN_LOCAL6)
+    port = attributes(information.get(_INFO_SLAVE_DATA, b"")) if _string(information.get(_INFO_SLAVE_KIND, b"")) == "bridge" else {}
     return Link(
-        index=message["index"],
-        name=message.get_attr("IFLA_IFNAME"),
+        index=index,
+        name=_string(values[_IFLA_IFNAME]),
         kind=kind,
-        mac=message.get_attr("IFLA_ADDRESS") or "",
-        mtu=message.get_attr("IFLA_MTU") or 0,
-        up=bool(message["flags"] & _IFF_UP),
-        master=message.get_attr("IFLA_MASTER") or 0,
-        peer=message.get_attr("IFLA_LINK") or 0,
-        isolated=bool(isolated),
-        vni=(own.get_attr("IFLA_VXLAN_ID") or 0) if own else 0,
-        local=(own.get_attr("IFLA_VXLAN_LOCAL") or own.get_attr("IFLA_VXLAN_LOCAL6") or "") if own else "",
-        port=(own.get_attr("IFLA_VXLAN_PORT") or 0) if own else 0,
+        mac=values.get(_IFLA_ADDRESS, b"").hex(":"),
+        mtu=_number(values.get(_IFLA_MTU)),
+        up=bool(flags & _IFF_UP),
+        master=_number(values.get(_IFLA_MASTER)),
+        peer=_number(values.get(_IFLA_LINK)),
+        isolated=port.get(_BRPORT_ISOLATED, b"\0") != b"\0",
+        vni=_number(own.get(_VXLAN_ID)),
+        local=str(ip_address(local)) if local else "",
+        port=int.from_bytes(own.get(_VXLAN_PORT, b""), "big"),
     )
+
+
+def _string(value: bytes) -> str:
+    return value.rstrip(b"\0").decode()
+
+
+def _number(value: bytes | None) -> int:
+    return int.from_bytes(value, sys.byteorder) if value else 0
 
 
 def put_bridge(netlink: Netlink, bridge: Bridge) -> None:
@@ -124,9 +153,8 @@ def create_tunnel(host: Netlink, tunnel: Tunnel, namespace: int) -> None:
 
 def join_tunnel(netlink: Netlink, tunnel: Tunnel, bridge: str) -> None:
     """Make it a port of the bridge that learns nothing, up."""
-    present = links(netlink)
-    _set(netlink, TUNNEL, {"IFLA_MTU": tunnel.mtu, "IFLA_MASTER": present[bridge].index})
-    _set_port(netlink, present[TUNNEL].index, {"IFLA_BRPORT_LEARNING": 0})
+    _set(netlink, TUNNEL, {"IFLA_MTU": tunnel.mtu, "IFLA_MASTER": index(bridge)})
+    _set_port(netlink, index(TUNNEL), {"IFLA_BRPORT_LEARNING": 0})
 
 
 def create_veth(netlink: Netlink, attachment: Attachment, inner: str, namespace: int) -> None:
@@ -141,7 +169,7 @@ def create_veth(netlink: Netlink, attachment: Attachment, inner: str, namespace:
     if attachment.outer_mac:
         own["IFLA_ADDRESS"] = attachment.outer_mac
     if attachment.bridge:
-        own["IFLA_MASTER"] = index(netlink, attachment.bridge)
+        own["IFLA_MASTER"] = index(attachment.bridge)
     # the inner end is brought up later: a veth without its other end refuses to be (ENOTCONN, Linux 6.18)
     information = {"attrs": [("VETH_INFO_PEER", {"attrs": list(peer.items())})]}
     own["IFLA_LINKINFO"] = {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", information)]}
@@ -153,10 +181,10 @@ def repair_outer(netlink: Netlink, attachment: Attachment) -> None:
     if attachment.outer_mac:
         values["IFLA_ADDRESS"] = attachment.outer_mac
     if attachment.bridge:
-        values["IFLA_MASTER"] = index(netlink, attachment.bridge)
+        values["IFLA_MASTER"] = index(attachment.bridge)
     _set(netlink, attachment.name, values)
     if attachment.isolated:
-        _set_port(netlink, index(netlink, attachment.name), {"IFLA_BRPORT_ISOLATED": 1})
+        _set_port(netlink, index(attachment.name), {"IFLA_BRPORT_ISOLATED": 1})
 
 
 def set_up(netlink: Netlink, name: str, mtu: int | None = None) -> None:
@@ -170,11 +198,12 @@ def delete_link(netlink: Netlink, name: str) -> None:
     netlink.request(f"delete link {name}", _RTM_DELLINK, 0, _encode(message), ignore=(errno.ENODEV,))
 
 
-def index(netlink: Netlink, name: str) -> int:
-    present = links(netlink).get(name)
-    if present is None:
-        raise KernelError(f"find link {name}", errno.ENODEV)
-    return present.index
+def index(name: str) -> int:
+    """Of the link with that name in the namespace the calling thread is in."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError as error:
+        raise KernelError(f"find link {name}", errno.ENODEV) from error
 
 
 def routes(netlink: Netlink) -> list[Route]:

@@ -1,7 +1,7 @@
 """Network namespaces: create, delete, find, and act inside them.
 
-Edge. Source: network_namespaces(7), setns(2), ip-netns(8). A namespace is entered by the calling thread only; no descriptor of one is kept, so
-nothing here keeps a namespace alive that its owner let go. Sockets opened and processes forked inside stay inside.
+Edge. Source: network_namespaces(7), setns(2), ip-netns(8). A namespace is entered by the calling thread only; no descriptor of one is
+kept, so nothing here keeps a namespace alive that its owner let go. Sockets opened and processes forked inside stay inside.
 """
 
 from __future__ import annotations
@@ -66,20 +66,16 @@ def inside(path: str) -> Iterator[None]:
 def inode(path: str) -> int | None:
     """Identity of the namespace at `path`, None if there is none (any more)."""
     try:
-        status = os.stat(path)
+        status = Path(path).stat()
+        # A plain file under a namespace's name is what a killed `create` leaves, never bound to one. All namespaces are on one device.
+        return status.st_ino if status.st_dev == Path(_THREAD_NS).stat().st_dev else None
     except OSError:
         return None
-    # a plain file under a namespace's name is what a killed `create` leaves: it was never bound to one
-    return status.st_ino if _is_namespace(path) else None
 
 
-def _is_namespace(path: str) -> bool:
-    # nsfs magic; statfs is the documented way (ioctl_ns(2)) and os.statvfs does not show the type, so compare devices
-    return os.stat(path).st_dev == _nsfs_device()
-
-
-def _nsfs_device() -> int:
-    return os.stat(_THREAD_NS).st_dev
+def unshare_network() -> None:
+    """Move the calling thread into a new namespace for good."""
+    _call("create a network namespace", _libc.unshare(_CLONE_NEWNET))
 
 
 class Namespaces:
@@ -94,7 +90,7 @@ class Namespaces:
     def names(self) -> list[str]:
         """Living and half-made ones alike."""
         try:
-            return sorted(os.listdir(self._directory))
+            return sorted(entry.name for entry in self._directory.iterdir())
         except FileNotFoundError:
             return []
 
@@ -102,7 +98,8 @@ class Namespaces:
         return inode(self.path(name)) is not None
 
     def create(self, name: str) -> None:
-        """Afterwards the namespace exists with its loopback down; one that exists is left alone, remains of a killed attempt are replaced."""
+        """Afterwards the namespace exists with its loopback down; one that exists is left alone, remains of a killed attempt are
+        replaced."""
         self._prepare_directory()
         if self.alive(name):
             return
@@ -114,7 +111,7 @@ class Namespaces:
 
         def bind() -> None:
             try:
-                _call(f"create network namespace {name}", _libc.unshare(_CLONE_NEWNET))
+                unshare_network()
                 _mount(_THREAD_NS, path, _MS_BIND, f"bind network namespace {name}")
             except KernelError as error:
                 failures.append(error)
@@ -131,7 +128,7 @@ class Namespaces:
         # detaching what is no mount fails with EINVAL, what is not there with ENOENT; both are what is wanted
         _libc.umount2(os.fsencode(path), _MNT_DETACH)
         try:
-            os.unlink(path)
+            Path(path).unlink()
         except FileNotFoundError:
             return
         except OSError as error:

@@ -1,7 +1,7 @@
 """A netlink socket that sends many requests in one write, and attributes as plain bytes.
 
-Edge: `Netlink` is a socket; the packing functions are pure. Source: netlink(7), linux/netlink.h. Used where rows come by the thousand (addresses,
-neighbours, forwarding rows, tracked connections, IPVS); links and routes are encoded by pyroute2 and sent through the same socket.
+Edge: `Netlink` is a socket; the packing functions are pure. Source: netlink(7), linux/netlink.h. Used where rows come by the thousand
+(addresses, neighbours, forwarding rows, tracked connections, IPVS); links and routes are encoded by pyroute2 and sent through it too.
 """
 
 from __future__ import annotations

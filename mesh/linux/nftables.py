@@ -38,7 +38,12 @@ def has_chain(family: str, table_name: str, chain: str) -> bool:
 def _nft(arguments: list[str], script: str | None) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            ["nft", *arguments], input=script, stdin=subprocess.DEVNULL if script is None else None, capture_output=True, text=True, timeout=_TIMEOUT_S
+            ["nft", *arguments],
+            input=script,
+            stdin=subprocess.DEVNULL if script is None else None,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
         )
     except FileNotFoundError as error:
         raise KernelUnsupported("run nft", error.errno or 0, "the nft tool is missing: install the package nftables") from error

@@ -1,0 +1,48 @@
+"""The data plane of one node as a library: desired state in, kernel tables out.
+
+Edge: importing is free of side effects, `NodeMesh.apply` is not.
+"""
+
+from __future__ import annotations
+
+from mesh.errors import ConfigError, KernelError, KernelUnsupported, MeshError, NamespaceGone
+from mesh.linux.check import check_kernel, detect_balancer
+from mesh.model import (
+    Backend,
+    Balancer,
+    HostPort,
+    IpvsScheduler,
+    LocalEndpoint,
+    Network,
+    NodeState,
+    Protocol,
+    PublishedPort,
+    RemoteEndpoint,
+    Sandbox,
+    VirtualService,
+)
+from mesh.node import NodeMesh, Report
+
+__all__ = [
+    "Backend",
+    "Balancer",
+    "ConfigError",
+    "HostPort",
+    "IpvsScheduler",
+    "KernelError",
+    "KernelUnsupported",
+    "LocalEndpoint",
+    "MeshError",
+    "NamespaceGone",
+    "Network",
+    "NodeMesh",
+    "NodeState",
+    "Protocol",
+    "PublishedPort",
+    "RemoteEndpoint",
+    "Report",
+    "Sandbox",
+    "VirtualService",
+    "check_kernel",
+    "detect_balancer",
+]

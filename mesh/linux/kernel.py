@@ -1,0 +1,432 @@
+"""The kernel behind the tables: read all that is ours, run one operation.
+
+Edge. All calls must come from one thread, the one whose namespace is the host's. Ownership is decided here and nowhere else: namespaces
+by prefix, everything inside them; in the host namespace the links and the nft table named after the prefix, and gateway links by being
+ports of our bridge.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface
+from typing import Final, assert_never
+
+from mesh import plan
+from mesh.address import address_of_gateway_port
+from mesh.balance import TABLE
+from mesh.errors import ConfigError, KernelError, NamespaceGone
+from mesh.linux import conntrack, docker_user, link, nftables, rows, sysctl
+from mesh.linux import ipvs as ipvs_netlink
+from mesh.linux.namespace import Namespaces, inode, inside, open_namespace
+from mesh.linux.netlink import NETLINK_ROUTE, Netlink
+from mesh.model import NodeState
+from mesh.render import Facts, Names
+from mesh.table import BRIDGE, HOST, OWN_NAMESPACE, TUNNEL, UPLINK, Attachment, Bridge, Flow, NamespaceTable, Tables, Tunnel
+
+_TUNNEL_WAIT_S: Final = 5.0
+"""A deleted namespace is taken apart in the background; until then its VXLAN device holds the VNI."""
+
+_MISSING: Final = -1
+"""netns_id of a link whose inner end is not where it should be: compares unequal to every real one."""
+
+
+class Kernel:
+    def __init__(self, names: Names, namespaces: Namespaces) -> None:
+        self._names = names
+        self._namespaces = namespaces
+        self._iptables: str | None = None
+        self._ipvs_family: int | None = None
+
+    # ---------------------------------------------------------------- facts
+
+    def facts(self, state: NodeState) -> Facts:
+        """What `render` must know of this machine now. Raises ConfigError when the underlay address is not here."""
+        with Netlink(NETLINK_ROUTE) as netlink:
+            by_index = {item.index: item for item in link.links(netlink).values()}
+            bridge = next((item.index for item in by_index.values() if item.name == self._names.gateway_bridge), 0)
+            gateways = {
+                item.name: address
+                for item in by_index.values()
+                if item.name.startswith("mg-") and item.master == bridge and (address := address_of_gateway_port(item.mac))
+            }
+            underlay = next(
+                (index for index, cidrs in rows.addresses(netlink).items() if any(c.partition("/")[0] == state.underlay for c in cidrs)),
+                None,
+            )
+        if underlay is None:
+            raise ConfigError("underlay", f"no interface of this node has the address {state.underlay}")
+        self._iptables = docker_user.tool()
+        if state.balancer == "ipvs":
+            self._ipvs_family = ipvs_netlink.family_id()
+        host_id = inode("/proc/thread-self/ns/net")
+        assert host_id is not None
+        return Facts(
+            underlay_mtu=by_index[underlay].mtu,
+            host_id=host_id,
+            netns=self.netns_inodes(state),
+            directory=self._namespaces.path("").rstrip("/"),
+            gateways=gateways,
+            has_bridge_netfilter=sysctl.exists("net.bridge.bridge-nf-call-iptables"),
+            has_ipv6=sysctl.exists("net.ipv6.conf.all.disable_ipv6"),
+            has_docker_user=self._iptables is not None,
+        )
+
+    def netns_inodes(self, state: NodeState) -> dict[str, int | None]:
+        paths = {s.netns for s in state.sandboxes} | {e.netns for n in state.networks for e in n.local}
+        return {path: inode(path) for path in paths}
+
+    # ---------------------------------------------------------------- reading
+
+    def read(self, desired: Tables) -> dict[str, NamespaceTable]:
+        """All that is ours. `desired` says which containers to look into and which sysctls to read; it does not change what is found."""
+        tables: dict[str, NamespaceTable] = {}
+        for name in self._namespaces.names():
+            if self._names.owns_namespace(name) and (self._namespaces.alive(name) or name not in desired):
+                # a dead name that nobody wants is there to be deleted
+                alive = self._namespaces.alive(name)
+                tables[name] = self._read_network(name, desired.get(name, NamespaceTable())) if alive else NamespaceTable()
+        tables[HOST] = self._read_host(desired.get(HOST, NamespaceTable()))
+        return tables
+
+    def _read_network(self, name: str, desired: NamespaceTable) -> NamespaceTable:
+        with self._inside(name):
+            with Netlink(NETLINK_ROUTE) as netlink:
+                links = link.links(netlink)
+                bridge = links.get(BRIDGE)
+                tunnel = links.get(TUNNEL)
+                if bridge is not None and bridge.kind != "bridge":
+                    bridge = None
+                if tunnel is not None and tunnel.kind != "vxlan":
+                    tunnel = None
+                addresses = rows.addresses(netlink).get(bridge.index, set()) if bridge else set()
+                tunnels = rows.tunnels(netlink, tunnel.index) if tunnel else {}
+                neighbours = rows.neighbours(netlink, tunnel.index) if tunnel else {}
+            flows = self._flows(desired.flows, {a.partition("/")[0] for a in addresses})
+            nft = nftables.table(TABLE)
+            values = sysctl.read(desired.sysctls)
+            services = ipvs_netlink.Ipvs(self._ipvs_family).read() if self._ipvs_family is not None else {}
+        attachments = {
+            item.name: self._attachment(item, links, desired.attachments.get(item.name))
+            for item in links.values()
+            if item.kind == "veth" and item.name != UPLINK
+        }
+        return NamespaceTable(
+            bridge=_bridge(bridge),
+            tunnel=Tunnel(tunnel.vni, tunnel.local, tunnel.port, tunnel.mtu, bool(bridge and tunnel.master == bridge.index), tunnel.up)
+            if tunnel
+            else None,
+            attachments=attachments,
+            addresses=frozenset(addresses),
+            tunnels=tunnels,
+            neighbours=neighbours,
+            sysctls=values,
+            nft=nft,
+            ipvs=services,
+            flows=flows,
+        )
+
+    def _read_host(self, desired: NamespaceTable) -> NamespaceTable:
+        names = self._names
+        with Netlink(NETLINK_ROUTE) as netlink:
+            links = link.links(netlink)
+            bridge = links.get(names.gateway_bridge)
+            if bridge is not None and bridge.kind != "bridge":
+                bridge = None
+            addresses = rows.addresses(netlink).get(bridge.index, set()) if bridge else set()
+            uplink = links.get(names.uplink)
+            routes = {r.destination.partition("/")[0]: names.uplink for r in link.routes(netlink) if uplink and r.index == uplink.index}
+        ours = [
+            item
+            for item in links.values()
+            if item.kind == "veth" and bridge and item.master == bridge.index and item.name.startswith("mg-")
+        ]
+        if uplink is not None:
+            ours.append(uplink)
+        nft = nftables.table(names.table)
+        both = frozenset({names.gateway_bridge, names.uplink})
+        return NamespaceTable(
+            bridge=_bridge(bridge),
+            attachments={item.name: self._attachment(item, links, desired.attachments.get(item.name)) for item in ours},
+            addresses=frozenset(addresses),
+            host_routes=routes,
+            sysctls=sysctl.read(desired.sysctls),
+            nft=nft,
+            flows=self._host_flows(desired.flows) if nft is not None else frozenset(),
+            engine_accepts=docker_user.rules(self._iptables, both) if self._iptables else frozenset(),
+        )
+
+    def _attachment(self, outer: link.Link, links: Mapping[str, link.Link], desired: Attachment | None) -> Attachment:
+        """What is there of the pair, looked up where `desired` says the inner end should be."""
+        master = next((item.name for item in links.values() if item.index == outer.master), None) if outer.master else None
+        found = Attachment(
+            name=outer.name, netns="", netns_id=_MISSING, inner="", mac="", mtu=outer.mtu, bridge=master, outer_mac=outer.mac,
+            isolated=outer.isolated, up=outer.up,
+        )  # fmt: skip
+        if desired is None:
+            return found
+        if desired.outer_mac is None:
+            found = replace(found, outer_mac=None)
+        if not desired.isolated:
+            found = replace(found, isolated=False)
+        try:
+            here = inode(desired.netns)
+            with inside(desired.netns), Netlink(NETLINK_ROUTE) as netlink:
+                inner = _inner(link.links(netlink), outer, desired)
+                if inner is None or here is None:
+                    return found
+                addresses = rows.addresses(netlink).get(inner.index, set())
+                routes = [r for r in link.routes(netlink) if r.index == inner.index]
+        except (NamespaceGone, KernelError):
+            return found
+        return replace(
+            found,
+            netns=desired.netns,
+            netns_id=OWN_NAMESPACE if desired.netns_id == OWN_NAMESPACE else here,
+            mac=inner.mac,
+            mtu=min(inner.mtu, outer.mtu),
+            # the container may have more of its own; we only look for ours
+            addresses=desired.addresses & addresses,
+            routes=desired.routes & {r.destination for r in routes if not r.via},
+            default_via=next((r.via for r in routes if not r.destination and r.via == desired.default_via), None),
+            up=inner.up and outer.up,
+        )
+
+    def _flows(self, desired: frozenset[Flow], addresses: set[str]) -> frozenset[Flow]:
+        """Kinds of connections in a network's namespace."""
+        shared = {f.destination for f in desired if f.port is not None}
+        found = set()
+        for c in conntrack.connections():
+            if c.translated or (c.protocol == 17 and c.destination in addresses):
+                found.add(_network_flow(c, shared))
+        return frozenset(found)
+
+    def _host_flows(self, desired: frozenset[Flow]) -> frozenset[Flow]:
+        """Kinds of translated connections that lead to us: to an address on the gateway bridge or to the ingress network."""
+        backends = {f.backend for f in desired}
+        with Netlink(NETLINK_ROUTE) as netlink:
+            links = link.links(netlink)
+            indexes = {links[n].index for n in (self._names.gateway_bridge, self._names.uplink) if n in links}
+            routes = {r.destination.partition("/")[0] for r in link.routes(netlink) if r.index in indexes}
+            subnets = [c for i in indexes for c in rows.addresses(netlink).get(i, set())]
+        found = set()
+        for c in conntrack.connections(translated_only=True):
+            if c.answerer in backends or c.answerer in routes or any(_within(c.answerer, subnet) for subnet in subnets):
+                found.add(Flow("", (c.protocol, c.port), c.answerer))
+        return frozenset(found)
+
+    def open_connections(self, network_id: str, addresses: set[str]) -> dict[str, int]:
+        """Open TCP connections that the node's own clients have to each address."""
+        counts = dict.fromkeys(addresses, 0)
+        name = self._names.namespace(network_id)
+        if not self._namespaces.alive(name):
+            return counts
+        with self._inside(name):
+            for c in conntrack.connections():
+                if c.open and c.answerer in counts:
+                    counts[c.answerer] += 1
+            if self._ipvs_family is not None:
+                for address, count in ipvs_netlink.Ipvs(self._ipvs_family).active().items():
+                    if address in counts:
+                        counts[address] = max(counts[address], count)
+        return counts
+
+    # ---------------------------------------------------------------- running
+
+    def run(self, op: plan.Op) -> None:
+        """Idempotent: running it again after an interruption ends in the same place. Raises KernelError."""
+        match op:
+            case plan.CreateNamespace(name):
+                self._namespaces.create(name)
+                with self._inside(name), Netlink(NETLINK_ROUTE) as netlink:
+                    link.set_up(netlink, "lo")
+            case plan.DeleteNamespace(name):
+                self._delete_namespace(name)
+            case plan.PutTunnel():
+                self._put_tunnel(op)
+            case plan.Attach():
+                self._attach(op)
+            case _:
+                with self._inside(op.namespace):
+                    self._run_inside(op)
+
+    def _run_inside(self, op: plan.Op) -> None:
+        match op:
+            case plan.PutSysctls(_, values):
+                return sysctl.put(values)
+            case plan.LoadNft(_, _, _, text):
+                return nftables.load(text)
+            case plan.ForgetFlows():
+                return self._forget(op)
+            case plan.PutIpvs(_, desired, actual):
+                return ipvs_netlink.Ipvs(self._ipvs_family).put(desired, actual)
+            case plan.DeleteIpvs(_, service):
+                return ipvs_netlink.Ipvs(self._ipvs_family).delete(service)
+            case plan.PutEngineAccept(_, rule):
+                return docker_user.put(self._iptables, rule) if self._iptables else None
+            case plan.DeleteEngineAccept(_, rule):
+                return docker_user.delete(self._iptables, rule) if self._iptables else None
+            case plan.CreateNamespace() | plan.DeleteNamespace() | plan.PutTunnel() | plan.Attach():
+                raise AssertionError(op)
+            case _:
+                with Netlink(NETLINK_ROUTE) as netlink:
+                    return self._run_link(netlink, op)
+
+    def _run_link(
+        self,
+        netlink: Netlink,
+        op: plan.PutBridge
+        | plan.DeleteLink
+        | plan.PutAddresses
+        | plan.DeleteAddresses
+        | plan.PutNeighbours
+        | plan.DeleteNeighbours
+        | plan.PutTunnels
+        | plan.DeleteTunnels
+        | plan.PutHostRoute
+        | plan.DeleteHostRoute,
+    ) -> None:
+        match op:
+            case plan.PutBridge(_, bridge):
+                link.put_bridge(netlink, bridge)
+            case plan.DeleteLink(_, name):
+                link.delete_link(netlink, name)
+            case plan.PutAddresses(_, name, addresses):
+                rows.put_addresses(netlink, link.index(name), addresses)
+            case plan.DeleteAddresses(_, name, addresses):
+                rows.delete_addresses(netlink, link.index(name), addresses)
+            case plan.PutNeighbours(_, pairs):
+                rows.put_neighbours(netlink, link.index(TUNNEL), pairs)
+            case plan.DeleteNeighbours(_, addresses):
+                rows.delete_neighbours(netlink, link.index(TUNNEL), addresses)
+            case plan.PutTunnels(_, pairs):
+                rows.put_tunnels(netlink, link.index(TUNNEL), pairs)
+            case plan.DeleteTunnels(_, macs):
+                rows.delete_tunnels(netlink, link.index(TUNNEL), macs)
+            case plan.PutHostRoute(_, address, name):
+                length = 128 if ":" in address else 32
+                link.put_route(netlink, link.Route(f"{address}/{length}", "", link.index(name)))
+            case plan.DeleteHostRoute(_, address, name):
+                present = link.links(netlink).get(name)
+                if present is not None:
+                    length = 128 if ":" in address else 32
+                    link.delete_route(netlink, link.Route(f"{address}/{length}", "", present.index))
+            case _:
+                assert_never(op)
+
+    def _delete_namespace(self, name: str) -> None:
+        if self._namespaces.alive(name):
+            # Links go now, not when the kernel gets round to it: the VNI is free and containers lose the interface at once.
+            with self._inside(name), Netlink(NETLINK_ROUTE) as netlink:
+                for item in link.links(netlink).values():
+                    if item.kind in ("veth", "vxlan", "bridge"):
+                        link.delete_link(netlink, item.name)
+        self._namespaces.delete(name)
+
+    def _put_tunnel(self, op: plan.PutTunnel) -> None:
+        with self._inside(op.namespace), Netlink(NETLINK_ROUTE) as netlink:
+            present = link.links(netlink).get(TUNNEL)
+            if present is not None and (op.replace or present.kind != "vxlan"):
+                link.delete_link(netlink, TUNNEL)
+                present = None
+        if present is None:
+            descriptor = open_namespace(self._namespaces.path(op.namespace))
+            try:
+                with Netlink(NETLINK_ROUTE) as host:
+                    self._create_tunnel(host, op.tunnel, descriptor)
+            finally:
+                os.close(descriptor)
+        with self._inside(op.namespace), Netlink(NETLINK_ROUTE) as netlink:
+            link.join_tunnel(netlink, op.tunnel, BRIDGE)
+
+    def _create_tunnel(self, host: Netlink, tunnel: Tunnel, descriptor: int) -> None:
+        deadline = time.monotonic() + _TUNNEL_WAIT_S
+        while True:
+            try:
+                return link.create_tunnel(host, tunnel, descriptor)
+            except KernelError as error:
+                if error.errno != errno.EEXIST:
+                    raise
+                if time.monotonic() > deadline:
+                    detail = f"VNI {tunnel.vni} on UDP port {tunnel.port} is in use by another VXLAN device of this node"
+                    raise KernelError("create VXLAN device", errno.EEXIST, detail) from error
+                time.sleep(0.02)
+
+    def _attach(self, op: plan.Attach) -> None:
+        attachment = op.attachment
+        with self._inside(op.namespace), Netlink(NETLINK_ROUTE) as netlink:
+            outer = link.links(netlink).get(attachment.name)
+            if outer is not None and (op.replace or self._inner_index(outer, attachment) is None):
+                link.delete_link(netlink, attachment.name)
+                outer = None
+            if outer is None:
+                descriptor = open_namespace(attachment.netns)
+                try:
+                    link.create_veth(netlink, attachment, self._inner_name(attachment), descriptor)
+                finally:
+                    os.close(descriptor)
+            link.repair_outer(netlink, attachment)
+            outer = link.links(netlink)[attachment.name]
+        with inside(attachment.netns), Netlink(NETLINK_ROUTE) as netlink:
+            inner = _inner(link.links(netlink), outer, attachment)
+            if inner is None:
+                raise KernelError(f"attach {attachment.name} to {attachment.netns}", errno.ENODEV)
+            link.set_up(netlink, "lo")
+            link.set_up(netlink, inner.name, attachment.mtu)
+            rows.put_addresses(netlink, inner.index, sorted(attachment.addresses))
+            for destination in sorted(attachment.routes):
+                link.put_route(netlink, link.Route(destination, "", inner.index))
+            if attachment.default_via:
+                link.put_route(netlink, link.Route("", attachment.default_via, inner.index))
+
+    def _inner_index(self, outer: link.Link, attachment: Attachment) -> int | None:
+        with inside(attachment.netns), Netlink(NETLINK_ROUTE) as netlink:
+            inner = _inner(link.links(netlink), outer, attachment)
+        return inner.index if inner else None
+
+    def _inner_name(self, attachment: Attachment) -> str:
+        if attachment.inner != "eth":
+            return attachment.inner
+        with inside(attachment.netns), Netlink(NETLINK_ROUTE) as netlink:
+            taken = link.links(netlink)
+        return next(name for name in (f"eth{n}" for n in range(len(taken) + 1)) if name not in taken)
+
+    def _forget(self, op: plan.ForgetFlows) -> None:
+        if op.namespace == HOST:
+            translated = {f for f in op.flows if f.backend}
+            if translated:
+                conntrack.forget(lambda c: Flow("", (c.protocol, c.port), c.answerer) in translated, translated_only=True)
+            refused = {f.port for f in op.flows if not f.backend}
+            if refused:
+                conntrack.forget(lambda c: not c.translated and c.protocol == 17 and (17, c.port) in refused)
+            return
+        shared = {f.destination for f in op.flows if f.port is not None}
+        conntrack.forget(lambda c: _network_flow(c, shared) in op.flows)
+
+    def _inside(self, namespace: str) -> AbstractContextManager[None]:
+        return nullcontext() if namespace == HOST else inside(self._namespaces.path(namespace))
+
+
+def _network_flow(c: conntrack.Connection, shared: set[str]) -> Flow:
+    port = (c.protocol, c.port) if c.destination in shared else None
+    return Flow(c.destination, port, c.answerer if c.translated else "")
+
+
+def _inner(links: Mapping[str, link.Link], outer: link.Link, attachment: Attachment) -> link.Link | None:
+    """The other end of `outer`: each names the other's index, and the MAC is ours. Indexes alone repeat in every namespace."""
+    for item in links.values():
+        if item.kind == "veth" and item.index == outer.peer and item.peer == outer.index and item.mac == attachment.mac:
+            return item
+    return None
+
+
+def _bridge(item: link.Link | None) -> Bridge | None:
+    return Bridge(item.name, item.mac, item.mtu, item.up) if item else None
+
+
+def _within(address: str, cidr: str) -> bool:
+    return ip_address(address) in ip_interface(cidr).network
