@@ -57,7 +57,7 @@ def agents(directory: str, addr: str, pipe: Connection) -> None:
         pipe.send("connected")
         while (command := await asyncio.to_thread(pipe.recv)) != "end":
             expected = int(command)
-            await until(lambda: len(delays) >= expected, deadline_s=20)
+            await until(lambda expected=expected: len(delays) >= expected, deadline_s=20)  # type: ignore[misc]
             pipe.send((statistics.median(delays), max(delays)))
             delays.clear()
         for task in running:

@@ -52,6 +52,10 @@ async def test_hello_makes_the_node_ready_and_the_end_of_the_session_is_noted(la
     assert again.completes == 1
 
 
+async def test_these_tests_run_under_the_daemons_loop() -> None:
+    assert type(asyncio.get_running_loop()).__module__ == "uvloop"
+
+
 async def test_manager_status_is_kept(lab: Lab) -> None:
     manager = await lab.manager()
     before = lab.node("m1").manager_status
