@@ -155,7 +155,8 @@ class EtcdClient:
             answer = await call(self._cluster.MemberAdd(request, timeout=self._timeout_s), f"adding {peer_url} to etcd")
             return _member(answer.member), [_member(member) for member in answer.members]
 
-        return await _retried(attempt, timeout_s, ("unhealthy cluster", "too many learner", "not enough started"))
+        # "member not found": an id is made of URL and second, and the id just removed can't come back within the same second
+        return await _retried(attempt, timeout_s, ("unhealthy cluster", "too many learner", "not enough started", "member not found"))
 
     async def promote(self, member_id: int, *, timeout_s: float = 30.0) -> None:
         """Make the learner a voting member, once it is in sync; done already is fine."""

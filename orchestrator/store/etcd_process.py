@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import re
 import shutil
 import signal
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,6 +176,9 @@ class EtcdProcess:
             raise ConfigError(f"etcd's directory {self.config.directory} can't be used: {error.strerror}") from error
         self._stopping.clear()
         await self._end_leftover()
+        # before the start, or what answers on the port could be taken for our etcd
+        _check_bindable("127.0.0.1", self.config.client_port)
+        _check_bindable(self.config.peer_addr, self.config.peer_port)
         await self._spawn()
 
     async def wait_healthy(self, timeout_s: float = 30.0) -> None:
@@ -333,6 +338,16 @@ class _LogLine(msgspec.Struct):
 def _environment() -> dict[str, str]:
     """etcd takes every flag from ETCD_... variables too: none of the caller's gets through."""
     return {"PATH": os.environ.get("PATH", os.defpath)}
+
+
+def _check_bindable(addr: str, port: int) -> None:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in addr else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((addr, port))
+    except OSError as error:
+        reason = {errno.EADDRINUSE: "another program uses it", errno.EADDRNOTAVAIL: f"{addr} is not an address of this node"}
+        raise ConfigError(f"etcd can't listen on {addr}:{port}: {reason.get(error.errno or 0, error.strerror)}") from error
 
 
 def _private(path: str, flags: int) -> int:
