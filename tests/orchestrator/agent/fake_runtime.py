@@ -38,6 +38,10 @@ class FakeEngine:
     calls: list[tuple[str, str]] = field(default_factory=list)
     listeners: set[asyncio.Queue[RuntimeEvent]] = field(default_factory=set)
     prepare_gate: Callable[[Task], asyncio.Event | None] = lambda task: None
+    # a list, or the answer to a release, that stays long on its way
+    list_gate: asyncio.Event | None = None
+    release_gate: asyncio.Event | None = None
+    lists: int = 0
     pids: itertools.count[int] = field(default_factory=lambda: itertools.count(100_001))
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
@@ -83,7 +87,11 @@ class FakeRuntime:
 
     async def containers(self) -> list[Container]:
         await self._reach()
-        return [self._shown(box) for box in self.engine.boxes.values()]
+        found = [self._shown(box) for box in self.engine.boxes.values()]
+        self.engine.lists += 1
+        if self.engine.list_gate is not None:
+            await self.engine.list_gate.wait()
+        return found
 
     def _shown(self, box: _Box) -> Container:
         if box.container.state == "running" and box.waiting:
@@ -136,6 +144,8 @@ class FakeRuntime:
             self.engine.exit(task_id, int(box.argv[2].removeprefix("exit ")))
         elif box.argv[0] not in _KNOWN:
             self.engine.exit(task_id, 127, f'exec: "{box.argv[0]}": executable file not found in $PATH')
+        if self.engine.release_gate is not None:
+            await self.engine.release_gate.wait()
 
     async def stop(self, task_id: str, grace_s: float, signal: str) -> None:
         await self._reach()

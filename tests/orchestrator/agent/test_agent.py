@@ -316,6 +316,36 @@ async def test_no_start_without_network_or_dns(bed: AgentBed) -> None:
     assert bed.mesh.resyncs >= 1
 
 
+async def test_a_list_that_was_long_on_its_way_overrules_nothing(bed: AgentBed) -> None:
+    agent = await bed.start()
+    await settled(bed)
+    await until(lambda: bed.engine.lists >= 1, "listed once")
+    gate = bed.engine.list_gate = asyncio.Event()
+    lists = bed.engine.lists
+    agent.resync()
+    await until(lambda: bed.engine.lists > lists, "a list without t1 is on its way")
+    bed.managers.add("t1")
+    await reaches(bed, "t1", S.RUNNING)
+    bed.engine.list_gate = None
+    gate.set()
+    await until(lambda: bed.engine.lists > lists + 1, "listed again")
+    await settled(bed)
+    assert bed.managers.state("t1") is S.RUNNING
+    assert "t1" in agent.containers
+
+
+async def test_an_end_during_a_step_is_not_overlooked(bed: AgentBed) -> None:
+    gate = bed.engine.release_gate = asyncio.Event()
+    agent = await bed.start()
+    bed.managers.add("t1", "sh", "-c", "exit 3")
+    await until(lambda: ("release", "t1") in bed.engine.calls, "released, and over at once")
+    lists = bed.engine.lists
+    agent.resync()
+    await until(lambda: bed.engine.lists > lists, "listed while the release is under way")
+    gate.set()
+    await reaches(bed, "t1", S.FAILED)
+
+
 async def test_one_broken_sandbox_keeps_nobody_else_waiting(bed: AgentBed) -> None:
     bed.mesh.errors = {"sandbox:t1": "no gateway"}
     await bed.start()
