@@ -67,12 +67,12 @@ def _merged(base: Snapshot, before: Change | None, change: Change) -> Change:
         return change
     if isinstance(change, Guard):
         return before
-    if isinstance(change, Put) and isinstance(before, Delete):
-        # taken away and made anew: in the store that is one replacement
-        existing = base.raw(before.kind, before.id)
-        index = existing.version.index if existing is not None else 0
-        return Put(msgspec.structs.replace(change.obj, version=Version(index=index)))
-    return change
+    existing = base.raw(*_key(change))
+    index = existing.version.index if existing is not None else 0
+    if isinstance(change, Delete):
+        return Delete(change.kind, change.id, index)
+    # taken away and made anew within the pass: in the store that is one replacement
+    return change if change.obj.version.index == index else Put(msgspec.structs.replace(change.obj, version=Version(index=index)))
 
 
 def _key(change: Change) -> _Key:

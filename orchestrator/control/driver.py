@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from orchestrator.control.batches import batches
@@ -17,7 +17,7 @@ from orchestrator.control.steps import Loop, Step, applied, earliest
 from orchestrator.errors import Compacted, Conflict, StoreUnavailable
 from orchestrator.ids import new_id as random_id
 from orchestrator.model import Node, Object, Service, Task
-from orchestrator.store.base import Change, Delete, Guard, Put, Store
+from orchestrator.store.base import Change, Delete, Event, Guard, Put, Store
 from orchestrator.store.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,8 @@ class ControlDriver:
 
     async def run(self) -> None:
         """Until cancelled, or until `fence()` says that this manager doesn't lead."""
-        watching = asyncio.create_task(self._watch())
+        # from before the first look at the store, so that nothing falls between
+        watching = asyncio.create_task(self._watch(self._store.watch()))
         try:
             failures = 0
             while (guard := self._fence()) is not None:
@@ -77,6 +78,7 @@ class ControlDriver:
                     log.debug("control conflict=%r", str(error))
                     failures += 1
                     await self._pause(_back_off_s(failures))
+                    await asyncio.sleep(DEBOUNCE_S)
                     continue
                 except StoreUnavailable as error:
                     failures += 1
@@ -153,19 +155,20 @@ class ControlDriver:
         except TimeoutError:
             pass
 
-    async def _watch(self) -> None:
+    async def _watch(self, events: AsyncIterator[tuple[Snapshot, list[Event]]]) -> None:
         """Turns the store's events into reasons; they are never read."""
         failures = 0
         while True:
             try:
-                async for _ in self._store.watch():
+                async for _ in events:
                     failures = 0
                     self._reason.set()
             except (Compacted, StoreUnavailable) as error:
                 log.info("control watch=restarted reason=%r", str(error))
-            self._reason.set()
             failures += 1
             await asyncio.sleep(_back_off_s(failures))
+            events = self._store.watch()
+            self._reason.set()
 
 
 def _back_off_s(failures: int) -> float:

@@ -7,11 +7,13 @@ policy says, and without delay: the policy speaks of the task's own end.
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from orchestrator.control.context import Context
 from orchestrator.control.defaults import restart_rule
 from orchestrator.control.eligibility import Placement, keeps_tasks, stays
 from orchestrator.control.slots import Slot, SlotKey, dirty, ended_by_itself, may_restart, mode_of, slot_key, slots_of, wanted
-from orchestrator.control.steps import Decision, Step
+from orchestrator.control.steps import Decision, Step, earliest
 from orchestrator.control.transitions import stopped, successor
 from orchestrator.model import Service, Task, TaskState, terminal
 from orchestrator.store.base import Put
@@ -23,18 +25,27 @@ def restart(snapshot: Snapshot, ctx: Context) -> Decision:
     for task in snapshot.all(Task):
         if task.service_id and wanted(task) and terminal(task.status.state):
             ended.setdefault(task.service_id, set()).add(slot_key(task))
-    decision = Decision()
+    steps: list[Step] = []
+    wakeup: datetime | None = None
     for service_id in sorted(ended):
         service = snapshot.service(service_id)
         if service is None or mode_of(service) == "job":
             continue
         slots = slots_of(snapshot.tasks_of_service(service_id))
-        decision.steps.extend(_step(snapshot, ctx, service, slot) for key, slot in slots.items() if key in ended[service_id])
-    return decision
+        for key, slot in slots.items():
+            if key not in ended[service_id]:
+                continue
+            tasks = [task for task in slot.tasks if wanted(task) and terminal(task.status.state)]
+            due = max((task.mesh_run_at for task in tasks if task.mesh_run_at is not None), default=ctx.now)
+            # it failed to get ready, before its restart delay was over: that delay still counts, or bad images would spin
+            if due > ctx.now:
+                wakeup = earliest(wakeup, due)
+            else:
+                steps.append(_step(snapshot, ctx, service, slot, tasks))
+    return Decision(steps, wakeup)
 
 
-def _step(snapshot: Snapshot, ctx: Context, service: Service, slot: Slot) -> Step:
-    ended = [task for task in slot.tasks if wanted(task) and terminal(task.status.state)]
+def _step(snapshot: Snapshot, ctx: Context, service: Service, slot: Slot, ended: list[Task]) -> Step:
     changes = [Put(stopped(task, ctx.now)) for task in ended]
     last = ended[-1]
     if _needs_replacement(snapshot, service, slot, last):

@@ -76,14 +76,20 @@ class Slot:
 
     def finished(self) -> bool:
         """Nothing lives here and the restart policy says that this is right: the slot counts as filled."""
-        return not any(live(task) for task in self.tasks) and ended_by_itself(self.newest) and not may_restart(self.newest, self.tasks)
+        return not any(wanted(task) for task in self.tasks) and ended_by_itself(self.newest) and not may_restart(self.newest, self.tasks)
+
+    @property
+    def wanted(self) -> list[Task]:
+        """Live, or ended and not yet dealt with."""
+        return [task for task in self.tasks if wanted(task)]
 
     def filled(self) -> bool:
-        return any(live(task) for task in self.tasks) or self.finished()
+        return any(wanted(task) for task in self.tasks) or self.finished()
 
     def current(self) -> list[Task]:
-        """The tasks that a rolling update has to look at: the live ones, or the last one of a finished slot."""
-        return self.live or ([self.newest] if self.finished() else [])
+        """The tasks that a rolling update has to look at: the live ones, else those whose restart is due later, else the last one
+        of a finished slot."""
+        return self.live or self.wanted or ([self.newest] if self.finished() else [])
 
 
 def slots_of(tasks: Iterable[Task]) -> dict[SlotKey, Slot]:

@@ -194,10 +194,13 @@ def _next_slots(ctx: Context, service: Service, rule: UpdateRule, progress: list
 
 def _replace(ctx: Context, service: Service, rule: UpdateRule, slot: Slot) -> Step:
     old = slot.newest
-    if rule.order == "start-first" and any(running(task) for task in slot.live):
-        return (Put(successor(service, ctx, old, desired=TaskState.RUNNING)),)
+    serving = [task for task in slot.live if running(task)]
+    if rule.order == "start-first" and serving:
+        # one serves until the successor does; what an overtaken update has left besides goes now
+        others = [task for task in slot.wanted if task is not serving[-1]]
+        return (*(Put(stopped(task, ctx.now)) for task in others), Put(successor(service, ctx, old, desired=TaskState.RUNNING)))
     # READY: it is pulled and created while the old one drains; succession lets it run when that has stopped
-    return (*(Put(stopped(task, ctx.now)) for task in slot.live), Put(successor(service, ctx, old, desired=TaskState.READY)))
+    return (*(Put(stopped(task, ctx.now)) for task in slot.wanted), Put(successor(service, ctx, old, desired=TaskState.READY)))
 
 
 def _with_status(service: Service, status: UpdateStatus, now: datetime) -> Service:
