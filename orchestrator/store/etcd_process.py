@@ -337,7 +337,7 @@ class _LogLine(msgspec.Struct):
 
 def _environment() -> dict[str, str]:
     """etcd takes every flag from ETCD_... variables too: none of the caller's gets through."""
-    return {"PATH": os.environ.get("PATH", os.defpath)}
+    return {key: value for key, value in os.environ.items() if not key.startswith("ETCD_")}
 
 
 def _check_bindable(addr: str, port: int) -> None:
