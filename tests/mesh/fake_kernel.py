@@ -1,0 +1,167 @@
+"""A strict kernel in memory: runs the operations of a plan on tables, refuses what the real one would refuse, and is asked about packets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mesh import plan
+from mesh.address import mac
+from mesh.nft import script
+from mesh.table import HOST, NamespaceTable, NftTable, Tables
+
+
+class Refused(Exception):
+    """The real kernel would have said no."""
+
+
+class FakeKernel:
+    def __init__(self, tables: Tables) -> None:
+        self.tables: dict[str, NamespaceTable] = dict(tables)
+
+    def run(self, op: plan.Op) -> None:
+        if isinstance(op, plan.CreateNamespace):
+            if op.namespace in self.tables:
+                raise Refused(op)
+            self.tables[op.namespace] = NamespaceTable()
+            return
+        if op.namespace not in self.tables and op.namespace != HOST:
+            raise Refused(op)
+        if isinstance(op, plan.DeleteNamespace):
+            del self.tables[op.namespace]
+            return
+        self.tables[op.namespace] = self._changed(self.tables.get(op.namespace, NamespaceTable()), op)
+
+    def _changed(self, t: NamespaceTable, op: plan.Op) -> NamespaceTable:
+        match op:
+            case plan.PutBridge(_, bridge):
+                return replace(t, bridge=bridge)
+            case plan.PutSysctls(_, values):
+                for name, _value in values:
+                    link = name.split(".")[3] if ".conf." in name else "all"
+                    known = {"all", t.bridge.name if t.bridge else "all", *t.attachments}
+                    if link not in known:
+                        raise Refused(op)
+                return replace(t, sysctls={**t.sysctls, **dict(values)})
+            case plan.PutTunnel(_, tunnel, replaced):
+                if t.bridge is None:
+                    raise Refused(op)
+                if t.tunnel and not replaced and (t.tunnel.vni, t.tunnel.local, t.tunnel.port) != (tunnel.vni, tunnel.local, tunnel.port):
+                    raise Refused(op)
+                if replaced:
+                    t = replace(t, tunnels={}, neighbours={})
+                return replace(t, tunnel=tunnel)
+            case plan.PutAddresses(_, link, addresses):
+                if t.bridge is None or t.bridge.name != link:
+                    raise Refused(op)
+                return replace(t, addresses=t.addresses | set(addresses))
+            case plan.DeleteAddresses(_, link, addresses):
+                if t.bridge is None or t.bridge.name != link or not set(addresses) <= t.addresses:
+                    raise Refused(op)
+                return replace(t, addresses=t.addresses - set(addresses))
+            case plan.PutTunnels(_, rows):
+                if t.tunnel is None:
+                    raise Refused(op)
+                return replace(t, tunnels={**t.tunnels, **dict(rows)})
+            case plan.DeleteTunnels(_, macs):
+                if t.tunnel is None or not set(macs) <= t.tunnels.keys():
+                    raise Refused(op)
+                return replace(t, tunnels={k: v for k, v in t.tunnels.items() if k not in macs})
+            case plan.PutNeighbours(_, rows):
+                if t.tunnel is None:
+                    raise Refused(op)
+                return replace(t, neighbours={**t.neighbours, **dict(rows)})
+            case plan.DeleteNeighbours(_, addresses):
+                if t.tunnel is None or not set(addresses) <= t.neighbours.keys():
+                    raise Refused(op)
+                return replace(t, neighbours={k: v for k, v in t.neighbours.items() if k not in addresses})
+            case plan.Attach(_, attachment, replaced):
+                old = t.attachments.get(attachment.name)
+                if attachment.bridge and (t.bridge is None or t.bridge.name != attachment.bridge):
+                    raise Refused(op)
+                if old and not replaced and old.netns_id != attachment.netns_id:
+                    raise Refused(op)
+                if "run/netns" in attachment.netns and attachment.netns.rpartition("/")[2] not in self.tables:
+                    raise Refused(op)
+                return replace(t, attachments={**t.attachments, attachment.name: attachment})
+            case plan.DeleteLink(_, name):
+                if t.bridge and t.bridge.name == name:
+                    return replace(t, bridge=None, addresses=frozenset())
+                if name not in t.attachments:
+                    raise Refused(op)
+                left = {k: v for k, v in t.attachments.items() if k != name}
+                return replace(t, attachments=left, host_routes={a: via for a, via in t.host_routes.items() if via != name})
+            case plan.PutHostRoute(_, address, link):
+                if link not in t.attachments:
+                    raise Refused(op)
+                return replace(t, host_routes={**t.host_routes, address: link})
+            case plan.DeleteHostRoute(_, address, _link):
+                if address not in t.host_routes:
+                    raise Refused(op)
+                return replace(t, host_routes={k: v for k, v in t.host_routes.items() if k != address})
+            case plan.LoadNft(_, desired, actual, text):
+                if t.nft != actual or script(desired, actual) != text:
+                    raise Refused(op)
+                if desired:
+                    check_references(desired)
+                return replace(t, nft=desired)
+            case plan.ForgetFlows(_, flows):
+                return replace(t, flows=t.flows - flows)
+            case plan.PutEngineAccept(_, rule):
+                return replace(t, engine_accepts=t.engine_accepts | {rule})
+            case plan.DeleteEngineAccept(_, rule):
+                return replace(t, engine_accepts=t.engine_accepts - {rule})
+            case plan.PutIpvs(_, wanted, present):
+                if t.ipvs.get(wanted.mark) != present:
+                    raise Refused(op)
+                return replace(t, ipvs={**t.ipvs, wanted.mark: wanted})
+            case plan.DeleteIpvs(_, service):
+                if service.mark not in t.ipvs:
+                    raise Refused(op)
+                return replace(t, ipvs={k: v for k, v in t.ipvs.items() if k != service.mark})
+        raise AssertionError(op)
+
+    # ------------------------------------------------------------ packets
+
+    def reaches(self, namespace: str, address: str) -> bool:
+        """A frame to `address` arrives: by a local link, or by neighbour + tunnel row."""
+        t = self.tables.get(namespace, NamespaceTable())
+        if t.bridge is None:
+            return False
+        if any(cidr.partition("/")[0] == address for a in t.attachments.values() for cidr in a.addresses):
+            return True
+        return t.tunnel is not None and t.neighbours.get(address) == mac(address) and mac(address) in t.tunnels
+
+    def backends(self, namespace: str, vip: str) -> set[str] | None:
+        """Where new connections to the VIP go; None: there is no such VIP; empty: refused."""
+        t = self.tables.get(namespace, NamespaceTable())
+        if f"{vip}/32" not in t.addresses:
+            return None
+        if t.ipvs or (t.nft and "vip_marks4" in t.nft.maps):
+            mark = t.nft.maps["vip_marks4"].elements.get(vip) if t.nft else None
+            service = t.ipvs.get(int(mark)) if mark else None
+            return {d.address for d in service.destinations if d.weight} if service else set()
+        if t.nft is None or vip not in t.nft.maps["vips4"].elements:
+            return set()
+        chain = t.nft.chains[t.nft.maps["vips4"].elements[vip].removeprefix("goto ")]
+        count = int(chain.rules[0].text.rpartition("mod ")[2].split()[0])
+        return {t.nft.maps["backends4"].elements[f"{vip} . {n}"] for n in range(count)}
+
+    def live(self, namespace: str, vip: str) -> bool:
+        """Somebody answers, whichever backend is drawn."""
+        backends = self.backends(namespace, vip)
+        return bool(backends) and all(self.reaches(namespace, b) for b in backends or ())
+
+    def published(self, port: str) -> bool:
+        """The port leads to the ingress network: translated, routed, attached."""
+        t = self.tables.get(HOST, NamespaceTable())
+        address = t.nft.maps["published"].elements.get(port) if t.nft else None
+        return address is not None and t.host_routes.get(address) in t.attachments
+
+
+def check_references(table: NftTable) -> None:
+    for m in table.maps.values():
+        for value in m.elements.values():
+            if value.startswith("goto ") and value.removeprefix("goto ") not in table.chains:
+                raise Refused(value)
+
+
