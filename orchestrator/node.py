@@ -121,7 +121,9 @@ class NodeRuntime:
         await self._mesh.close()
 
     async def leave(self) -> None:
-        """Stop and remove this node's tasks, its data plane and its DNS process."""
+        """Tell the leader, then stop and remove this node's tasks, its data plane and its DNS process."""
+        if self._session is not None:
+            await self._session.leave()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -12,6 +12,7 @@ takes part in (every node takes part in the ingress network).
     Statuses               ------->    task states, only forward; answered by StatusesStored once they are in the store
     Applied(..., open)     ------->    repeated while something drains: connections still open to draining endpoints
     Heartbeat              ------->    every `heartbeat_s`; the manager declares the node lost after 3 missed ones
+    Leave                  ------->    the node is down from now on
 """
 
 from __future__ import annotations
@@ -164,7 +165,11 @@ class Describe(msgspec.Struct, frozen=True, kw_only=True, tag="describe"):
     description: NodeDescription
 
 
-FromAgent = Union[Hello, Statuses, Applied, Heartbeat, Describe]  # noqa: UP007
+class Leave(msgspec.Struct, frozen=True, kw_only=True, tag="leave"):
+    """The node leaves the cluster for good: it is down at once, nobody waits for it. The last message of its session."""
+
+
+FromAgent = Union[Hello, Statuses, Applied, Heartbeat, Describe, Leave]  # noqa: UP007
 
 # ---- manager -> agent ----------------------------------------------------------------------------------------------------------
 

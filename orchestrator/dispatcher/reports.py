@@ -24,11 +24,12 @@ _MAX_TEXT, _MAX_ID, _MAX_PORTS = 2048, 128, 256
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """What is to be written about a node. description None: it is lost, since `at`."""
+    """What is to be written about a node. description None: it is lost, since `at`; left: on purpose, so it is down."""
 
     at: datetime
     description: NodeDescription | None = None
     address: str = ""
+    left: bool = False
 
 
 def objection(snapshot: Snapshot, node_id: str, report: TaskReport) -> str | None:
@@ -94,6 +95,9 @@ def absent(nodes: Iterable[Node], connected: frozenset[str], now: datetime) -> d
 
 
 def _after(node: Node, presence: Presence, tls_info: TLSInfo | None) -> Node:
+    if presence.left:
+        status = msgspec.structs.replace(node.status, state="down", message="the node left the cluster")
+        return msgspec.structs.replace(node, status=status, mesh_disconnected_since=presence.at)
     if presence.description is None:
         return node if node.mesh_disconnected_since else msgspec.structs.replace(node, mesh_disconnected_since=presence.at)
     return msgspec.structs.replace(

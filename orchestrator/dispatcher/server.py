@@ -28,6 +28,7 @@ from orchestrator.dispatcher.messages import (
     FromManager,
     Heartbeat,
     Hello,
+    Leave,
     Redirect,
     Statuses,
     StatusesStored,
@@ -280,6 +281,12 @@ class Dispatcher:
                             )  # fmt: skip
                     case Heartbeat():
                         pass
+                    case Leave():
+                        log.info("node left node=%s", session.peer.node_id)
+                        del self._sessions[session.peer.node_id]
+                        self._writer.presence(session.peer.node_id, Presence(self._now(), left=True))
+                        self._poke()
+                        return
                     case Hello():
                         raise RemoteProtocolError("a second hello in one session")
 

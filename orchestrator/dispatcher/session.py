@@ -23,6 +23,7 @@ from orchestrator.dispatcher.messages import (
     FromManager,
     Heartbeat,
     Hello,
+    Leave,
     Redirect,
     Row,
     Statuses,
@@ -80,6 +81,8 @@ class AgentSession:
         self._applied_sent: Applied | None = None
         self._described: NodeDescription | None = None
         self._dirty = asyncio.Event()
+        self._leaving = False
+        self._left = asyncio.Event()
         self._backoff_s = BACKOFF_FIRST_S
         self._preferred = ""
         self._connected_to = ""
@@ -109,6 +112,18 @@ class AgentSession:
     def describe(self, description: NodeDescription) -> None:
         self._description = description
         self._dirty.set()
+
+    async def leave(self, timeout_s: float = 2.0) -> None:
+        """Tell the leader that this node leaves for good. Without a connection nobody is told: the node is found missing later."""
+        if not self._connected_to:
+            return
+        self._leaving = True
+        self._dirty.set()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._left.wait()
+        except TimeoutError:
+            log.warning("leave not told manager=%s", self._connected_to)
 
     @property
     def unstored(self) -> int:
@@ -219,6 +234,10 @@ class AgentSession:
                     beat_at_s = loop.time() + heartbeat_s
                 for message in self._due():
                     await ws.send_bytes(_encoder.encode(message))
+                if self._leaving:
+                    await ws.send_bytes(_encoder.encode(Leave()))
+                    self._left.set()
+                    return
                 try:
                     async with asyncio.timeout_at(beat_at_s):
                         await self._dirty.wait()

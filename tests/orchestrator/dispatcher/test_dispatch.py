@@ -425,3 +425,20 @@ async def test_an_unreadable_secret_stops_neither_node_nor_dispatcher(lab: Lab, 
     await until(lambda: "secrets can't be decrypted" in caplog.text)
     await lab.assign("t2", "w1", ())
     await until(lambda: "task/t2" in agent.rows)
+
+
+async def test_a_node_that_leaves_is_down_at_once(lab: Lab) -> None:
+    await lab.manager()
+    agent = await lab.agent("w1")
+    await until(lambda: lab.node("w1").status.state == "ready" and agent.completes == 1)
+    await agent.session.leave()
+    await agent.stop()
+    await until(lambda: lab.node("w1").status.state == "down")
+    assert lab.node("w1").status.message == "the node left the cluster"
+    assert lab.node("w1").mesh_disconnected_since is not None
+
+
+async def test_leaving_without_a_manager_does_not_wait(lab: Lab) -> None:
+    agent = await lab.agent("w1")
+    async with asyncio.timeout(1):
+        await agent.session.leave()
