@@ -81,7 +81,9 @@ def demo(keep: bool, figures: bool, state_dir: str) -> None:
 
     from orchestrator.lab.demo import play
 
-    play(Path(state_dir), keep=keep, figures=figures, console=Console())
+    # a log file or a pipe is no reason to fold the summary at 80 columns
+    console = Console() if sys.stdout.isatty() else Console(width=150)
+    play(Path(state_dir), keep=keep, figures=figures, console=console)
 
 
 def _add_lab() -> None:

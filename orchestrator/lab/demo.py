@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from docker import DockerClient
@@ -20,11 +21,12 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.errors import ConfigError
-from orchestrator.lab.image import DEMO_IMAGE
+from orchestrator.lab.image import DEMO_IMAGE, VERSIONS
 from orchestrator.lab.lab import Lab, LabError, Node, wait_until
 from orchestrator.lab.probe import Log, Probe, dns_addresses, http_get, in_network
 
 PUBLISHED = 8080
+V1, V2 = (f"{DEMO_IMAGE}:{version}" for version in VERSIONS)
 # requests a second: through each node's published port, through the VIP from each node, DNS questions on each node
 PORT_RATE, VIP_RATE, DNS_RATE = 30.0, 20.0, 40.0
 # a dead backend makes a request hang until its timeout; several workers keep the cadence meanwhile
@@ -33,14 +35,26 @@ WORKERS = 3
 
 @dataclass(slots=True)
 class Step:
-    """One line of the summary. balancer_ms / dns_ms: node -> time to follow; None = nothing to follow."""
+    """One line of the summary. balancer_ms / dns_ms: node -> time to follow, counted from `since`; empty = nothing to follow."""
 
     title: str
+    brief: str
+    since: str = ""
     requests: int = 0
     failed: int = 0
     balancer_ms: dict[str, float] = field(default_factory=dict)
     dns_ms: dict[str, float] = field(default_factory=dict)
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskView:
+    """A running task. ready: when its node said that it runs, on time.monotonic()'s scale."""
+
+    node: str
+    address: str
+    container: str
+    ready: float
 
 
 class Demo:
@@ -71,8 +85,8 @@ class Demo:
             raise LabError(f"`docker {' '.join(arguments)}` failed: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout.strip()
 
-    def running(self, service: str) -> dict[str, dict[str, str]]:
-        """Task id -> {"node", "address", "container"} of the tasks that run and should."""
+    def running(self, service: str) -> dict[str, TaskView]:
+        """The tasks that run and should, by id."""
         names = {node["ID"]: node["Description"]["Hostname"] for node in self.api.api.nodes()}
         found = {}
         for task in self.api.api.tasks(filters={"service": service, "desired-state": "running"}):
@@ -86,10 +100,11 @@ class Demo:
                     "",
                 )
                 container = task["Status"]["ContainerStatus"]["ContainerID"]
-                found[task["ID"]] = {"node": names[task["NodeID"]], "address": address, "container": container}
+                since = datetime.fromisoformat(task["Status"]["Timestamp"]).timestamp()
+                found[task["ID"]] = TaskView(names[task["NodeID"]], address, container, time.monotonic() - (time.time() - since))
         return found
 
-    def wait_running(self, service: str, count: int, deadline_s: float = 60.0, version: str | None = None) -> dict[str, dict[str, str]]:
+    def wait_running(self, service: str, count: int, deadline_s: float = 60.0, version: str | None = None) -> dict[str, TaskView]:
         def enough() -> bool:
             if version is not None:
                 image = f"{DEMO_IMAGE}:{version}"
@@ -101,13 +116,12 @@ class Demo:
         wait_until(enough, deadline_s, f"{count} tasks of {service} run", every_s=0.02)
         return self.running(service)
 
-    def hostnames(self, service: str) -> set[str]:
+    def hostnames(self, tasks: dict[str, TaskView]) -> set[str]:
         """What the tasks' servers call themselves (their containers' hostnames)."""
         names = set()
-        nodes = {node.name: node for node in self._lab.nodes}
-        for task in self.running(service).values():
-            with _closing(nodes[task["node"]].engine()) as engine:
-                names.add(engine.containers.get(task["container"]).attrs["Config"]["Hostname"])
+        for task in tasks.values():
+            with _closing(self._lab.node(task.node).engine()) as engine:
+                names.add(engine.containers.get(task.container).attrs["Config"]["Hostname"])
         return names
 
     def client_netns(self, node: Node) -> str:
@@ -135,12 +149,15 @@ class Demo:
         return Group(Text(), table)
 
     @contextlib.contextmanager
-    def step(self, title: str) -> Iterator[Step]:
-        """One step of the story: shows a live table while it runs, then its result; counts the requests that failed."""
+    def step(self, title: str, brief: str) -> Iterator[Step]:
+        """One step of the story: shows a live table while it runs, then its result; counts the requests that failed.
+
+        brief: its name in the summary.
+        """
         number = len(self.steps) + 1
         self._console.print(f"\n[bold]{number}. {title}[/]")
         start = time.monotonic()
-        step = Step(title)
+        step = Step(title, brief)
         if self._probes:
             with Live(get_renderable=lambda: self._table(start), console=self._console, refresh_per_second=4, transient=True):
                 yield step
@@ -152,7 +169,8 @@ class Demo:
         self.steps.append(step)
         for what, times in (("balancer", step.balancer_ms), ("DNS", step.dns_ms)):
             if times:
-                self._console.print(f"  {what} followed: " + ", ".join(f"{node} {ms:.0f} ms" for node, ms in times.items()))
+                shown = ", ".join(f"{node} {ms:.0f} ms" for node, ms in times.items())
+                self._console.print(f"  {what} followed {step.since}: {shown}")
         if self._probes:
             color = "red" if step.failed else "green"
             self._console.print(f"  requests meanwhile: {step.requests}, failed: [{color}]{step.failed}[/]")
@@ -163,8 +181,10 @@ class Demo:
         if step.note:
             self._console.print(f"  {step.note}")
 
-    def follow(self, step: Step, start: float, hosts: set[str], addresses: set[str], deadline_s: float = 20.0) -> None:
-        """Wait until every node's balancer has answered through all `hosts` and its DNS says exactly `addresses`; note the times."""
+    def follow(self, step: Step, start: float, since: str, tasks: dict[str, TaskView], deadline_s: float = 20.0) -> None:
+        """Wait until every node's balancer has answered through all tasks and its DNS names exactly them; note the times from `start`."""
+        hosts, addresses = self.hostnames(tasks), {task.address for task in tasks.values()}
+        step.since = f"(since {since})"
 
         def done() -> bool:
             return all(
@@ -206,7 +226,7 @@ class Demo:
         return self._vip
 
     def play(self) -> None:
-        with self.step("an overlay network and a service of 3 tasks, published on every node") as step:
+        with self.step("an overlay network and a service of 3 tasks, published on every node", "service web, 3 tasks") as step:
             self.docker("network", "create", "-d", "overlay", "demo")
             started = time.monotonic()
             self.docker(
@@ -221,52 +241,63 @@ class Demo:
                 "demo",
                 "-p",
                 f"{PUBLISHED}:80",
-                f"{DEMO_IMAGE}:v1",
+                V1,
             )
             tasks = self.wait_running("web", 3)
-            placed = ", ".join(sorted(t["node"] for t in tasks.values()))
+            placed = ", ".join(sorted(task.node for task in tasks.values()))
             step.note = f"3 tasks run after {(time.monotonic() - started) * 1000:.0f} ms, on {placed}"
-        with self.step("a client task on every node; from each, `web` is the VIP and `tasks.web` the tasks") as step:
-            self.docker("service", "create", "-d", "--name", "client", "--mode", "global", "--network", "demo", f"{DEMO_IMAGE}:v1", "idle")
+        with self.step(
+            "a client task on every node; from each, `web` is the VIP and `tasks.web` the tasks", "names, from every node"
+        ) as step:
+            self.docker("service", "create", "-d", "--name", "client", "--mode", "global", "--network", "demo", V1, "idle")
             self.wait_running("client", len(self._lab.nodes))
             self._check_names(step)
         self.start_probes()
-        with self.step("curl to every node's 8080, and to the VIP from every node, reaches all three tasks") as step:
-            start = time.monotonic()
-            self.follow(step, start, self.hostnames("web"), self._addresses("web"))
-        with self.step("a second service with DNS round robin instead of a VIP: rotated addresses") as step:
+        with self.step(
+            "every node's 8080, and the VIP from every node, reach all three tasks, local and remote", "port and VIP, every node"
+        ) as step:
+            tasks = self.running("web")
+            self.follow(step, time.monotonic(), "the first request", tasks)
+        with self.step("a second service with DNS round robin instead of a VIP: rotated addresses", "dnsrr service") as step:
             self._dnsrr(step)
-        with self.step("scale web=5") as step:
+        with self.step("scale web=5", "scale web=5") as step:
             start = time.monotonic()
             self.docker("service", "scale", "-d", "web=5")
             tasks = self.wait_running("web", 5)
-            ready_s = time.monotonic() - start
-            self.follow(step, start, self.hostnames("web"), {t["address"] for t in tasks.values()})
-            step.note = f"5 tasks run after {ready_s * 1000:.0f} ms"
-        with self.step("scale web=3: tasks leave without a failed request") as step:
-            start = time.monotonic()
-            self.docker("service", "scale", "-d", "web=3")
-            wait_until(lambda: len(self.running("web")) == 3, 30, "3 tasks are left", every_s=0.02)
-            self.follow(step, start, self.hostnames("web"), self._addresses("web"))
-            wait_until(lambda: self._containers("web") == 3, 30, "the containers of the others are stopped")
-            step.note = f"the last container stopped after {(time.monotonic() - start) * 1000:.0f} ms"
-        with self.step("one container is killed by hand: gone everywhere, then replaced") as step:
+            ready = max(task.ready for task in tasks.values())
+            self.follow(step, ready, "the last task being ready", tasks)
+            step.note = f"5 tasks run after {(ready - start) * 1000:.0f} ms"
+        with self.step("scale web=3: tasks leave without a failed request", "scale web=3") as step:
+            self._scale_in(step)
+        with self.step("one container is killed by hand: gone everywhere, then replaced", "a container is killed") as step:
             self._kill_container(step)
-        with self.step(f"meshd on {self._lab.nodes[1].name} is killed (SIGKILL) while requests flow") as step:
+        with self.step(f"meshd on {self._lab.nodes[1].name} is killed (SIGKILL) while requests flow", "meshd is killed") as step:
             self._kill_meshd(step)
-        with self.step("a rolling update to v2") as step:
+        with self.step("a rolling update to v2", "rolling update") as step:
             start = time.monotonic()
-            self.docker("service", "update", "-d", "--image", f"{DEMO_IMAGE}:v2", "--no-resolve-image", "web")
+            self.docker("service", "update", "-d", "--image", V2, "--no-resolve-image", "web")
             tasks = self.wait_running("web", 3, 90, version="v2")
+            ready = max(task.ready for task in tasks.values())
+            self.follow(step, ready, "the last new task being ready", tasks)
             wait_until(lambda: self._containers("web") == 3, 30, "the old containers are stopped")
-            took_s = time.monotonic() - start
-            settled = time.monotonic()
-            self.follow(step, settled, self.hostnames("web"), {t["address"] for t in tasks.values()})
-            step.note = f"all tasks run v2 after {took_s:.1f} s"
+            step.note = f"all tasks run v2 after {ready - start:.1f} s"
         self.stop_probes()
 
+    def _scale_in(self, step: Step) -> None:
+        before = self.running("web")
+        start = time.monotonic()
+        self.docker("service", "scale", "-d", "web=3")
+        wait_until(lambda: len(self.running("web")) == 3, 30, "3 tasks are left", every_s=0.02)
+        tasks = self.running("web")
+        leaving = self.hostnames({id: task for id, task in before.items() if id not in tasks})
+        self.follow(step, start, "the command", tasks)
+        wait_until(lambda: self._containers("web") == 3, 30, "the containers of the others are stopped")
+        step.note = f"the last container stopped after {(time.monotonic() - start) * 1000:.0f} ms"
+        for node in self._lab.nodes:
+            step.balancer_ms[node.name] = self.log.last_answer_by(node.name, leaving, start) * 1000
+
     def _addresses(self, service: str) -> set[str]:
-        return {task["address"] for task in self.running(service).values()}
+        return {task.address for task in self.running(service).values()}
 
     def _containers(self, service: str) -> int:
         count = 0
@@ -302,7 +333,7 @@ class Demo:
             "dnsrr",
             "--network",
             "demo",
-            f"{DEMO_IMAGE}:v1",
+            V1,
         )
         self.wait_running("rr", 3)
         addresses = self._addresses("rr")
@@ -322,39 +353,27 @@ class Demo:
         step.note = f"rr = {', '.join(sorted(addresses))}; each of them comes first in turn, on every node"
 
     def _kill_container(self, step: Step) -> None:
-        task = sorted(self.running("web").items())[0][1]
-        node = self._lab.node(task["node"])
         before = self.running("web")
-        with _closing(node.engine()) as engine:
-            container = engine.containers.get(task["container"])
-            self._console.print(f"  [cyan]$ docker kill {container.short_id}[/]   (on {node.name}, past meshd)")
+        victim = before[min(before)]
+        with _closing(self._lab.node(victim.node).engine()) as engine:
+            container = engine.containers.get(victim.container)
+            self._console.print(f"  [cyan]$ docker kill {container.short_id}[/]   (on {victim.node}, past meshd)")
             start = time.monotonic()
             container.kill()
-        left = {t["address"] for t in before.values()} - {task["address"]}
 
-        def gone() -> bool:
-            return all(
-                any(a.node == n.name and task["address"] not in a.by and a.ok for a in self.log.since(start, ("dns",)))
-                for n in self._lab.nodes
-            )
+        def without(node: Node) -> list[float]:
+            answers = [a for a in self.log.since(start, ("dns",)) if a.node == node.name and a.ok]
+            return [a.ended - start for a in answers if victim.address not in a.by]
 
-        wait_until(gone, 10, f"{task['address']} is gone from every node's DNS", every_s=0.01)
-        for n in self._lab.nodes:
-            step.dns_ms[n.name] = 1000 * min(
-                a.ended - start for a in self.log.since(start, ("dns",)) if a.node == n.name and a.ok and task["address"] not in a.by
-            )
+        wait_until(lambda: all(without(node) for node in self._lab.nodes), 10, f"{victim.address} is gone from every DNS", every_s=0.01)
         tasks = self.wait_running("web", 3)
-        replaced_s = time.monotonic() - start
-        new = {t["address"] for t in tasks.values()} - left
-        wait_until(
-            lambda: all(self.log.dns_is(n.name, "dns", start, {t["address"] for t in tasks.values()}) for n in self._lab.nodes),
-            20,
-            "DNS follows",
-        )
-        for n in self._lab.nodes:
-            step.balancer_ms[n.name] = 1000 * max(self.log.last_failure(n.name, kind, start) for kind in ("port", "vip"))
-        step.note = f"replaced by {', '.join(new)} after {replaced_s:.1f} s (the restart delay is 5 s)"
-        self._console.print("  [dim]balancer here: when the last request that failed was begun[/]")
+        new = next(task for id, task in tasks.items() if id not in before)
+        self.follow(step, new.ready, "its replacement being ready", tasks)
+        for node in self._lab.nodes:
+            step.dns_ms[node.name] = min(without(node)) * 1000
+            step.balancer_ms[node.name] = 1000 * max(self.log.last_failure(node.name, kind, start) for kind in ("port", "vip"))
+        step.since = "(since the kill; balancer: when the last request that failed was begun)"
+        step.note = f"replaced by {new.address} after {new.ready - start:.1f} s (the restart delay is 5 s)"
 
     def _kill_meshd(self, step: Step) -> None:
         node = self._lab.nodes[1]
@@ -377,23 +396,23 @@ class Demo:
         for attempt in range(5):
             started = time.monotonic()
             name = f"one{attempt}"
-            self.docker("service", "create", "-d", "--name", name, "--network", "demo", f"{DEMO_IMAGE}:v1", "idle")
+            self.docker("service", "create", "-d", "--name", name, "--network", "demo", V1, "idle")
             self.wait_running(name, 1)
             times.append(time.monotonic() - started)
             self.docker("service", "rm", name)
         results.append(("create 1 service on an overlay, docker CLI included -> running (median of 5)", f"{sorted(times)[2]:.2f} s"))
         started = time.monotonic()
-        self.docker("service", "create", "-d", "--name", "fifty", "--replicas", "50", "--network", "demo", f"{DEMO_IMAGE}:v1", "idle")
+        self.docker("service", "create", "-d", "--name", "fifty", "--replicas", "50", "--network", "demo", V1, "idle")
         self.wait_running("fifty", 50, 180)
         results.append(("50 replicas on 3 nodes -> all running", f"{time.monotonic() - started:.1f} s"))
         started = time.monotonic()
         self.docker("service", "rm", "fifty")
         wait_until(lambda: self._containers("fifty") == 0, 120, "the 50 containers are gone")
         results.append(("... removed, containers gone", f"{time.monotonic() - started:.1f} s"))
-        self.docker("service", "create", "-d", "--name", "ten", "--replicas", "10", "--network", "demo", f"{DEMO_IMAGE}:v1")
+        self.docker("service", "create", "-d", "--name", "ten", "--replicas", "10", "--network", "demo", V1)
         self.wait_running("ten", 10)
         started = time.monotonic()
-        self.docker("service", "update", "-d", "--no-resolve-image", "--image", f"{DEMO_IMAGE}:v2", "--update-parallelism", "1", "ten")
+        self.docker("service", "update", "-d", "--no-resolve-image", "--image", V2, "--update-parallelism", "1", "ten")
         self.wait_running("ten", 10, 180, version="v2")
         results.append(("rolling update of 10, parallelism 1", f"{time.monotonic() - started:.1f} s"))
         self.docker("service", "rm", "ten")
@@ -403,13 +422,13 @@ class Demo:
         return results
 
     def summary(self) -> Table:
-        table = Table(title="what happened", show_lines=False)
-        for heading in ("step", "balancers followed (slowest node)", "DNS followed", "requests", "failed"):
-            table.add_column(heading, justify="left" if heading == "step" else "right")
+        table = Table(title="what happened (times: the slowest of the nodes)")
+        for heading in ("step", "balancers follow", "DNS follows", "requests", "failed", "remark"):
+            table.add_column(heading, justify="left" if heading in ("step", "remark") else "right")
         for step in self.steps:
             slowest = [f"{max(times.values()):.0f} ms" if times else "-" for times in (step.balancer_ms, step.dns_ms)]
             failed = f"[red]{step.failed}[/]" if step.failed else "0"
-            table.add_row(step.title, *slowest, str(step.requests or "-"), failed if step.requests else "-")
+            table.add_row(step.brief, *slowest, str(step.requests or "-"), failed if step.requests else "-", step.note)
         return table
 
 

@@ -65,6 +65,11 @@ class Log:
         """Seconds from `start` until the last request of this kind that failed was begun; 0 if none failed."""
         return max((a.started - start for a in self.since(start, (kind,)) if a.node == node and not a.ok), default=0.0)
 
+    def last_answer_by(self, node: str, hosts: set[str], start: float) -> float:
+        """Seconds from `start` until the last request that one of `hosts` answered was begun; 0 if there is none."""
+        answers = self.since(start, ("port", "vip"))
+        return max((a.started - start for a in answers if a.node == node and a.ok and a.by[0] in hosts), default=0.0)
+
     def dns_is(self, node: str, kind: str, start: float, wanted: set[str]) -> float | None:
         """Seconds from `start` until the node's DNS began to answer exactly `wanted` (and stayed so); None: not yet."""
         since: float | None = None
