@@ -25,7 +25,7 @@ from orchestrator.agent.names_state import dns_state
 from orchestrator.agent.network_loop import NetworkLoop, Timing, Wanted, place
 from orchestrator.agent.network_state import draining_addresses, node_state
 from orchestrator.agent.ports import Mesh, Names, Session
-from orchestrator.agent.readiness import READY_BOUND_S, PortRule, listening_ports, port_rule
+from orchestrator.agent.readiness import PortRule, listening_ports, port_rule
 from orchestrator.agent.rows import Rows
 from orchestrator.agent.runtime import Container, Runtime
 from orchestrator.agent.tasks import Facts, Said, Step, further, plan_orphan, plan_task, task_status
@@ -408,13 +408,13 @@ class Agent:
     async def _await_ports(self, task: Task, container: Container, memory: _Memory) -> None:
         loop = asyncio.get_running_loop()
         running_s = (self._now() - container.started_at) / timedelta(seconds=1) if container.started_at else 0.0
-        deadline = loop.time() + max(0.0, READY_BOUND_S - running_s)
         rule = self._port_rule(task, container)
+        deadline = loop.time() + max(0.0, rule.bound_s - running_s)
         poll_s = _READY_POLL_FIRST_S
         try:
             while not rule.met_by(self._listening(container.pid)):
                 if loop.time() >= deadline:
-                    log.info("task=%s ready=assumed after_s=%g ports=%s", task.id, READY_BOUND_S, sorted(rule.all_of or rule.any_of))
+                    log.info("task=%s ready=assumed after_s=%g ports=%s", task.id, rule.bound_s, sorted(rule.all_of or rule.any_of))
                     break
                 current = self._containers.get(task.id)
                 if current is None or current.pid != container.pid:
@@ -429,7 +429,8 @@ class Agent:
     def _port_rule(self, task: Task, container: Container) -> PortRule:
         published = list(task.mesh_endpoint_ports or ())
         published += [port for service in self._rows.services.values() if service.id == task.service_id for port in service.ports]
-        return port_rule(published, container.tcp_ports)
+        spec = task.spec.container_spec
+        return port_rule(published, container.tcp_ports, own_command=not (spec and (spec.command or spec.args)))
 
 
 def _is_over(task: Task) -> bool:

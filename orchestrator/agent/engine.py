@@ -156,7 +156,8 @@ class DockerRuntime:
                 raise TaskError(f"starting container failed: {_explanation(error)}") from error
             details: dict[str, Any] = client.inspect_container(container_id)
             _name_itself(details)
-            return _seen(details, "")
+            # a fresh one without a health check is listed so: no need to ask for it once more
+            return _seen(details, "" if details["State"].get("Health") else "running")
 
         async with self._building:
             entry = await self._call(start)

@@ -12,6 +12,8 @@ from orchestrator.model import PortConfig
 
 # a program that opens its ports late, or never, is not held back for ever
 READY_BOUND_S = 30.0
+# what an image exposes is said of its own command; of another one ("sleep", a client) it is only a hint
+HINT_BOUND_S = 2.0
 _LISTEN = "0A"
 
 
@@ -24,6 +26,7 @@ class PortRule:
 
     all_of: frozenset[int] = frozenset()
     any_of: frozenset[int] = frozenset()
+    bound_s: float = READY_BOUND_S
 
     def met_by(self, listening: frozenset[int]) -> bool:
         if self.all_of:
@@ -31,12 +34,10 @@ class PortRule:
         return not self.any_of or bool(self.any_of & listening)
 
 
-def port_rule(published: Iterable[PortConfig], exposed: Iterable[int]) -> PortRule:
-    """published: the service's ports, ingress and host mode. exposed: the image's TCP ports."""
-    return PortRule(
-        frozenset(port.target_port for port in published if port.protocol == "tcp" and port.target_port),
-        frozenset(exposed),
-    )
+def port_rule(published: Iterable[PortConfig], exposed: Iterable[int], *, own_command: bool = True) -> PortRule:
+    """published: the service's ports, ingress and host mode. exposed: the image's TCP ports. own_command: the image's, not the spec's."""
+    promised = frozenset(port.target_port for port in published if port.protocol == "tcp" and port.target_port)
+    return PortRule(promised, frozenset(exposed), READY_BOUND_S if promised or own_command else HINT_BOUND_S)
 
 
 def listening_ports(*tables: str) -> frozenset[int]:

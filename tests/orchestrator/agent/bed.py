@@ -126,7 +126,8 @@ class Managers:
         if not terminal(state) and task.networks_attachments:
             rows.append(
                 EndpointRow(
-                    task_id=task.id, network_id="app", service_id="web", node_id=self.node_id, name=f"web.{task.id}", slot=task.slot,
+                    task_id=task.id, network_id="app", service_id=task.service_id, node_id=self.node_id, name=f"web.{task.id}",
+                    slot=task.slot,
                     addresses=((task.networks_attachments[0].addresses or [""])[0].partition("/")[0],),
                     serving=running and task.desired_state is S.RUNNING,
                     draining=running and STATE_ORDER[task.desired_state] > STATE_ORDER[S.RUNNING],

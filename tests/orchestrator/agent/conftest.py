@@ -56,6 +56,11 @@ class Engine:
             assert time.monotonic() < end, "dockerd does not answer"
             time.sleep(0.05)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def client(self) -> docker.APIClient:
         return docker.APIClient(base_url=self.url, version="auto")
 
@@ -106,6 +111,7 @@ def engine() -> Iterator[Engine]:
         machine.start()
         program = find_busybox().read_bytes()
         machine.import_image("bb:1", image.rootfs(), "ENV PATH=/bin VERSION=v1", 'CMD ["sleep", "1000"]', "EXPOSE 80/tcp 53/udp")
+        machine.import_image("client:1", image.rootfs(), "ENV PATH=/bin")
         # nothing but a program: no shell, no /bin, no /etc
         machine.import_image("scratch:1", archive({"sleep": (program, 0o755)}), 'ENTRYPOINT ["/sleep"]', 'CMD ["1000"]')
         # its own `ls`, found before busybox's

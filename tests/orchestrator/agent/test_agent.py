@@ -174,6 +174,8 @@ async def test_waits_thirty_seconds_at_most(bed: AgentBed) -> None:
     bed.engine.now = lambda: datetime.now(UTC) - timedelta(seconds=29.9)
     await bed.start()
     bed.managers.add("t1")
+    await until(lambda: ("release", "t1") in bed.engine.calls, "released")
+    assert bed.managers.state("t1") is S.STARTING
     await reaches(bed, "t1", S.RUNNING)
 
 

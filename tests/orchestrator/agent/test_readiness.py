@@ -70,3 +70,9 @@ def test_rule(published: list[int], exposed: list[int], now: set[int], met: bool
 
 def test_udp_has_no_listen() -> None:
     assert port_rule([PortConfig(protocol="udp", target_port=53)], []) == PortRule()
+
+
+def test_exposed_ports_are_only_a_hint_if_another_command_runs() -> None:
+    published = [PortConfig(target_port=80)]
+    assert port_rule([], [80]).bound_s == port_rule(published, [80], own_command=False).bound_s == 30
+    assert port_rule([], [80], own_command=False).bound_s == 2
