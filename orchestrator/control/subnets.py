@@ -8,12 +8,11 @@ network, no node's underlay address and not the bridge by which containers leave
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 from collections.abc import Iterable
 
 import msgspec
+from netaddr import AddrFormatError, IPAddress, IPNetwork, IPSet
 
-from orchestrator.control.addresses import number
 from orchestrator.errors import ConfigError
 from orchestrator.model import Cluster, IPAMConfig, Network, Node
 
@@ -29,8 +28,6 @@ _NO_SUBNET = (
     "give it one by --subnet, or remove networks that are no longer used"
 )
 
-_Interval = tuple[int, int]
-
 
 def is_allocated(network: Network) -> bool:
     configs = network.ipam.config or []
@@ -42,7 +39,7 @@ def allocated(network: Network, cluster: Cluster | None, others: Iterable[Networ
     others = [other for other in others if other.id != network.id]
     vni = network.mesh_vni or _free_vni(others)
     configs = [config for config in network.ipam.config or () if config.subnet]
-    taken = [_interval(config.subnet) for other in others for config in other.ipam.config or () if _is_subnet(config.subnet)]
+    taken = [_parse(config.subnet) for other in others for config in other.ipam.config or () if _is_subnet(config.subnet)]
     # a network of IPv6 alone is possible only if the user asks for exactly that
     has_ipv4 = any(_parse(config.subnet).version == 4 for config in configs)
     if not has_ipv4 and not (configs and network.enable_ipv6):
@@ -65,67 +62,55 @@ def _free_vni(others: Iterable[Network]) -> int:
     return vni
 
 
-def _free_subnet(cluster: Cluster | None, taken: list[_Interval], nodes: Iterable[Node]) -> str:
+def _free_subnet(cluster: Cluster | None, taken: Iterable[IPNetwork], nodes: Iterable[Node]) -> str:
     """The first subnet of the pools that meets nothing taken."""
     pools = (cluster.default_addr_pool if cluster else None) or _DEFAULT_POOLS
     size = (cluster.subnet_size if cluster else 0) or _DEFAULT_SUBNET_SIZE
-    avoided = sorted([*taken, *_underlay(nodes), _interval(_GATEWAY_SUBNET)])
+    avoided = IPSet([*taken, *_underlay(nodes), _GATEWAY_SUBNET])
     for pool in pools:
         network = _parse(pool)
-        if network.version != 4 or size < network.prefixlen:
-            continue
-        step = 1 << (32 - size)
-        base, last = int(network.network_address), int(network.broadcast_address)
-        for low, high in avoided:
-            if high < base:
-                continue
-            if low >= base + step:
-                break
-            # the next aligned subnet behind what is in the way
-            base = (high // step + 1) * step
-        if base + step - 1 <= last:
-            return f"{ipaddress.IPv4Address(base)}/{size}"
+        if network.version == 4:
+            for free in (IPSet([network]) - avoided).iter_cidrs():
+                if free.prefixlen <= size:
+                    return str(next(free.subnet(size)))
     raise ConfigError(_NO_SUBNET)
 
 
-def _free_ula(cluster: Cluster | None, vni: int, taken: list[_Interval]) -> str:
+def _free_ula(cluster: Cluster | None, vni: int, taken: Iterable[IPNetwork]) -> str:
     """A /64 of the cluster's own RFC 4193 prefix: 40 bits from the cluster's id, the subnet number from the VNI."""
     cluster_bits = int.from_bytes(hashlib.sha256((cluster.id if cluster else "").encode()).digest()[:5], "big")
     prefix = (0xFD << 120) | (cluster_bits << 80)
+    avoided = IPSet(network for network in taken if network.version == 6)
     for offset in range(1 << 16):
-        base = prefix | (((vni + offset) & 0xFFFF) << 64)
-        if not any(low <= base + (1 << 64) - 1 and base <= high for low, high in taken):
-            return f"{ipaddress.IPv6Address(base)}/64"
+        subnet = IPNetwork((prefix | (((vni + offset) & 0xFFFF) << 64), 64), version=6)
+        if avoided.isdisjoint(IPSet([subnet])):
+            return str(subnet)
     raise ConfigError("the cluster's IPv6 prefix has no subnet left")
 
 
 def _with_gateway(config: IPAMConfig) -> IPAMConfig:
     if config.gateway:
         return config
-    return msgspec.structs.replace(config, gateway=str(_parse(config.subnet).network_address + 1))
+    network = _parse(config.subnet)
+    return msgspec.structs.replace(config, gateway=str(IPAddress(network.first + 1, network.version)))
 
 
-def _underlay(nodes: Iterable[Node]) -> list[_Interval]:
+def _underlay(nodes: Iterable[Node]) -> list[IPNetwork]:
     """The nodes' own addresses; how wide their networks are is not known, so only subnets that hold one of them are avoided."""
     addresses = {address for node in nodes for address in (node.description.mesh_data_addr, node.status.addr) if address}
-    return [(number(address), number(address)) for address in addresses if "." in address and _is_subnet(address)]
+    return [_parse(address) for address in addresses if _is_subnet(address)]
 
 
-def _parse(subnet: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+def _parse(subnet: str) -> IPNetwork:
     try:
-        return ipaddress.ip_network(subnet, strict=False)
-    except ValueError as error:
+        return IPNetwork(subnet).cidr
+    except (AddrFormatError, ValueError) as error:
         raise ConfigError(f"'{subnet}' is not a subnet") from error
 
 
 def _is_subnet(text: str) -> bool:
     try:
-        ipaddress.ip_network(text, strict=False)
-    except ValueError:
+        _parse(text)
+    except ConfigError:
         return False
     return True
-
-
-def _interval(subnet: str) -> _Interval:
-    network = _parse(subnet)
-    return int(network.network_address), int(network.broadcast_address)
