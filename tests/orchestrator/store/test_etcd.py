@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 
 import pytest
+from aetcd.rpc import kv_pb2
 from aetcd.rpc import rpc_pb2 as pb
 from aetcd.rpc import rpc_pb2_grpc as stubs
 
@@ -278,3 +279,20 @@ async def test_three_members_write_on_without_the_leader_and_stop_without_quorum
     await eventually(lambda: contents(beside[0].snapshot()) == contents(beside[1].snapshot()) == contents(everywhere.snapshot()))
     for store in (everywhere, *beside):
         await store.close()
+
+
+async def test_a_member_that_tells_the_past_again_is_not_believed(etcds_of: Make) -> None:
+    etcds = etcds_of(1)
+    store = await etcds.open()
+    await store.commit([Put(Claim(id="k", owner="1"))])
+    revision = await store.commit([Put(Claim(id="k", owner="2", version=store.snapshot().claim("k").version))])  # type: ignore[union-attr]
+    watch, before = store.watch(), store.snapshot()
+
+    def told(owner: str, at: int) -> kv_pb2.Event:
+        return kv_pb2.Event(kv=kv_pb2.KeyValue(key=b"/meshd/claim/k", value=b'{"ID":"k","Owner":"%s"}' % owner.encode(), mod_revision=at))
+
+    store._apply([told("1", revision - 1), told("2", revision)])
+    assert store.snapshot() is before and drain(watch) == []
+    store._apply([told("2", revision), told("3", revision + 1)])
+    assert [(e.revision, e.new.owner) for e in drain(watch)] == [(revision + 1, "3")]  # type: ignore[union-attr]
+    await store.close()
