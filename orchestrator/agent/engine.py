@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
@@ -24,7 +23,6 @@ import requests
 
 from orchestrator.agent import hold
 from orchestrator.agent.container_spec import (
-    LABEL_ADDRESS,
     LABEL_CLUSTER,
     LABEL_TASK,
     ImageConfig,
@@ -34,6 +32,18 @@ from orchestrator.agent.container_spec import (
     spec_of,
     task_files,
 )
+from orchestrator.agent.engine_requests import (
+    EXIT_DEADLINE_S,
+    explanation,
+    image_config,
+    kill,
+    name_itself,
+    pull,
+    stop_signal,
+    tagged,
+    wait_exited,
+)
+from orchestrator.agent.engine_watch import Death, EventStream
 from orchestrator.agent.errors import EngineUnavailable
 from orchestrator.agent.runtime import Container, RuntimeEvent
 from orchestrator.agent.task_files import TaskFiles
@@ -45,10 +55,6 @@ log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 120
 RELEASE_DEADLINE_S = 30.0
-EXIT_DEADLINE_S = 30
-_EVENTS = ["create", "start", "die", "destroy", "health_status"]
-# the Engine answers 500 with these while its containerd restarts: not the task's fault
-_TRANSIENT = ("connection refused: unavailable", "transport is closing", "ttrpc: closed", "code = Unavailable", "context deadline exceeded")
 
 
 class DockerRuntime:
@@ -76,7 +82,7 @@ class DockerRuntime:
         self._local = threading.local()
         self._seen: dict[str, _Seen] = {}
         self._container_ids: dict[str, str] = {}
-        self._deaths: dict[str, _Death] = {}
+        self._deaths: dict[str, Death] = {}
         self._queues: set[asyncio.Queue[RuntimeEvent]] = set()
         self._preparing: set[str] = set()
         # creating and starting take the Engine's time; half of the threads stay free for looking and stopping
@@ -134,9 +140,9 @@ class DockerRuntime:
                 except docker.errors.APIError as error:
                     # made by a process that was killed before it saw the answer, or by a cancelled call
                     if error.status_code != 409:
-                        raise TaskError(_explanation(error), rejected=True) from error
+                        raise TaskError(explanation(error), rejected=True) from error
                     if not self._list(client, task.id):
-                        raise TaskError(_explanation(error), rejected=True) from error
+                        raise TaskError(explanation(error), rejected=True) from error
                 return self._read_one(client, self._list(client, task.id)[0]).container
 
             async with self._building:
@@ -153,9 +159,9 @@ class DockerRuntime:
             try:
                 client.start(container_id)
             except docker.errors.APIError as error:
-                raise TaskError(f"starting container failed: {_explanation(error)}") from error
+                raise TaskError(f"starting container failed: {explanation(error)}") from error
             details: dict[str, Any] = client.inspect_container(container_id)
-            _name_itself(details)
+            name_itself(details)
             # a fresh one without a health check is listed so: no need to ask for it once more
             return _seen(details, "" if details["State"].get("Health") else "running")
 
@@ -188,14 +194,14 @@ class DockerRuntime:
         if container.state == "held" or grace_s <= 0:
             # nobody listens to a signal while the holder is the first process
             signal, grace_s = "SIGKILL", 0.0
-        await self._call(lambda client: _kill(client, container.id, signal or _stop_signal(client, container.id)))
+        await self._call(lambda client: kill(client, container.id, signal or stop_signal(client, container.id)))
         death = self._deaths.get(container.id)
         if death is not None and signal != "SIGKILL":
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(death.happened.wait(), grace_s)
             if not death.happened.is_set():
-                await self._call(lambda client: _kill(client, container.id, "SIGKILL"))
-        await self._call(lambda client: _wait_exited(client, container.id))
+                await self._call(lambda client: kill(client, container.id, "SIGKILL"))
+        await self._call(lambda client: wait_exited(client, container.id))
         self._seen.pop(container.id, None)
 
     async def remove(self, task_id: str) -> None:
@@ -217,7 +223,7 @@ class DockerRuntime:
     async def events(self) -> AsyncIterator[RuntimeEvent]:
         queue: asyncio.Queue[RuntimeEvent] = asyncio.Queue()
         self._queues.add(queue)
-        stream = _EventStream(self._engine_url, self._cluster_id, asyncio.get_running_loop(), queue.put_nowait)
+        stream = EventStream(self._engine_url, self._cluster_id, asyncio.get_running_loop(), queue.put_nowait)
         stream.start()
         try:
             while True:
@@ -266,7 +272,7 @@ class DockerRuntime:
         if death is None or death.pid != container.pid:
             if death is not None:
                 death.close()
-            death = _Death(container.pid, lambda: self._died(container.id, container.task_id))
+            death = Death(container.pid, lambda: self._died(container.id, container.task_id))
             self._deaths[container.id] = death
         if death.happened.is_set():
             return replace(container, pid=0)
@@ -306,12 +312,12 @@ class DockerRuntime:
     async def _image(self, name: str) -> ImageConfig:
         if not name:
             raise TaskError("No image specified", rejected=True)
-        found = await self._call(lambda client: _image_config(client, name))
+        found = await self._call(lambda client: image_config(client, name))
         if found is None:
-            await self._call(lambda client: _pull(client, name), self._pull_threads)
-            found = await self._call(lambda client: _image_config(client, name))
+            await self._call(lambda client: pull(client, name), self._pull_threads)
+            found = await self._call(lambda client: image_config(client, name))
         if found is None:
-            raise TaskError(f"No such image: {_tagged(name)}", rejected=True)
+            raise TaskError(f"No such image: {tagged(name)}", rejected=True)
         return found
 
     # ---- calling -------------------------------------------------------------------------------------------------------------
@@ -328,7 +334,7 @@ class DockerRuntime:
             try:
                 return function(self._client())
             except docker.errors.APIError as error:
-                raise EngineUnavailable(f"Docker Engine: {_explanation(error)}") from error
+                raise EngineUnavailable(f"Docker Engine: {explanation(error)}") from error
             except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
                 raise EngineUnavailable(f"Docker Engine at {self._engine_url} does not answer: {error}") from error
 
@@ -384,166 +390,3 @@ def _time(text: str) -> datetime | None:
     with contextlib.suppress(ValueError):
         return datetime.fromisoformat(f"{head.rstrip('Z')}.{fraction or '0'}+00:00")
     return None
-
-
-class _Death:
-    """Tells within microseconds that a process has ended, long before the Engine does."""
-
-    def __init__(self, pid: int, on_death: Callable[[], None]) -> None:
-        self.pid = pid
-        self.happened = asyncio.Event()
-        self._on_death = on_death
-        self._loop = asyncio.get_running_loop()
-        self._fd = -1
-        try:
-            self._fd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            self.happened.set()
-        else:
-            self._loop.add_reader(self._fd, self._ended)
-
-    def _ended(self) -> None:
-        self.close()
-        self.happened.set()
-        self._on_death()
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-
-
-class _EventStream:
-    """A thread that reads the Engine's events, connecting again with back-off, until closed."""
-
-    def __init__(self, engine_url: str, cluster_id: str, loop: asyncio.AbstractEventLoop, put: Callable[[RuntimeEvent], None]) -> None:
-        self._engine_url = engine_url
-        self._cluster_id = cluster_id
-        self._loop = loop
-        self._put = put
-        self._closed = threading.Event()
-        self._stream: Any = None
-        self._thread = threading.Thread(target=self._run, name="engine-events", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def close(self) -> None:
-        self._closed.set()
-        if self._stream is not None:
-            with contextlib.suppress(Exception):
-                self._stream.close()
-
-    def _run(self) -> None:
-        delay_s = 0.1
-        while not self._closed.is_set():
-            try:
-                for event in self._events():
-                    delay_s = 0.1
-                    self._loop.call_soon_threadsafe(self._put, event)
-            except (docker.errors.DockerException, requests.exceptions.RequestException, OSError, ValueError) as error:
-                if not self._closed.is_set():
-                    log.warning("engine_events lost error=%r retry_s=%.1f", str(error), delay_s)
-            except RuntimeError:
-                return  # the event loop is closed
-            self._closed.wait(delay_s)
-            delay_s = min(delay_s * 2, 2.0)
-
-    def _events(self) -> Iterator[RuntimeEvent]:
-        # None: events may be days apart. The stubs know only numbers
-        client = docker.APIClient(base_url=self._engine_url, version="auto", timeout=None)  # type: ignore[arg-type]
-        try:
-            filters = {"type": ["container"], "event": _EVENTS, "label": [f"{LABEL_CLUSTER}={self._cluster_id}"]}
-            self._stream = client.events(decode=True, filters=filters)
-            if self._closed.is_set():
-                return
-            yield RuntimeEvent("", "connected")
-            for event in self._stream:
-                yield RuntimeEvent(event["Actor"]["Attributes"].get(LABEL_TASK, ""), event["Action"])
-        finally:
-            self._stream = None
-            client.close()
-
-
-def _explanation(error: docker.errors.APIError) -> str:
-    """The Engine's sentence. EngineUnavailable when it says that the Engine itself, not the request, is at fault."""
-    text = str(error.explanation or error)
-    if any(phrase in text for phrase in _TRANSIENT):
-        raise EngineUnavailable(f"Docker Engine: {text}") from error
-    return text
-
-
-def _image_config(client: docker.APIClient, name: str) -> ImageConfig | None:
-    try:
-        image = client.inspect_image(name)
-    except docker.errors.NotFound:
-        return None
-    except docker.errors.APIError as error:
-        if error.status_code == 400:
-            raise TaskError(_explanation(error), rejected=True) from error
-        raise
-    config = image.get("Config") or {}
-    return ImageConfig(
-        id=image["Id"],
-        entrypoint=tuple(config.get("Entrypoint") or ()),
-        command=tuple(config.get("Cmd") or ()),
-        environment=tuple(config.get("Env") or ()),
-    )
-
-
-def _pull(client: docker.APIClient, name: str) -> None:
-    """Try; a failure is told in the log, and by the image still missing."""
-    try:
-        repository, tag = docker.utils.parse_repository_tag(name)
-        for progress in client.pull(repository, tag or "latest", stream=True, decode=True):
-            if "error" in progress:
-                log.warning("image_pull failed image=%s error=%r", name, progress["error"])
-    except docker.errors.APIError as error:
-        log.warning("image_pull failed image=%s error=%r", name, str(error.explanation or error))
-
-
-def _tagged(name: str) -> str:
-    repository, tag = docker.utils.parse_repository_tag(name)
-    return name if tag else f"{repository}:latest"
-
-
-def _name_itself(details: dict[str, Any]) -> None:
-    """Add the container's own name to its /etc/hosts, as the Engine does on networks of its own. Many programs look it up."""
-    address = (details["Config"].get("Labels") or {}).get(LABEL_ADDRESS, "")
-    path = Path(details.get("HostsPath") or "/nonexistent")
-    if address and details["HostConfig"]["NetworkMode"] == "none":
-        with contextlib.suppress(OSError):
-            line = f"{address}\t{details['Config']['Hostname']}\n"
-            if line not in path.read_text():
-                with path.open("a") as hosts:
-                    hosts.write(line)
-
-
-def _stop_signal(client: docker.APIClient, container_id: str) -> str:
-    with contextlib.suppress(docker.errors.NotFound):
-        return client.inspect_container(container_id)["Config"].get("StopSignal") or "SIGTERM"
-    return "SIGTERM"
-
-
-def _kill(client: docker.APIClient, container_id: str, signal: str) -> None:
-    try:
-        client.kill(container_id, signal)
-    except docker.errors.NotFound:
-        return
-    except docker.errors.APIError as error:
-        text = _explanation(error)
-        if "is paused" in text:
-            client.unpause(container_id)
-            client.kill(container_id, signal)
-        elif error.status_code != 409 and "is not running" not in text:
-            raise
-
-
-def _wait_exited(client: docker.APIClient, container_id: str) -> None:
-    try:
-        client.wait(container_id, timeout=EXIT_DEADLINE_S)
-    except docker.errors.NotFound:
-        return
-    except requests.exceptions.RequestException as error:
-        raise EngineUnavailable(f"container {container_id[:12]} did not exit within {EXIT_DEADLINE_S} s of being killed") from error

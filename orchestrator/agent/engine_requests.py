@@ -1,0 +1,109 @@
+"""Single requests to the Engine, and what its answers mean.
+
+Edge: each function makes blocking calls with the client it is given. Source: Docker Engine API 1.41.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+import docker.utils
+import requests
+
+from orchestrator.agent.container_spec import LABEL_ADDRESS, ImageConfig
+from orchestrator.agent.errors import EngineUnavailable
+from orchestrator.errors import TaskError
+
+log = logging.getLogger(__name__)
+
+EXIT_DEADLINE_S = 30
+# the Engine answers 500 with these while its containerd restarts: not the task's fault
+_TRANSIENT = ("connection refused: unavailable", "transport is closing", "ttrpc: closed", "code = Unavailable", "context deadline exceeded")
+
+
+def explanation(error: docker.errors.APIError) -> str:
+    """The Engine's sentence. EngineUnavailable when it says that the Engine itself, not the request, is at fault."""
+    text = str(error.explanation or error)
+    if any(phrase in text for phrase in _TRANSIENT):
+        raise EngineUnavailable(f"Docker Engine: {text}") from error
+    return text
+
+
+def image_config(client: docker.APIClient, name: str) -> ImageConfig | None:
+    try:
+        image = client.inspect_image(name)
+    except docker.errors.NotFound:
+        return None
+    except docker.errors.APIError as error:
+        if error.status_code == 400:
+            raise TaskError(explanation(error), rejected=True) from error
+        raise
+    config = image.get("Config") or {}
+    return ImageConfig(
+        id=image["Id"],
+        entrypoint=tuple(config.get("Entrypoint") or ()),
+        command=tuple(config.get("Cmd") or ()),
+        environment=tuple(config.get("Env") or ()),
+    )
+
+
+def pull(client: docker.APIClient, name: str) -> None:
+    """Try; a failure is told in the log, and by the image still missing."""
+    try:
+        repository, tag = docker.utils.parse_repository_tag(name)
+        for progress in client.pull(repository, tag or "latest", stream=True, decode=True):
+            if "error" in progress:
+                log.warning("image_pull failed image=%s error=%r", name, progress["error"])
+    except docker.errors.APIError as error:
+        log.warning("image_pull failed image=%s error=%r", name, str(error.explanation or error))
+
+
+def tagged(name: str) -> str:
+    repository, tag = docker.utils.parse_repository_tag(name)
+    return name if tag else f"{repository}:latest"
+
+
+def name_itself(details: dict[str, Any]) -> None:
+    """Add the container's own name to its /etc/hosts, as the Engine does on networks of its own. Many programs look it up."""
+    address = (details["Config"].get("Labels") or {}).get(LABEL_ADDRESS, "")
+    path = Path(details.get("HostsPath") or "/nonexistent")
+    if address and details["HostConfig"]["NetworkMode"] == "none":
+        with contextlib.suppress(OSError):
+            line = f"{address}\t{details['Config']['Hostname']}\n"
+            if line not in path.read_text():
+                with path.open("a") as hosts:
+                    hosts.write(line)
+
+
+def stop_signal(client: docker.APIClient, container_id: str) -> str:
+    with contextlib.suppress(docker.errors.NotFound):
+        return client.inspect_container(container_id)["Config"].get("StopSignal") or "SIGTERM"
+    return "SIGTERM"
+
+
+def kill(client: docker.APIClient, container_id: str, signal: str) -> None:
+    try:
+        client.kill(container_id, signal)
+    except docker.errors.NotFound:
+        return
+    except docker.errors.APIError as error:
+        text = explanation(error)
+        if "is paused" in text:
+            client.unpause(container_id)
+            client.kill(container_id, signal)
+        elif error.status_code != 409 and "is not running" not in text:
+            raise
+
+
+def wait_exited(client: docker.APIClient, container_id: str) -> None:
+    try:
+        client.wait(container_id, timeout=EXIT_DEADLINE_S)
+    except docker.errors.NotFound:
+        return
+    except requests.exceptions.RequestException as error:
+        raise EngineUnavailable(f"container {container_id[:12]} did not exit within {EXIT_DEADLINE_S} s of being killed") from error
