@@ -88,9 +88,11 @@ def _leave(snapshot: Snapshot, ctx: Context, service: Service, task: Task) -> St
     # a successor is there already: wait for it, unless waiting can't help
     if any(not dirty(other, service) for other in mates):
         return (Put(stopped(task, ctx.now, at_once=at_once)),) if at_once else ()
+    # what an update that was overtaken has left in the slot: this task serves meanwhile, or its successor will
+    overtaken = [Put(stopped(other, ctx.now)) for other in mates]
     start_first = update_rule(service.spec.update_config).order == "start-first"
     if not at_once and start_first and task.status.state is TaskState.RUNNING and wanted(task):
-        return (Put(successor(service, ctx, task, desired=TaskState.RUNNING)),)
+        return (*overtaken, Put(successor(service, ctx, task, desired=TaskState.RUNNING)))
     # a task that was still waiting for its restart keeps waiting elsewhere
     heir = successor(service, ctx, task, desired=TaskState.READY, run_at=task.mesh_run_at)
-    return (Put(stopped(task, ctx.now, at_once=at_once)), Put(heir))
+    return (*overtaken, Put(stopped(task, ctx.now, at_once=at_once)), Put(heir))

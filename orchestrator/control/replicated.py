@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from orchestrator.control.context import Context
 from orchestrator.control.defaults import replicas
-from orchestrator.control.slots import Slot, SlotKey, mode_of, running, slots_of, wanted
+from orchestrator.control.slots import Slot, SlotKey, live, mode_of, running, slots_of, wanted
 from orchestrator.control.steps import Decision, Step
 from orchestrator.control.transitions import created, removed, stopped
 from orchestrator.model import Service, Task, TaskState, terminal
@@ -19,9 +19,18 @@ from orchestrator.store.snapshot import Snapshot
 def replicated(snapshot: Snapshot, ctx: Context) -> Decision:
     decision = Decision()
     for service in sorted(snapshot.all(Service), key=lambda service: service.id):
-        if mode_of(service) == "replicated":
-            decision.steps.extend(_steps(ctx, service, slots_of(snapshot.tasks_of_service(service.id))))
+        if mode_of(service) != "replicated":
+            continue
+        tasks = snapshot.tasks_of_service(service.id)
+        if not _as_it_should_be(service, tasks):
+            decision.steps.extend(_steps(ctx, service, slots_of(tasks)))
     return decision
+
+
+def _as_it_should_be(service: Service, tasks: list[Task]) -> bool:
+    """The frequent case, told fast: one live task in each slot and nothing besides."""
+    count = replicas(service)
+    return len(tasks) == count and all(live(task) for task in tasks) and len({task.slot for task in tasks}) == count
 
 
 def _steps(ctx: Context, service: Service, slots: dict[SlotKey, Slot]) -> list[Step]:

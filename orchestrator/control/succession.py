@@ -39,7 +39,9 @@ def succession(snapshot: Snapshot, ctx: Context) -> Decision:
         group.setdefault((task.service_id, slot_key(task)), []).append(task)
     steps: list[Step] = []
     wakeup: datetime | None = None
-    for place in sorted(alive, key=str):
+    # nearly every slot has one task, and that is let run already
+    changing = [place for place, tasks in alive.items() if len(tasks) > 1 or tasks[0].desired_state is not TaskState.RUNNING]
+    for place in sorted(changing, key=str):
         for task in sorted(alive[place], key=age_key):
             if task.desired_state is TaskState.RUNNING:
                 continue

@@ -9,12 +9,14 @@ import pytest
 
 from orchestrator.control.context import Context, NetworkAcks
 from orchestrator.control.drain import drain
+from orchestrator.control.transitions import successor
 from orchestrator.model import (
     NetworkAttachment,
     NetworkReference,
     Node,
     NodeAttachment,
     NodeStatus,
+    RestartPolicy,
     Service,
     Task,
     TaskState,
@@ -274,3 +276,37 @@ def test_a_mute_node_delays_scale_in_until_the_deadline_only() -> None:
     victim = max(world.tasks(service), key=lambda task: task.slot)
     world.update(service, spec(replicas=1))
     assert 9 < world.until(lambda: world.snapshot.task(victim.id) is None) < 12
+
+
+def test_a_global_task_waits_for_its_predecessor_on_the_node() -> None:
+    world, service = started(spec(replicas=None))
+    old = next(task for task in world.tasks(service) if task.node_id == "n2")
+    world.open[old.id] = 1
+    world.availability("n2", "drain")
+    world.run(1)
+    world.availability("n2", "active")
+    world.run(1)
+    (new,) = [task for task in world.live(service) if task.node_id == "n2"]
+    assert new.desired_state is TaskState.READY and new.status.state is TaskState.READY
+    world.open.clear()
+    assert world.until(lambda: on(world, service) == ["n1", "n2", "n3"]) < 1
+
+
+def test_a_task_that_waits_for_its_restart_keeps_waiting_on_its_next_node() -> None:
+    world, service = started(spec(replicas=1, restart=RestartPolicy(delay=20_000_000_000)), nodes=1)
+    world.write(Put(node("n2")))
+    (victim,) = world.tasks(service)
+    world.fate = lambda task, age: TaskState.FAILED if task.id == victim.id else None
+    world.run(1)
+    (waiting,) = world.live(service)
+    world.availability(waiting.node_id, "drain")
+    world.run(1)
+    (moved,) = world.live(service)
+    assert moved.node_id != waiting.node_id and moved.mesh_run_at == waiting.mesh_run_at
+    assert 16 < world.until(lambda: len(world.serving(service)) == 1) < 20
+
+
+def test_a_successor_is_younger_even_if_the_clock_stands_still() -> None:
+    old = Task(id="t", slot=3, created_at=START + timedelta(seconds=1))
+    new = successor(Service(id="s"), Context(now=START, new_id=lambda: "u"), old, desired=TaskState.RUNNING)
+    assert new.created_at > old.created_at and new.slot == 3

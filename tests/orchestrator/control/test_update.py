@@ -353,3 +353,73 @@ def test_a_pause_survives_an_unrelated_write() -> None:
     world.write(Put(msgspec.structs.replace(world.node("n1"), updated_at=world.now)))
     world.run(20)
     assert world.state(service) == "paused"
+
+
+# ---- corners that only start-first has ----------------------------------------------------------------------------------------------
+
+
+def test_start_first_successors_that_fail_are_tried_at_the_restart_delays_pace() -> None:
+    config = UpdateConfig(parallelism=1, order="start-first", failure_action="continue")
+    world, service = started(spec(update=config), fate=broken("app:2"))
+    to_image(world, service)
+    world.run(60)
+    assert [image_of(task) for task in world.serving(service)] == ["app:1"], "the old task stays until a new one serves"
+    tries = int(max(task.id for task in world.tasks(service))[1:]) - 1
+    assert 10 <= tries <= 13
+
+
+def test_start_first_hands_one_slot_over_before_it_takes_the_next() -> None:
+    world, service = started(spec(replicas=3, update=UpdateConfig(parallelism=1, order="start-first")))
+    world.mute = {"n1", "n2", "n3"}
+    most = 0
+
+    def watch(before: Snapshot, after: Snapshot) -> None:
+        nonlocal most
+        most = max(most, len(world.live(service)))
+
+    world.watchers.append(watch)
+    to_image(world, service)
+    world.until(lambda: world.state(service) == "completed")
+    assert most == 4
+
+
+def test_a_rollback_in_the_middle_of_a_drained_nodes_handover_converges() -> None:
+    """The slot then holds an old task where it may not stay and a new one with the spec that nobody wants any more."""
+    world, service = started(spec(update=UpdateConfig(parallelism=1, order="start-first")))
+    (old,) = world.tasks(service)
+    to_image(world, service)
+    world.run(0.2)
+    world.availability(old.node_id, "drain")
+    world.rollback(service)
+    world.until(lambda: world.state(service) == "rollback_completed" and len(world.live(service)) == 1)
+    (task,) = world.live(service)
+    assert image_of(task) == "app:1" and task.node_id != old.node_id and task.status.state is TaskState.RUNNING
+
+
+def test_a_rollback_counts_its_failures_from_its_own_start() -> None:
+    world, service = started(spec(replicas=2, update=UpdateConfig(parallelism=1, failure_action="rollback")), fate=broken("app:2"))
+    world.run(30)
+    to_image(world, service)
+    begins: list[object] = []
+
+    def watch(before: Snapshot, after: Snapshot) -> None:
+        status = world.service(service).update_status
+        if status is not None and status.state == "rollback_started" and not begins:
+            begins.append(status.started_at)
+            begins.append(world.service(service).updated_at)
+
+    began = world.now
+    world.watchers.append(watch)
+    world.until(lambda: world.state(service) == "rollback_completed")
+    assert begins[0] == begins[1] and begins[0] > began  # type: ignore[operator]
+
+
+def test_scale_out_while_one_slot_holds_two_tasks() -> None:
+    world, service = started(spec(update=UpdateConfig(parallelism=1, order="start-first")))
+    world.mute = {"n1", "n2", "n3"}
+    to_image(world, service)
+    world.run(1)
+    assert [task.slot for task in world.live(service)] == [1, 1]
+    world.update(service, scaled(world.service(service).spec, 2))
+    world.run(0.1)
+    assert sorted(task.slot for task in world.live(service)) == [1, 1, 2]
