@@ -22,6 +22,7 @@ from orchestrator.agent.agent import Agent
 from orchestrator.agent.dnsd_process import DnsdProcess
 from orchestrator.agent.engine import DockerRuntime
 from orchestrator.agent.errors import EngineUnavailable
+from orchestrator.agent.leaving import remove_all
 from orchestrator.dispatcher.session import AgentSession
 from orchestrator.dispatcher.tls_app import ManagerSide, NodeServer
 from orchestrator.errors import ApiError, MeshdError
@@ -119,6 +120,7 @@ class NodeRuntime:
             await session.close()
         self._http.clear()
         await self._mesh.close()
+        await self._runtime.close()
 
     async def leave(self) -> None:
         """Tell the leader, then stop and remove this node's tasks, its data plane and its DNS process."""
@@ -129,20 +131,12 @@ class NodeRuntime:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         try:
-            containers = await self._runtime.containers()
-            await asyncio.gather(*(self._end(container.task_id) for container in containers))
-        except MeshdError as error:
-            log.warning("leave containers=kept error=%s", error)
+            await remove_all(self._runtime)
+        except (MeshdError, ExceptionGroup) as error:
+            log.warning("leave containers=kept error=%r", error)
         await self._dnsd.stop()
         await self._mesh.flush()
         await self.stop()
-
-    async def _end(self, task_id: str) -> None:
-        try:
-            await self._runtime.stop(task_id, 10.0, "")
-            await self._runtime.remove(task_id)
-        except MeshdError as error:
-            log.warning("leave task=%s container=kept error=%s", task_id, error)
 
     def engine_session(self, snapshot: Snapshot, node_id: str) -> tuple[aiohttp.ClientSession, str]:
         """HTTP to another node's Engine API, as a manager. ApiError(500) for a node that has no address."""
