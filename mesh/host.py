@@ -7,9 +7,20 @@ gateway bridge is not a service network: whatever enters it is an answer or a tr
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from mesh.nft import hook, rules
 from mesh.table import NftChain, NftMap, NftTable
+
+GATEWAY_LINK: Final = "mg-"
+TRANSLATED: Final = "0x01000000"
+"""Bit of the packet mark: its destination was translated. It is read only between ports of our own bridge."""
+
+
+def frame_rules(table: str) -> NftTable:
+    """Of the gateway bridge: containers don't talk over it, except by a translated port; port isolation would stop those, too."""
+    drop = f'iifname "{GATEWAY_LINK}*" oifname "{GATEWAY_LINK}*" meta mark & {TRANSLATED} == 0 drop'
+    return NftTable(table, {}, {"forward": NftChain(hook("filter", "forward", 0), rules(drop))}, "bridge")
 
 
 def host_rules(
@@ -26,6 +37,11 @@ def host_rules(
     chains = {
         # route_localnet opens 127.0.0.0/8 to these links; only what we translate ourselves may use it
         "raw": NftChain(hook("filter", "prerouting", -300), rules(f"iifname {ours} ip daddr 127.0.0.0/8 drop")),
+        # with br_netfilter, a frame whose packet is translated to another port of the bridge never comes up here: tell the bridge
+        "translated": NftChain(
+            hook("filter", "prerouting", -90),
+            rules(f'iifname "{gateway_bridge}" ct status & dnat != 0 meta mark set meta mark or {TRANSLATED}'),
+        ),
         "prerouting": NftChain(hook("nat", "prerouting", -100), rules("fib daddr type local goto ports")),
         "output": NftChain(hook("nat", "output", -100), rules("fib daddr type local goto ports")),
         "ports": NftChain(

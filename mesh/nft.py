@@ -15,7 +15,6 @@ from typing import Any
 from mesh.errors import KernelError
 from mesh.table import NftChain, NftMap, NftRule, NftTable
 
-FAMILY = "inet"
 CHUNK = 500
 """Elements of one `add element` statement; only readability of a failed script depends on it."""
 
@@ -34,37 +33,37 @@ def script(desired: NftTable | None, actual: NftTable | None) -> str:
         return ""
     if desired is None:
         assert actual is not None
-        return f"delete table {FAMILY} {actual.name}\n"
-    name = desired.name
-    lines = [f"add table {FAMILY} {name}"]
+        return f"delete table {actual.family} {actual.name}\n"
+    family, name = desired.family, desired.name
+    lines = [f"add table {family} {name}"]
     if actual is None or _needs_rebuild(desired, actual):
         # "add" first so that "delete" can't fail: one script for "there is none" and "there is a wrong one"
-        lines.append(f"delete table {FAMILY} {name}")
-        lines.append(f"add table {FAMILY} {name}")
-        actual = NftTable(name)
+        lines.append(f"delete table {family} {name}")
+        lines.append(f"add table {family} {name}")
+        actual = NftTable(name, family=family)
     for chain_name, chain in sorted(desired.chains.items()):
         if chain_name not in actual.chains:
             hook = f" {{ {chain.hook} }}" if chain.hook else ""
-            lines.append(f"add chain {FAMILY} {name} {chain_name}{hook}")
+            lines.append(f"add chain {family} {name} {chain_name}{hook}")
     for map_name, wanted in sorted(desired.maps.items()):
         if map_name not in actual.maps:
-            lines.append(f"add map {FAMILY} {name} {map_name} {{ type {wanted.key_type} : {wanted.value_type}; }}")
+            lines.append(f"add map {family} {name} {map_name} {{ type {wanted.key_type} : {wanted.value_type}; }}")
     empty = NftChain()
     for chain_name, chain in sorted(desired.chains.items()):
         old = actual.chains.get(chain_name, empty)
         if old.rules != chain.rules:
             if old.rules:
-                lines.append(f"flush chain {FAMILY} {name} {chain_name}")
-            lines += [f'add rule {FAMILY} {name} {chain_name} {r.text} comment "{r.tag}"' for r in chain.rules]
+                lines.append(f"flush chain {family} {name} {chain_name}")
+            lines += [f'add rule {family} {name} {chain_name} {r.text} comment "{r.tag}"' for r in chain.rules]
     for map_name, wanted in sorted(desired.maps.items()):
         present = actual.maps[map_name].elements if map_name in actual.maps else {}
-        lines += _element_lines(name, map_name, wanted.elements, present)
+        lines += _element_lines(f"{family} {name}", map_name, wanted.elements, present)
     gone_chains = sorted(actual.chains.keys() - desired.chains.keys())
     gone_maps = sorted(actual.maps.keys() - desired.maps.keys())
     # a chain goes only after every element and rule that leads to it
-    lines += [f"flush chain {FAMILY} {name} {c}" for c in gone_chains]
-    lines += [f"delete map {FAMILY} {name} {m}" for m in gone_maps]
-    lines += [f"delete chain {FAMILY} {name} {c}" for c in gone_chains]
+    lines += [f"flush chain {family} {name} {c}" for c in gone_chains]
+    lines += [f"delete map {family} {name} {m}" for m in gone_maps]
+    lines += [f"delete chain {family} {name} {c}" for c in gone_chains]
     return "\n".join(lines) + "\n"
 
 
@@ -85,8 +84,8 @@ def _element_lines(table: str, name: str, desired: Mapping[str, str], actual: Ma
         return []
     stale = [key for key, value in actual.items() if desired.get(key) != value]
     fresh = [f"{key} : {value}" for key, value in desired.items() if actual.get(key) != value]
-    lines = [f"delete element {FAMILY} {table} {name} {{ {', '.join(part)} }}" for part in _chunks(sorted(stale))]
-    return lines + [f"add element {FAMILY} {table} {name} {{ {', '.join(part)} }}" for part in _chunks(sorted(fresh))]
+    lines = [f"delete element {table} {name} {{ {', '.join(part)} }}" for part in _chunks(sorted(stale))]
+    return lines + [f"add element {table} {name} {{ {', '.join(part)} }}" for part in _chunks(sorted(fresh))]
 
 
 def _chunks(items: list[str]) -> Iterable[list[str]]:
@@ -94,16 +93,16 @@ def _chunks(items: list[str]) -> Iterable[list[str]]:
         yield items[start : start + CHUNK]
 
 
-def parse(listing: str, name: str) -> NftTable:
+def parse(listing: str, name: str, family: str = "inet") -> NftTable:
     """The table in the JSON that `nft -j -n list table` printed. Raises KernelError when it isn't such a listing."""
     try:
         items = json.loads(listing)["nftables"]
-        return _table(items, name)
+        return _table(items, name, family)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise KernelError(f"read nft table {name}", 0, f"nft printed something unexpected: {error!r}") from error
 
 
-def _table(items: list[dict[str, Any]], name: str) -> NftTable:
+def _table(items: list[dict[str, Any]], name: str, family: str) -> NftTable:
     maps: dict[str, NftMap] = {}
     hooks: dict[str, str] = {}
     chain_rules: dict[str, list[NftRule]] = {}
@@ -125,7 +124,7 @@ def _table(items: list[dict[str, Any]], name: str) -> NftTable:
                 chain_rules.setdefault(value["name"], [])
             elif kind == "rule":
                 chain_rules.setdefault(value["chain"], []).append(NftRule(tag=value.get("comment", "foreign")))
-    return NftTable(name, maps, {n: NftChain(hooks[n], tuple(chain_rules[n])) for n in hooks})
+    return NftTable(name, maps, {n: NftChain(hooks[n], tuple(chain_rules[n])) for n in hooks}, family)
 
 
 def hook(kind: str, point: str, priority: int, policy: str = "accept") -> str:

@@ -8,7 +8,7 @@ after goes dark between.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from mesh.nft import script
@@ -217,16 +217,18 @@ def plan(desired: Tables, actual: Tables) -> list[Op]:
 def _make(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> Iterator[Op]:
     if desired.bridge and desired.bridge != actual.bridge:
         yield PutBridge(namespace, desired.bridge)
-    wrong = {k: v for k, v in desired.sysctls.items() if actual.sysctls.get(k) != v}
+    replaced = _replaced(desired, actual)
+    # settings of a link and routes through it go with it
+    wrong = {k: v for k, v in desired.sysctls.items() if actual.sysctls.get(k) != v or any(f".conf.{name}." in k for name in replaced)}
     # those of a link that is made later (the uplink) wait for it
     early = {k: v for k, v in wrong.items() if not _is_of_attachment(k, desired)}
     if early:
         yield PutSysctls(namespace, tuple(sorted(early.items())))
     if desired.tunnel and desired.tunnel != actual.tunnel:
         old = actual.tunnel
-        replace = old is not None and (old.vni, old.local, old.port) != (desired.tunnel.vni, desired.tunnel.local, desired.tunnel.port)
-        yield PutTunnel(namespace, desired.tunnel, replace)
-        if replace:
+        other = old is not None and (old.vni, old.local, old.port) != (desired.tunnel.vni, desired.tunnel.local, desired.tunnel.port)
+        yield PutTunnel(namespace, desired.tunnel, other)
+        if other:
             # its rows went with it
             actual = _without_tunnel_rows(actual)
     link = desired.bridge.name if desired.bridge else ""
@@ -235,14 +237,13 @@ def _make(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> It
     yield from _batches(_changed(desired.tunnels, actual.tunnels), lambda part: PutTunnels(namespace, part))
     yield from _batches(_changed(desired.neighbours, actual.neighbours), lambda part: PutNeighbours(namespace, part))
     for name, attachment in sorted(desired.attachments.items()):
-        old_attachment = actual.attachments.get(name)
-        if old_attachment != attachment:
-            yield Attach(namespace, attachment, old_attachment is not None and not _same_link(attachment, old_attachment))
+        if actual.attachments.get(name) != attachment:
+            yield Attach(namespace, attachment, name in replaced and name in actual.attachments)
     late = {k: v for k, v in wrong.items() if k not in early}
     if late:
         yield PutSysctls(namespace, tuple(sorted(late.items())))
     for address, via in sorted(desired.host_routes.items()):
-        if actual.host_routes.get(address) != via:
+        if actual.host_routes.get(address) != via or via in replaced:
             yield PutHostRoute(namespace, address, via)
     for rule in sorted(desired.engine_accepts - actual.engine_accepts):
         yield PutEngineAccept(namespace, rule)
@@ -252,8 +253,9 @@ def _make(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> It
 
 
 def _switch(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> Iterator[Op]:
-    if text := script(desired.nft, actual.nft):
-        yield LoadNft(namespace, desired.nft, actual.nft, text)
+    for wanted, present in ((desired.frames, actual.frames), (desired.nft, actual.nft)):
+        if text := script(wanted, present):
+            yield LoadNft(namespace, wanted, present, text)
     gone = (actual.flows - desired.flows) | _refused_until_now(desired, actual)
     if gone:
         yield ForgetFlows(namespace, frozenset(gone))
@@ -264,8 +266,10 @@ def _break(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> I
         yield DeleteIpvs(namespace, actual.ipvs[mark])
     for rule in sorted(actual.engine_accepts - desired.engine_accepts):
         yield DeleteEngineAccept(namespace, rule)
+    # a route through a link that was replaced went with it
+    replaced = _replaced(desired, actual)
     for address, via in sorted(actual.host_routes.items()):
-        if desired.host_routes.get(address) is None:
+        if address not in desired.host_routes and via not in replaced:
             yield DeleteHostRoute(namespace, address, via)
     for name in sorted(actual.attachments.keys() - desired.attachments.keys()):
         yield DeleteLink(namespace, name)
@@ -289,15 +293,19 @@ def _break(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> I
         yield from _batches(sorted(actual.addresses - desired.addresses), lambda part: DeleteAddresses(namespace, link, part))
 
 
+def _replaced(desired: NamespaceTable, actual: NamespaceTable) -> set[str]:
+    """Links that are made anew."""
+    return {
+        name for name, a in desired.attachments.items() if name not in actual.attachments or not _same_link(a, actual.attachments[name])
+    }
+
+
 def _same_link(desired: Attachment, actual: Attachment) -> bool:
     return (desired.netns_id, desired.mac) == (actual.netns_id, actual.mac)
 
 
 def _without_tunnel_rows(table: NamespaceTable) -> NamespaceTable:
-    return NamespaceTable(
-        bridge=table.bridge, tunnel=table.tunnel, attachments=table.attachments, addresses=table.addresses, host_routes=table.host_routes,
-        sysctls=table.sysctls, nft=table.nft, ipvs=table.ipvs, flows=table.flows, engine_accepts=table.engine_accepts,
-    )  # fmt: skip
+    return replace(table, tunnels={}, neighbours={})
 
 
 def _is_of_attachment(sysctl: str, table: NamespaceTable) -> bool:

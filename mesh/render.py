@@ -14,7 +14,7 @@ from ipaddress import IPv4Network, ip_network
 from mesh import address as addr
 from mesh.balance import PROTOCOL_NUMBERS, balancer_table, network_flows
 from mesh.errors import ConfigError, MeshError, NamespaceGone
-from mesh.host import host_rules
+from mesh.host import GATEWAY_LINK, frame_rules, host_rules
 from mesh.ipvs import IPVS_SYSCTLS, ipvs_services, marking_table
 from mesh.model import HostPort, LocalEndpoint, Network, NodeState, PublishedPort, Sandbox
 from mesh.table import BRIDGE, HOST, OWN_NAMESPACE, UPLINK, Attachment, Bridge, Flow, NamespaceTable, Tunnel
@@ -51,7 +51,7 @@ class Names:
         return name.startswith(f"{self.prefix}-")
 
     def gateway_link(self, sandbox_id: str) -> str:
-        return addr.link_name("mg-", self.prefix, sandbox_id)
+        return addr.link_name(GATEWAY_LINK, self.prefix, sandbox_id)
 
 
 def endpoint_link(endpoint_id: str) -> str:
@@ -311,7 +311,8 @@ def render_host(state: NodeState, ingress: Network | None, facts: Facts, names: 
             outer_mac=addr.gateway_port_mac(gateways[name]),
             mtu=facts.underlay_mtu,
             bridge=names.gateway_bridge,
-            isolated=True,
+            # a container that calls its own host-mode port, where br_netfilter keeps translated frames on the bridge
+            hairpin=True,
             addresses=frozenset({f"{gateways[name]}/{subnet.prefixlen}"}),
             default_via=gateway,
         )
@@ -331,7 +332,7 @@ def render_host(state: NodeState, ingress: Network | None, facts: Facts, names: 
             netns=f"{facts.directory}/{namespace}",
             netns_id=OWN_NAMESPACE,
             inner=UPLINK,
-            mac=addr.link_mac(ingress.lb_address),
+            mac=addr.link_mac(gateway),
             mtu=facts.underlay_mtu,
             default_via=gateway,
         )
@@ -361,6 +362,7 @@ def render_host(state: NodeState, ingress: Network | None, facts: Facts, names: 
         addresses=frozenset({f"{gateway}/{subnet.prefixlen}"}),
         host_routes=routes,
         sysctls=sysctls,
+        frames=frame_rules(names.table),
         nft=host_rules(names.table, names.gateway_bridge, names.uplink, gateway, str(subnet), published, host_ports),
         flows=frozenset(flows),
         engine_accepts=frozenset(f"{direction} {link}" for direction in ("-i", "-o") for link in (names.gateway_bridge, names.uplink))

@@ -44,7 +44,8 @@ class Attachment:
     """A veth pair: `name` in a namespace of ours, a port of `bridge` if that is given; its inner end in the namespace at `netns`.
 
     `netns_id` is that namespace's inode: a path that means another namespace today compares unequal. `inner` is the inner end's name,
-    or "eth" for the first free ethN. `outer_mac` None = any. On the inner end: addresses and on-link `routes` as CIDR, `default_via`.
+    or "eth" for the first free ethN. `outer_mac` None = any. `hairpin`: the bridge may send a frame back where it came from. On the inner
+    end: `addresses` and on-link `routes` as CIDR, `default_via`.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Attachment:
     mtu: int
     bridge: str | None = None
     outer_mac: str | None = None
-    isolated: bool = False
+    hairpin: bool = False
     addresses: frozenset[str] = frozenset()
     routes: frozenset[str] = frozenset()
     default_via: str | None = None
@@ -89,9 +90,12 @@ class NftMap:
 
 @dataclass(frozen=True, slots=True)
 class NftTable:
+    """`family`: "inet" for packets, "bridge" for frames."""
+
     name: str
     maps: Mapping[str, NftMap] = field(default_factory=dict)
     chains: Mapping[str, NftChain] = field(default_factory=dict)
+    family: str = "inet"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -128,8 +132,8 @@ class NamespaceTable:
 
     addresses: CIDRs on the bridge. host_routes: address -> link, on-link routes of single addresses. tunnels: MAC -> VTEP, each
     standing for the tunnel row *and* the bridge row. neighbours: address -> MAC on the tunnel device. sysctls: name -> value, only ever
-    set. flows: desired = the kinds that may exist; actual = the kinds that do. engine_accepts: rules of ours in the Engine's
-    DOCKER-USER chain.
+    set. nft, frames: our tables of the families inet and bridge. flows: desired = the kinds that may exist; actual = the kinds that do.
+    engine_accepts: rules of ours in the Engine's DOCKER-USER chain.
     """
 
     bridge: Bridge | None = None
@@ -141,6 +145,7 @@ class NamespaceTable:
     neighbours: Mapping[str, str] = field(default_factory=dict)
     sysctls: Mapping[str, str] = field(default_factory=dict)
     nft: NftTable | None = None
+    frames: NftTable | None = None
     ipvs: Mapping[int, IpvsService] = field(default_factory=dict)
     flows: frozenset[Flow] = frozenset()
     engine_accepts: frozenset[str] = frozenset()

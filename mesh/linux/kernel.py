@@ -148,6 +148,7 @@ class Kernel:
         if uplink is not None:
             ours.append(uplink)
         nft = nftables.table(names.table)
+        frames = nftables.table(names.table, "bridge")
         both = frozenset({names.gateway_bridge, names.uplink})
         return NamespaceTable(
             bridge=_bridge(bridge),
@@ -156,6 +157,7 @@ class Kernel:
             host_routes=routes,
             sysctls=sysctl.read(desired.sysctls),
             nft=nft,
+            frames=frames,
             flows=self._host_flows(desired.flows) if nft is not None else frozenset(),
             engine_accepts=docker_user.rules(self._iptables, both) if self._iptables else frozenset(),
         )
@@ -164,15 +166,23 @@ class Kernel:
         """What is there of the pair, looked up where `desired` says the inner end should be."""
         master = next((item.name for item in links.values() if item.index == outer.master), None) if outer.master else None
         found = Attachment(
-            name=outer.name, netns="", netns_id=_MISSING, inner="", mac="", mtu=outer.mtu, bridge=master, outer_mac=outer.mac,
-            isolated=outer.isolated, up=outer.up,
-        )  # fmt: skip
+            name=outer.name,
+            netns="",
+            netns_id=_MISSING,
+            inner="",
+            mac="",
+            mtu=outer.mtu,
+            bridge=master,
+            outer_mac=outer.mac,
+            hairpin=outer.hairpin,
+            up=outer.up,
+        )
         if desired is None:
             return found
         if desired.outer_mac is None:
             found = replace(found, outer_mac=None)
-        if not desired.isolated:
-            found = replace(found, isolated=False)
+        if not desired.hairpin:
+            found = replace(found, hairpin=False)
         try:
             here = inode(desired.netns)
             with inside(desired.netns), Netlink(NETLINK_ROUTE) as netlink:
@@ -341,7 +351,13 @@ class Kernel:
             finally:
                 os.close(descriptor)
         with self._inside(op.namespace), Netlink(NETLINK_ROUTE) as netlink:
-            link.join_tunnel(netlink, op.tunnel, BRIDGE)
+            try:
+                link.join_tunnel(netlink, op.tunnel, BRIDGE)
+            except KernelError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                detail = f"UDP port {op.tunnel.port} is in use by something else on this node: choose another VXLAN port"
+                raise KernelError("bring up the VXLAN device", errno.EADDRINUSE, detail) from error
 
     def _create_tunnel(self, host: Netlink, tunnel: Tunnel, descriptor: int) -> None:
         deadline = time.monotonic() + _TUNNEL_WAIT_S

@@ -39,11 +39,11 @@ _INFO_KIND: Final = 1
 _INFO_DATA: Final = 2
 _INFO_SLAVE_KIND: Final = 4
 _INFO_SLAVE_DATA: Final = 5
+_BRPORT_MODE: Final = 4
 _VXLAN_ID: Final = 1
 _VXLAN_LOCAL: Final = 4
 _VXLAN_PORT: Final = 15
 _VXLAN_LOCAL6: Final = 17
-_BRPORT_ISOLATED: Final = 33
 _RT_TABLE_MAIN: Final = 254
 _RTPROT_STATIC: Final = 4
 _RTPROT_KERNEL: Final = 2
@@ -65,7 +65,7 @@ class Link:
     up: bool
     master: int
     peer: int
-    isolated: bool
+    hairpin: bool
     vni: int
     local: str
     port: int
@@ -105,7 +105,7 @@ def parse(payload: bytes) -> Link:
         up=bool(flags & _IFF_UP),
         master=_number(values.get(_IFLA_MASTER)),
         peer=_number(values.get(_IFLA_LINK)),
-        isolated=port.get(_BRPORT_ISOLATED, b"\0") != b"\0",
+        hairpin=port.get(_BRPORT_MODE, b"\0") != b"\0",
         vni=_number(own.get(_VXLAN_ID)),
         local=str(ip_address(local)) if local else "",
         port=int.from_bytes(own.get(_VXLAN_PORT, b""), "big"),
@@ -141,9 +141,10 @@ def create_tunnel(host: Netlink, tunnel: Tunnel, namespace: int) -> None:
         "IFLA_VXLAN_PROXY": 1,
         # the inner packet has its own checksum, and the underlay's frame too
         "IFLA_VXLAN_UDP_CSUM": 0,
-        "IFLA_VXLAN_UDP_ZERO_CSUM6_TX": 1,
-        "IFLA_VXLAN_UDP_ZERO_CSUM6_RX": 1,
     }
+    if six:
+        # only where it matters: devices with other flags can't share the UDP port, and 4789 has other users (Docker's own overlays)
+        settings |= {"IFLA_VXLAN_UDP_ZERO_CSUM6_TX": 1, "IFLA_VXLAN_UDP_ZERO_CSUM6_RX": 1}
     _new(
         host,
         f"create VXLAN device (VNI {tunnel.vni}, UDP port {tunnel.port})",
@@ -154,7 +155,7 @@ def create_tunnel(host: Netlink, tunnel: Tunnel, namespace: int) -> None:
 def join_tunnel(netlink: Netlink, tunnel: Tunnel, bridge: str) -> None:
     """Make it a port of the bridge that learns nothing, up."""
     _set(netlink, TUNNEL, {"IFLA_MTU": tunnel.mtu, "IFLA_MASTER": index(bridge)})
-    _set_port(netlink, index(TUNNEL), {"IFLA_BRPORT_LEARNING": 0})
+    _set_port(netlink, TUNNEL, {"IFLA_BRPORT_LEARNING": 0})
 
 
 def create_veth(netlink: Netlink, attachment: Attachment, inner: str, namespace: int) -> None:
@@ -183,8 +184,8 @@ def repair_outer(netlink: Netlink, attachment: Attachment) -> None:
     if attachment.bridge:
         values["IFLA_MASTER"] = index(attachment.bridge)
     _set(netlink, attachment.name, values)
-    if attachment.isolated:
-        _set_port(netlink, index(attachment.name), {"IFLA_BRPORT_ISOLATED": 1})
+    if attachment.hairpin:
+        _set_port(netlink, attachment.name, {"IFLA_BRPORT_MODE": 1})
 
 
 def set_up(netlink: Netlink, name: str, mtu: int | None = None) -> None:
@@ -276,11 +277,10 @@ def _set(netlink: Netlink, name: str, values: dict[str, object]) -> None:
     netlink.request(f"set link {name}", _RTM_NEWLINK, 0, _encode(message))
 
 
-def _set_port(netlink: Netlink, port: int, values: dict[str, object]) -> None:
+def _set_port(netlink: Netlink, port: str, values: dict[str, object]) -> None:
     message = ifinfmsg()
-    message["index"] = port
     slave = [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", {"attrs": list(values.items())})]
-    message["attrs"] = [("IFLA_LINKINFO", {"attrs": slave})]
+    message["attrs"] = [("IFLA_IFNAME", port), ("IFLA_LINKINFO", {"attrs": slave})]
     netlink.request("set bridge port", _RTM_NEWLINK, 0, _encode(message))
 
 

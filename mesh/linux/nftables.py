@@ -9,7 +9,7 @@ import subprocess
 from typing import Final
 
 from mesh.errors import KernelError, KernelUnsupported
-from mesh.nft import FAMILY, parse
+from mesh.nft import parse
 from mesh.table import NftTable
 
 _TIMEOUT_S: Final = 60.0
@@ -21,14 +21,14 @@ def load(script: str) -> None:
         raise KernelError("load nft rules", 0, _first_line(done.stderr))
 
 
-def table(name: str) -> NftTable | None:
+def table(name: str, family: str = "inet") -> NftTable | None:
     """Our table as the kernel has it, None if there is none."""
-    done = _nft(["-j", "-n", "list", "table", FAMILY, name], None)
+    done = _nft(["-j", "-n", "list", "table", family, name], None)
     if done.returncode:
         if "No such file or directory" in done.stderr:
             return None
         raise KernelError(f"read nft table {name}", 0, _first_line(done.stderr))
-    return parse(done.stdout, name)
+    return parse(done.stdout, name, family)
 
 
 def has_chain(family: str, table_name: str, chain: str) -> bool:

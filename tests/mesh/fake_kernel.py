@@ -1,4 +1,4 @@
-"""A strict kernel in memory: runs the operations of a plan on tables, refuses what the real one would refuse, and is asked about packets."""
+"""A strict kernel in memory: runs the operations of a plan, refuses what the real one would refuse, is asked about packets."""
 
 from __future__ import annotations
 
@@ -82,6 +82,13 @@ class FakeKernel:
                     raise Refused(op)
                 if "run/netns" in attachment.netns and attachment.netns.rpartition("/")[2] not in self.tables:
                     raise Refused(op)
+                if replaced or not old:
+                    # what hung on the old link went with it
+                    t = replace(
+                        t,
+                        host_routes={a: via for a, via in t.host_routes.items() if via != attachment.name},
+                        sysctls={k: v for k, v in t.sysctls.items() if f".conf.{attachment.name}." not in k},
+                    )
                 return replace(t, attachments={**t.attachments, attachment.name: attachment})
             case plan.DeleteLink(_, name):
                 if t.bridge and t.bridge.name == name:
@@ -99,6 +106,8 @@ class FakeKernel:
                     raise Refused(op)
                 return replace(t, host_routes={k: v for k, v in t.host_routes.items() if k != address})
             case plan.LoadNft(_, desired, actual, text):
+                if (desired or actual).family == "bridge":  # type: ignore[union-attr]
+                    return replace(t, frames=desired)
                 if t.nft != actual or script(desired, actual) != text:
                     raise Refused(op)
                 if desired:
@@ -163,5 +172,3 @@ def check_references(table: NftTable) -> None:
         for value in m.elements.values():
             if value.startswith("goto ") and value.removeprefix("goto ") not in table.chains:
                 raise Refused(value)
-
-

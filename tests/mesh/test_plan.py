@@ -42,7 +42,13 @@ def universe(balancer: str = "nftables") -> list[Tables]:
             network = Network("n", 5, ("10.0.0.0/24",), "10.0.0.2", local=local, remote=remote, services=services)
             found.append(tables(NodeState("192.0.2.1", (network,), balancer=balancer)))  # type: ignore[arg-type]
     network = Network(
-        "n", 5, ("10.0.0.0/24",), "10.0.0.2", ingress=True, local=(LocalEndpoint("x", X, "/c/x"),), services=(VirtualService(VIP, (Backend(X),)),)
+        "n",
+        5,
+        ("10.0.0.0/24",),
+        "10.0.0.2",
+        ingress=True,
+        local=(LocalEndpoint("x", X, "/c/x"),),
+        services=(VirtualService(VIP, (Backend(X),)),),
     )
     ports = (PublishedPort("tcp", 80, 8080, (Backend(X),)),)
     published = NodeState("192.0.2.1", (network,), (Sandbox("s", "/c/x"),), ports, (HostPort("udp", 53, 53, "s"),), balancer)  # type: ignore[arg-type]
@@ -130,4 +136,15 @@ def test_a_foreign_route_or_address_on_our_links_is_drift() -> None:
     for op in ops:
         kernel.run(op)
     assert len(ops) == 2
+    assert kernel.tables == state
+
+
+def test_a_replaced_uplink_gets_its_route_and_settings_again() -> None:
+    network = Network("n", 5, ("10.0.0.0/24",), "10.0.0.2", ingress=True)
+    state = tables(NodeState("192.0.2.1", (network,)))
+    host = state[HOST]
+    lost = {name: replace(a, netns_id=-1) for name, a in host.attachments.items()}
+    kernel = FakeKernel({**state, HOST: replace(host, attachments=lost)})
+    for op in plan(state, kernel.tables):
+        kernel.run(op)
     assert kernel.tables == state
