@@ -79,11 +79,11 @@ def demo(keep: bool, figures: bool, state_dir: str) -> None:
     """Three nodes on this machine play the main job: publish, balance, resolve, scale, kill, update. Measured; leaves nothing behind."""
     from rich.console import Console
 
-    from orchestrator.lab.demo import play
+    from orchestrator.lab.performance import play
 
     # a log file or a pipe is no reason to fold the summary at 80 columns
     console = Console() if sys.stdout.isatty() else Console(width=150)
-    play(Path(state_dir), keep=keep, figures=figures, console=console)
+    play(Path(state_dir), keep=keep, with_figures=figures, console=console)
 
 
 def _add_lab() -> None:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 
 from docker import DockerClient
 from rich.console import Console, Group, RenderableType
@@ -20,7 +19,6 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.errors import ConfigError
 from orchestrator.lab.image import DEMO_IMAGE, VERSIONS
 from orchestrator.lab.lab import Lab, LabError, Node, wait_until
 from orchestrator.lab.probe import Log, Probe, dns_addresses, http_get, in_network
@@ -61,7 +59,7 @@ class Demo:
     """The story. Every step leaves a `Step` in `steps`; LabError if what must be seen isn't seen in time."""
 
     def __init__(self, lab: Lab, console: Console) -> None:
-        self._lab, self._console = lab, console
+        self.lab, self._console = lab, console
         self.steps: list[Step] = []
         self.log = Log()
         self._probes: list[Probe] = []
@@ -73,13 +71,13 @@ class Demo:
     @property
     def api(self) -> DockerClient:
         if self._client is None:
-            self._client = self._lab.nodes[0].docker()
+            self._client = self.lab.nodes[0].docker()
         return self._client
 
     def docker(self, *arguments: str) -> str:
         """Run the stock CLI against the first node's meshd, shown as a user would type it."""
         self._console.print(f"  [cyan]$ docker {' '.join(arguments)}[/]", highlight=False)
-        command = ["docker", "-H", f"unix://{self._lab.nodes[0].layout.meshd_socket}", *arguments]
+        command = ["docker", "-H", f"unix://{self.lab.nodes[0].layout.meshd_socket}", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=180)
         if done.returncode != 0:
             raise LabError(f"`docker {' '.join(arguments)}` failed: {done.stderr.strip() or done.stdout.strip()}")
@@ -120,12 +118,12 @@ class Demo:
         """What the tasks' servers call themselves (their containers' hostnames)."""
         names = set()
         for task in tasks.values():
-            with _closing(self._lab.node(task.node).engine()) as engine:
+            with closing(self.lab.node(task.node).engine()) as engine:
                 names.add(engine.containers.get(task.container).attrs["Config"]["Hostname"])
         return names
 
     def client_netns(self, node: Node) -> str:
-        with _closing(node.engine()) as engine:
+        with closing(node.engine()) as engine:
             found = engine.containers.list(filters={"label": "com.docker.swarm.service.name=client"})
             return f"/proc/{found[0].attrs['State']['Pid']}/ns/net"
 
@@ -134,7 +132,7 @@ class Demo:
     def _table(self, start: float) -> RenderableType:
         table = Table("node", "through its port 8080", "through the VIP", "tasks.web in DNS", box=None, padding=(0, 2))
         recent = max(start, time.monotonic() - 1.0)
-        for node in self._lab.nodes:
+        for node in self.lab.nodes:
             cells = [node.name]
             for kind in ("port", "vip"):
                 answers = [a for a in self.log.since(start, (kind,)) if a.node == node.name]
@@ -188,11 +186,11 @@ class Demo:
 
         def done() -> bool:
             return all(
-                self.log.all_seen(node.name, kind, start, hosts) is not None for node in self._lab.nodes for kind in ("port", "vip")
-            ) and all(self.log.dns_is(node.name, "dns", start, addresses) is not None for node in self._lab.nodes)
+                self.log.all_seen(node.name, kind, start, hosts) is not None for node in self.lab.nodes for kind in ("port", "vip")
+            ) and all(self.log.dns_is(node.name, "dns", start, addresses) is not None for node in self.lab.nodes)
 
         wait_until(done, deadline_s, f"every node balances over {len(hosts)} tasks and resolves {sorted(addresses)}", every_s=0.02)
-        for node in self._lab.nodes:
+        for node in self.lab.nodes:
             seen = [self.log.all_seen(node.name, kind, start, hosts) or 0.0 for kind in ("port", "vip")]
             step.balancer_ms[node.name] = max(seen) * 1000
             step.dns_ms[node.name] = (self.log.dns_is(node.name, "dns", start, addresses) or 0.0) * 1000
@@ -200,8 +198,8 @@ class Demo:
     # ---- the story -------------------------------------------------------------------------------------------------------------
 
     def start_probes(self) -> None:
-        switch = f"/run/netns/{self._lab.layout.switch}"
-        for node in self._lab.nodes:
+        switch = f"/run/netns/{self.lab.layout.switch}"
+        for node in self.lab.nodes:
             inside = self.client_netns(node)
 
             def through_port(address: str = node.address) -> tuple[str, ...]:
@@ -250,7 +248,7 @@ class Demo:
             "a client task on every node; from each, `web` is the VIP and `tasks.web` the tasks", "names, from every node"
         ) as step:
             self.docker("service", "create", "-d", "--name", "client", "--mode", "global", "--network", "demo", V1, "idle")
-            self.wait_running("client", len(self._lab.nodes))
+            self.wait_running("client", len(self.lab.nodes))
             self._check_names(step)
         self.start_probes()
         with self.step(
@@ -271,7 +269,7 @@ class Demo:
             self._scale_in(step)
         with self.step("one container is killed by hand: gone everywhere, then replaced", "a container is killed") as step:
             self._kill_container(step)
-        with self.step(f"meshd on {self._lab.nodes[1].name} is killed (SIGKILL) while requests flow", "meshd is killed") as step:
+        with self.step(f"meshd on {self.lab.nodes[1].name} is killed (SIGKILL) while requests flow", "meshd is killed") as step:
             self._kill_meshd(step)
         with self.step("a rolling update to v2", "rolling update") as step:
             start = time.monotonic()
@@ -279,7 +277,7 @@ class Demo:
             tasks = self.wait_running("web", 3, 90, version="v2")
             ready = max(task.ready for task in tasks.values())
             self.follow(step, ready, "the last new task being ready", tasks)
-            wait_until(lambda: self._containers("web") == 3, 30, "the old containers are stopped")
+            wait_until(lambda: self.containers("web") == 3, 30, "the old containers are stopped")
             step.note = f"all tasks run v2 after {ready - start:.1f} s"
         self.stop_probes()
 
@@ -291,24 +289,24 @@ class Demo:
         tasks = self.running("web")
         leaving = self.hostnames({id: task for id, task in before.items() if id not in tasks})
         self.follow(step, start, "the command", tasks)
-        wait_until(lambda: self._containers("web") == 3, 30, "the containers of the others are stopped")
+        wait_until(lambda: self.containers("web") == 3, 30, "the containers of the others are stopped")
         step.note = f"the last container stopped after {(time.monotonic() - start) * 1000:.0f} ms"
-        for node in self._lab.nodes:
+        for node in self.lab.nodes:
             step.balancer_ms[node.name] = self.log.last_answer_by(node.name, leaving, start) * 1000
 
     def _addresses(self, service: str) -> set[str]:
         return {task.address for task in self.running(service).values()}
 
-    def _containers(self, service: str) -> int:
+    def containers(self, service: str) -> int:
         count = 0
-        for node in self._lab.nodes:
-            with _closing(node.engine()) as engine:
+        for node in self.lab.nodes:
+            with closing(node.engine()) as engine:
                 count += len(engine.containers.list(filters={"label": f"com.docker.swarm.service.name={service}"}))
         return count
 
     def _check_names(self, step: Step) -> None:
         addresses = self._addresses("web")
-        for node in self._lab.nodes:
+        for node in self.lab.nodes:
             inside = self.client_netns(node)
 
             def right(inside: str = inside) -> bool:
@@ -338,7 +336,7 @@ class Demo:
         self.wait_running("rr", 3)
         addresses = self._addresses("rr")
         firsts: dict[str, set[str]] = {}
-        for node in self._lab.nodes:
+        for node in self.lab.nodes:
             inside = self.client_netns(node)
 
             def resolves(inside: str = inside) -> bool:
@@ -355,7 +353,7 @@ class Demo:
     def _kill_container(self, step: Step) -> None:
         before = self.running("web")
         victim = before[min(before)]
-        with _closing(self._lab.node(victim.node).engine()) as engine:
+        with closing(self.lab.node(victim.node).engine()) as engine:
             container = engine.containers.get(victim.container)
             self._console.print(f"  [cyan]$ docker kill {container.short_id}[/]   (on {victim.node}, past meshd)")
             start = time.monotonic()
@@ -365,18 +363,18 @@ class Demo:
             answers = [a for a in self.log.since(start, ("dns",)) if a.node == node.name and a.ok]
             return [a.ended - start for a in answers if victim.address not in a.by]
 
-        wait_until(lambda: all(without(node) for node in self._lab.nodes), 10, f"{victim.address} is gone from every DNS", every_s=0.01)
+        wait_until(lambda: all(without(node) for node in self.lab.nodes), 10, f"{victim.address} is gone from every DNS", every_s=0.01)
         tasks = self.wait_running("web", 3)
         new = next(task for id, task in tasks.items() if id not in before)
         self.follow(step, new.ready, "its replacement being ready", tasks)
-        for node in self._lab.nodes:
+        for node in self.lab.nodes:
             step.dns_ms[node.name] = min(without(node)) * 1000
             step.balancer_ms[node.name] = 1000 * max(self.log.last_failure(node.name, kind, start) for kind in ("port", "vip"))
         step.since = "(since the kill; balancer: when the last request that failed was begun)"
         step.note = f"replaced by {new.address} after {new.ready - start:.1f} s (the restart delay is 5 s)"
 
     def _kill_meshd(self, step: Step) -> None:
-        node = self._lab.nodes[1]
+        node = self.lab.nodes[1]
         node.kill("meshd")
         start = time.monotonic()
         wait_until(lambda: bool(node.pid_of("meshd")), 15, f"meshd on {node.name} is started again")
@@ -388,38 +386,6 @@ class Demo:
 
     def _node_state(self, name: str) -> str:
         return next(str(n["Status"]["State"]) for n in self.api.api.nodes() if n["Description"]["Hostname"] == name)
-
-    def figures(self) -> list[tuple[str, str]]:
-        """Measured: what the peers' figures are known for. Needs the story's network and image."""
-        results: list[tuple[str, str]] = []
-        times = []
-        for attempt in range(5):
-            started = time.monotonic()
-            name = f"one{attempt}"
-            self.docker("service", "create", "-d", "--name", name, "--network", "demo", V1, "idle")
-            self.wait_running(name, 1)
-            times.append(time.monotonic() - started)
-            self.docker("service", "rm", name)
-        results.append(("create 1 service on an overlay, docker CLI included -> running (median of 5)", f"{sorted(times)[2]:.2f} s"))
-        started = time.monotonic()
-        self.docker("service", "create", "-d", "--name", "fifty", "--replicas", "50", "--network", "demo", V1, "idle")
-        self.wait_running("fifty", 50, 180)
-        results.append(("50 replicas on 3 nodes -> all running", f"{time.monotonic() - started:.1f} s"))
-        started = time.monotonic()
-        self.docker("service", "rm", "fifty")
-        wait_until(lambda: self._containers("fifty") == 0, 120, "the 50 containers are gone")
-        results.append(("... removed, containers gone", f"{time.monotonic() - started:.1f} s"))
-        self.docker("service", "create", "-d", "--name", "ten", "--replicas", "10", "--network", "demo", V1)
-        self.wait_running("ten", 10)
-        started = time.monotonic()
-        self.docker("service", "update", "-d", "--no-resolve-image", "--image", V2, "--update-parallelism", "1", "ten")
-        self.wait_running("ten", 10, 180, version="v2")
-        results.append(("rolling update of 10, parallelism 1", f"{time.monotonic() - started:.1f} s"))
-        self.docker("service", "rm", "ten")
-        for unit in ("meshd", "etcd", "dnsd"):
-            memory = [f"{node.report().rss_bytes[unit] / 2**20:.0f} MB" for node in self._lab.nodes if unit in node.report().rss_bytes]
-            results.append((f"resident memory of {unit}, by node", ", ".join(memory)))
-        return results
 
     def summary(self) -> Table:
         table = Table(title="what happened (times: the slowest of the nodes)")
@@ -433,47 +399,8 @@ class Demo:
 
 
 @contextlib.contextmanager
-def _closing(client: DockerClient) -> Iterator[DockerClient]:
+def closing(client: DockerClient) -> Iterator[DockerClient]:
     try:
         yield client
     finally:
         client.close()
-
-
-def play(state_dir: Path, *, keep: bool, figures: bool, console: Console, nodes: int = 3) -> list[Step]:
-    """Bring up a lab, play, take it down (unless `keep`). ConfigError if a lab is already there: it may be somebody's."""
-    lab = Lab(state_dir, progress=lambda text: console.print(f"  [dim]· {text}[/]"))
-    if lab.count:
-        raise ConfigError(f"there is already a lab in {state_dir}; take it down with `meshd lab down`, then run the demo again")
-    started = time.monotonic()
-    console.print("[bold]meshd: three nodes on this machine[/], each with its own Docker Engine, meshd and DNS server")
-    demo = Demo(lab, console)
-    finished = False
-    try:
-        lab.up(nodes)
-        console.print(f"  cluster of {nodes} ready after {time.monotonic() - started:.1f} s")
-        demo.play()
-        measured = demo.figures() if figures else []
-        finished = True
-        console.print()
-        console.print(demo.summary())
-        if measured:
-            table = Table("figure", "measured", title="figures")
-            for row in measured:
-                table.add_row(*row)
-            console.print(table)
-    finally:
-        demo.stop_probes()
-        if not (keep and finished):
-            console.print("\ncleaning up")
-            lab.down()
-    if keep:
-        socket = lab.nodes[0].layout.meshd_socket
-        console.print(
-            f"\nThe cluster is up. Use it:\n  export DOCKER_HOST=unix://{socket}\n  docker node ls; docker service ps web\n"
-            f"  .venv/bin/meshd lab exec node-2 -- curl -s localhost:{PUBLISHED}\nTake it down:\n  .venv/bin/meshd lab down"
-        )
-    console.print(
-        f"\n{len(demo.steps)} steps in {time.monotonic() - started:.0f} s" + ("" if keep else "; nothing is left on this machine")
-    )
-    return demo.steps
