@@ -114,7 +114,7 @@ async def test_a_taken_port_is_said_and_nothing_stays(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", config.client_port))
         taken.listen()
         manager = Manager(config)
-        with pytest.raises(ConfigError, match="address already in use"):
+        with pytest.raises(ConfigError, match="another program uses it"):
             await manager.start(founding)
         assert manager._etcd.pid == 0
 
