@@ -22,6 +22,8 @@ def family(address: str) -> int:
     parsed = ip_address(address)
     if str(parsed) != address:
         raise ValueError(f"{address!r} is not in canonical form ({parsed})")
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped:
+        raise ValueError(f"{address!r} is an IPv4 address in IPv6 form")
     return parsed.version
 
 
@@ -58,7 +60,7 @@ def link_name(prefix: str, *parts: str) -> str:
 
 def parse_subnets(subnets: Iterable[str], field: str) -> tuple[NetworkLike, ...]:
     try:
-        parsed = tuple(ip_network(s) for s in subnets)
+        parsed = tuple(_subnet(s) for s in subnets)
     except ValueError as error:
         raise ConfigError(field, f"not a subnet: {error}") from error
     if not parsed:
@@ -66,17 +68,27 @@ def parse_subnets(subnets: Iterable[str], field: str) -> tuple[NetworkLike, ...]
     return parsed
 
 
-def subnet_of(address: str, subnets: Iterable[NetworkLike], field: str) -> NetworkLike:
+@lru_cache(maxsize=4096)
+def _subnet(text: str) -> NetworkLike:
+    return ip_network(text)
+
+
+def subnet_of(address: str, subnets: tuple[str, ...], field: str) -> NetworkLike:
     """The subnet that holds `address`; ConfigError when it isn't an address or none does."""
     try:
-        family(address)
+        found = _find(address, subnets)
     except ValueError as error:
         raise ConfigError(field, f"not an address: {error}") from error
-    parsed = ip_address(address)
-    for subnet in subnets:
-        if parsed.version == subnet.version and parsed in subnet:
-            return subnet
-    raise ConfigError(field, f"{address} is in none of the subnets {', '.join(map(str, subnets))}")
+    if found is None:
+        raise ConfigError(field, f"{address} is in none of the subnets {', '.join(subnets)}")
+    return found
+
+
+# Every apply checks every address of every network; parsing them again would be most of its time.
+@lru_cache(maxsize=262144)
+def _find(address: str, subnets: tuple[str, ...]) -> NetworkLike | None:
+    version, parsed = family(address), ip_address(address)
+    return next((s for s in map(_subnet, subnets) if s.version == version and parsed in s), None)
 
 
 def assign_gateways(subnet: str, names: Iterable[str], present: Mapping[str, str]) -> dict[str, str]:

@@ -56,7 +56,8 @@ class NodeMesh:
         self._balancer: str | None = None
 
     async def apply(self, state: NodeState, *, resync: bool = False) -> Report:
-        """Make the kernel so. Raises ConfigError when the state as a whole makes no sense (nothing is changed then); failures of single
+        """Make the kernel so. Raises ConfigError when the state as a whole makes no sense, KernelUnsupported
+        when its balancer is not to be had (nothing is changed then); failures of single
         objects are in the report. Without `resync` what is known of the kernel is what the last apply left there.
         """
         return await self._run(lambda: self._apply(state, resync))

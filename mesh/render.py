@@ -47,6 +47,11 @@ class Names:
     def namespace(self, network_id: str) -> str:
         return f"{self.prefix}-{network_id}"
 
+    @property
+    def mark(self) -> str:
+        """Alias of the loopback in a namespace of ours: a name alone could be anybody's."""
+        return f"meshd {self.prefix}"
+
     def owns_namespace(self, name: str) -> bool:
         return name.startswith(f"{self.prefix}-")
 
@@ -160,10 +165,10 @@ def render_network(network: Network, state: NodeState, facts: Facts, errors: dic
     if not 0 < network.vni < 1 << 24:
         raise ConfigError(f"{where}: vni", f"{network.vni} is not between 1 and 16777215")
     subnets = addr.parse_subnets(network.subnets, f"{where}: subnets")
-    lb_subnet = addr.subnet_of(network.lb_address, subnets, f"{where}: lb_address")
+    lb_subnet = addr.subnet_of(network.lb_address, network.subnets, f"{where}: lb_address")
     if network.ingress and lb_subnet.version != 4:
         raise ConfigError(f"{where}: lb_address", "the ingress network needs an IPv4 LB address")
-    _check_members(network, subnets, where, state.published if network.ingress else ())
+    _check_members(network, where, state.published if network.ingress else ())
     overhead = 50 if addr.family(state.underlay) == 4 else 70
     mtu = network.mtu or facts.underlay_mtu - overhead
     if not 576 <= mtu <= 65535 or (lb_subnet.version == 6 and mtu < 1280):
@@ -198,20 +203,20 @@ def render_network(network: Network, state: NodeState, facts: Facts, errors: dic
     )
 
 
-def _check_members(network: Network, subnets: tuple[addr.NetworkLike, ...], where: str, published: Iterable[PublishedPort]) -> None:
+def _check_members(network: Network, where: str, published: Iterable[PublishedPort]) -> None:
     _unique(f"{where}: local", (e.id for e in network.local), "endpoint id")
     holders: dict[str, str] = {network.lb_address: "the LB address"}
     for address, holder in (
         *((e.address, f"endpoint {e.id}") for e in network.local),
         *((s.vip, "a VIP") for s in network.services),
     ):
-        addr.subnet_of(address, subnets, f"{where}: {holder}")
+        addr.subnet_of(address, network.subnets, f"{where}: {holder}")
         if address in holders:
             raise ConfigError(f"{where}: {holder}", f"{address} is already {holders[address]}")
         holders[address] = holder
     macs: dict[str, str] = {}
     for remote in network.remote:
-        addr.subnet_of(remote.address, subnets, f"{where}: remote")
+        addr.subnet_of(remote.address, network.subnets, f"{where}: remote")
         if macs.setdefault(addr.mac(remote.address), remote.address) != remote.address:
             raise ConfigError(
                 f"{where}: remote", f"{remote.address} has the MAC of {macs[addr.mac(remote.address)]}: choose another address"
@@ -222,21 +227,21 @@ def _check_members(network: Network, subnets: tuple[addr.NetworkLike, ...], wher
             raise ConfigError(f"{where}: remote {remote.address}", f"vtep: {error}") from error
     for service in network.services:
         for backend in service.backends:
-            addr.subnet_of(backend.address, subnets, f"{where}: backend of {service.vip}")
+            addr.subnet_of(backend.address, network.subnets, f"{where}: backend of {service.vip}")
             if addr.family(backend.address) != addr.family(service.vip):
                 raise ConfigError(f"{where}: backend of {service.vip}", f"{backend.address} is of the other address family")
             if backend.weight < 0:
                 raise ConfigError(f"{where}: backend of {service.vip}", f"weight {backend.weight} is negative")
     for port in published:
         for backend in port.backends:
-            addr.subnet_of(backend.address, subnets, f"{where}: backend of port {port.published}")
+            addr.subnet_of(backend.address, network.subnets, f"{where}: backend of port {port.published}")
             if addr.family(backend.address) != 4:
                 raise ConfigError(f"{where}: backend of port {port.published}", f"{backend.address} is not an IPv4 address")
 
 
 def _endpoint_attachment(network: Network, endpoint: LocalEndpoint, mtu: int, facts: Facts) -> Attachment:
     subnets = addr.parse_subnets(network.subnets, network.id)
-    own = addr.subnet_of(endpoint.address, subnets, f"endpoint {endpoint.id}")
+    own = addr.subnet_of(endpoint.address, network.subnets, f"endpoint {endpoint.id}")
     return Attachment(
         name=endpoint_link(endpoint.id),
         netns=endpoint.netns,

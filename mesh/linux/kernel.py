@@ -1,8 +1,8 @@
 """The kernel behind the tables: read all that is ours, run one operation.
 
 Edge. All calls must come from one thread, the one whose namespace is the host's. Ownership is decided here and nowhere else: namespaces
-by prefix, everything inside them; in the host namespace the links and the nft table named after the prefix, and gateway links by being
-ports of our bridge.
+by their name and a mark on their loopback, everything inside them; in the host namespace the links and the nft table named after the
+prefix, and gateway links by being ports of our bridge.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final, assert_never
 from mesh import plan
 from mesh.address import address_of_gateway_port
 from mesh.balance import TABLE
-from mesh.errors import ConfigError, KernelError, NamespaceGone
+from mesh.errors import ConfigError, KernelError, KernelUnsupported, NamespaceGone
 from mesh.linux import conntrack, docker_user, link, nftables, rows, sysctl
 from mesh.linux import ipvs as ipvs_netlink
 from mesh.linux.namespace import Namespaces, inode, inside, open_namespace
@@ -45,7 +45,8 @@ class Kernel:
     # ---------------------------------------------------------------- facts
 
     def facts(self, state: NodeState) -> Facts:
-        """What `render` must know of this machine now. Raises ConfigError when the underlay address is not here."""
+        """What `render` must know of this machine now. Raises ConfigError when the underlay address is not here, KernelUnsupported when
+        the balancer is not."""
         with Netlink(NETLINK_ROUTE) as netlink:
             by_index = {item.index: item for item in link.links(netlink).values()}
             bridge = next((item.index for item in by_index.values() if item.name == self._names.gateway_bridge), 0)
@@ -63,10 +64,13 @@ class Kernel:
         self._iptables = docker_user.tool()
         if state.balancer == "ipvs":
             self._ipvs_family = ipvs_netlink.family_id()
+            if self._ipvs_family is None:
+                raise KernelUnsupported("use IPVS", errno.ENOENT, "the kernel has no ip_vs: choose the nftables balancer")
         host_id = inode("/proc/thread-self/ns/net")
         assert host_id is not None
         return Facts(
-            underlay_mtu=by_index[underlay].mtu,
+            # 65536 of a loopback is more than other links take
+            underlay_mtu=min(by_index[underlay].mtu, 65535),
             host_id=host_id,
             netns=self.netns_inodes(state),
             directory=self._namespaces.path("").rstrip("/"),
@@ -86,12 +90,24 @@ class Kernel:
         """All that is ours. `desired` says which containers to look into and which sysctls to read; it does not change what is found."""
         tables: dict[str, NamespaceTable] = {}
         for name in self._namespaces.names():
-            if self._names.owns_namespace(name) and (self._namespaces.alive(name) or name not in desired):
-                # a dead name that nobody wants is there to be deleted
-                alive = self._namespaces.alive(name)
-                tables[name] = self._read_network(name, desired.get(name, NamespaceTable())) if alive else NamespaceTable()
+            if not self._names.owns_namespace(name):
+                continue
+            if self._namespaces.alive(name):
+                # one that is wanted is adopted by its name, one that is not must also carry our mark: it is there to be deleted
+                if name in desired or self._marked(name):
+                    tables[name] = self._read_network(name, desired.get(name, NamespaceTable()))
+            elif name not in desired and self._namespaces.half_made(name):
+                tables[name] = NamespaceTable()
         tables[HOST] = self._read_host(desired.get(HOST, NamespaceTable()))
         return tables
+
+    def _marked(self, name: str) -> bool:
+        with self._inside(name), Netlink(NETLINK_ROUTE) as netlink:
+            return link.links(netlink)["lo"].alias == self._names.mark
+
+    def _mark(self) -> None:
+        with Netlink(NETLINK_ROUTE) as netlink:
+            link.mark_loopback(netlink, self._names.mark)
 
     def _read_network(self, name: str, desired: NamespaceTable) -> NamespaceTable:
         with self._inside(name):
@@ -251,9 +267,7 @@ class Kernel:
         """Idempotent: running it again after an interruption ends in the same place. Raises KernelError."""
         match op:
             case plan.CreateNamespace(name):
-                self._namespaces.create(name)
-                with self._inside(name), Netlink(NETLINK_ROUTE) as netlink:
-                    link.set_up(netlink, "lo")
+                self._namespaces.create(name, self._mark)
             case plan.DeleteNamespace(name):
                 self._delete_namespace(name)
             case plan.PutTunnel():

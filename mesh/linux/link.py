@@ -35,6 +35,7 @@ _IFLA_MTU: Final = 4
 _IFLA_LINK: Final = 5
 _IFLA_MASTER: Final = 10
 _IFLA_LINKINFO: Final = 18
+_IFLA_ALIAS: Final = 20
 _INFO_KIND: Final = 1
 _INFO_DATA: Final = 2
 _INFO_SLAVE_KIND: Final = 4
@@ -59,6 +60,7 @@ class Link:
 
     index: int
     name: str
+    alias: str
     kind: str
     mac: str
     mtu: int
@@ -99,6 +101,7 @@ def parse(payload: bytes) -> Link:
     return Link(
         index=index,
         name=_string(values[_IFLA_IFNAME]),
+        alias=_string(values.get(_IFLA_ALIAS, b"")),
         kind=kind,
         mac=values.get(_IFLA_ADDRESS, b"").hex(":"),
         mtu=_number(values.get(_IFLA_MTU)),
@@ -190,6 +193,11 @@ def repair_outer(netlink: Netlink, attachment: Attachment) -> None:
 
 def set_up(netlink: Netlink, name: str, mtu: int | None = None) -> None:
     _set(netlink, name, {"IFLA_MTU": mtu} if mtu else {})
+
+
+def mark_loopback(netlink: Netlink, alias: str) -> None:
+    """Up, and labelled."""
+    _set(netlink, "lo", {"IFLA_IFALIAS": alias})
 
 
 def delete_link(netlink: Netlink, name: str) -> None:

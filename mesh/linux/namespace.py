@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,7 @@ _MS_BIND: Final = 4096
 _MS_REC: Final = 16384
 _MS_SHARED: Final = 1 << 20
 _MNT_DETACH: Final = 2
+_MODE: Final = 0o444
 _THREAD_NS: Final = "/proc/thread-self/ns/net"
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -97,21 +98,22 @@ class Namespaces:
     def alive(self, name: str) -> bool:
         return inode(self.path(name)) is not None
 
-    def create(self, name: str) -> None:
-        """Afterwards the namespace exists with its loopback down; one that exists is left alone, remains of a killed attempt are
-        replaced."""
+    def create(self, name: str, prepare: Callable[[], None]) -> None:
+        """Afterwards the namespace exists under its name; `prepare` ran in it before it got the name. One that exists is left alone,
+        remains of a killed attempt are replaced."""
         self._prepare_directory()
         if self.alive(name):
             return
         self.delete(name)
         path = self.path(name)
-        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o444))
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, _MODE))
         # A thread of its own: it leaves this process's namespace for good and ends.
         failures: list[KernelError] = []
 
         def bind() -> None:
             try:
                 unshare_network()
+                prepare()
                 _mount(_THREAD_NS, path, _MS_BIND, f"bind network namespace {name}")
             except KernelError as error:
                 failures.append(error)
@@ -122,6 +124,13 @@ class Namespaces:
         if failures:
             self.delete(name)
             raise failures[0]
+
+    def half_made(self, name: str) -> bool:
+        """A `create` was killed here. (`ip netns add` leaves another mode.)"""
+        try:
+            return not self.alive(name) and Path(self.path(name)).stat().st_mode & 0o777 == _MODE
+        except OSError:
+            return False
 
     def delete(self, name: str) -> None:
         path = self.path(name)

@@ -14,6 +14,7 @@ from mesh import (
     Backend,
     ConfigError,
     HostPort,
+    KernelUnsupported,
     LocalEndpoint,
     NamespaceGone,
     Network,
@@ -373,7 +374,7 @@ async def test_what_others_made_stays_and_flush_leaves_nothing_of_ours(pair: Pai
     host = bed.space("a0")
     before_links = sh(f"ip -n {host} -o link").count("\n")
     sh(f"ip netns exec {host} nft add table inet theirs && ip -n {host} link add name theirs type bridge")
-    sh(f"ip -n {host} link add mg-theirs type veth peer name mg-other && ip netns add {bed.tag}yours")
+    sh(f"ip -n {host} link add mg-theirs type veth peer name mg-other && ip netns add {bed.prefix('a')}-theirs")
     report = await pair.meshes["a"].apply(pair.state("a"), resync=True)
     assert report.ops == ()
     assert before_links > 4
@@ -383,9 +384,10 @@ async def test_what_others_made_stays_and_flush_leaves_nothing_of_ours(pair: Pai
     assert links == {"lo", "eth0", "theirs", "mg-theirs", "mg-other"}
     assert sh(f"ip netns exec {host} nft list tables").strip() == "table inet theirs"
     assert sh(f"ip -n {host} route").strip() == "192.0.2.0/24 dev eth0 proto kernel scope link src 192.0.2.1"
-    assert not list(Path("/run/netns").glob(bed.prefix("a") + "-*"))
+    # under our prefix, but without our mark
+    assert [p.name for p in Path("/run/netns").glob(bed.prefix("a") + "-*")] == [f"{bed.prefix('a')}-theirs"]
     assert sh(f"ip -n {bed.space('a1')} -o link").count("\n") == 1
-    sh(f"ip netns del {bed.tag}yours")
+    sh(f"ip netns del {bed.prefix('a')}-theirs")
     sh(f"ip -n {host} link del theirs && ip -n {host} link del mg-theirs && ip netns exec {host} nft delete table inet theirs")
 
 
@@ -427,6 +429,13 @@ async def test_a_wrong_network_freezes_itself_and_nothing_else(pair: Pair) -> No
     assert bed.ask("out", "192.0.2.1", 8080) == "refused"
     with pytest.raises(ConfigError, match=r"no interface of this node has the address 192\.0\.2\.55"):
         await pair.meshes["a"].apply(replace(state, underlay="192.0.2.55"))
+
+
+@pytest.mark.skipif(detect_balancer() == "ipvs", reason="the kernel has ip_vs")
+async def test_a_balancer_the_kernel_lacks_changes_nothing(pair: Pair) -> None:
+    with pytest.raises(KernelUnsupported, match="choose the nftables balancer"):
+        await pair.meshes["a"].apply(replace(pair.state("a"), balancer="ipvs"))
+    assert (await pair.meshes["a"].apply(pair.state("a"), resync=True)).ops == ()
 
 
 async def test_a_taken_vni_is_a_sentence(pair: Pair, bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:

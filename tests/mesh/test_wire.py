@@ -1,0 +1,122 @@
+"""Bytes to and from the kernel: attributes, IPVS, tracked connections, links."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.errors import ConfigError
+from mesh.ipvs import ipvs_services, marking_table, port_mark, vip_mark
+from mesh.linux import conntrack, ipvs
+from mesh.linux.netlink import Netlink, attribute, attributes, nested
+from mesh.model import Backend, Network, PublishedPort, VirtualService
+from mesh.table import IpvsDestination, IpvsService
+
+
+@given(st.dictionaries(st.integers(1, 1000), st.binary(max_size=40)))
+def test_attributes_round_trip(values: dict[int, bytes]) -> None:
+    assert attributes(b"".join(attribute(k, v) for k, v in values.items())) == values
+    assert attributes(attributes(nested(3, *(attribute(k, v) for k, v in values.items())))[3]) == values
+
+
+@given(st.binary(max_size=80))
+def test_attributes_of_noise_end(noise: bytes) -> None:
+    attributes(noise)
+
+
+addresses = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6).filter(lambda a: not a.ipv4_mapped)).map(str)
+
+
+@given(st.integers(1, 2**32 - 1), st.sampled_from([4, 6]), st.sampled_from(["rr", "wlc", "mh"]), st.integers(0, 86400))
+def test_ipvs_service_round_trip(mark: int, family: int, scheduler: str, timeout_s: int) -> None:
+    service = IpvsService(mark, family, scheduler, timeout_s)
+    assert ipvs.decode_service(attributes(ipvs.encode_service(service, whole=True))[1]) == service
+
+
+@given(addresses, st.integers(0, 65535), st.integers(0, 65535))
+def test_ipvs_destination_round_trip(address: str, port: int, weight: int) -> None:
+    destination = IpvsDestination(address, port, weight)
+    family = 6 if ":" in address else 4
+    assert ipvs.decode_destination(attributes(ipvs.encode_destination(destination))[2], family) == (destination, 0)
+
+
+def test_an_ipvs_service_on_the_wire() -> None:
+    """Firewall mark 10, round robin, in the attributes of linux/ip_vs.h."""
+    wire = ipvs.encode_service(IpvsService(10, 4, "rr"), whole=True)
+    assert (
+        wire.hex()
+        == (
+            "38000180"  # IPVS_CMD_ATTR_SERVICE, nested
+            "0600010002000000"  # AF_INET
+            "080005000a000000"  # fwmark 10
+            "07000600727200" + "00"  # "rr"
+            "0c00070000000000ffffffff"  # flags, mask
+            "0800080000000000"  # timeout
+            "08000900ffffffff"  # netmask
+        )
+    )
+
+
+def test_ipvs_render() -> None:
+    network = Network(
+        "n",
+        5,
+        ("10.0.0.0/24",),
+        "10.0.0.2",
+        ingress=True,
+        services=(VirtualService("10.0.0.100", (Backend("10.0.0.9"), Backend("10.0.0.8", 0)), affinity_s=60), VirtualService("10.0.0.101")),
+    )
+    published = (PublishedPort("udp", 53, 5353, (Backend("10.0.0.9"),)), PublishedPort("tcp", 81, 81))
+    services = ipvs_services(network, published)
+    assert services.keys() == {vip_mark("10.0.0.100"), vip_mark("10.0.0.101"), port_mark(17, 53), port_mark(6, 81)}
+    assert services[vip_mark("10.0.0.100")].destinations == {IpvsDestination("10.0.0.9", 0, 1), IpvsDestination("10.0.0.8", 0, 0)}
+    assert services[vip_mark("10.0.0.100")].timeout_s == 60
+    assert services[port_mark(17, 53)].destinations == {IpvsDestination("10.0.0.9", 5353, 1)}
+    table = marking_table(network, (4,), published)
+    # nobody serves it: no mark, the namespace refuses by itself
+    assert table.maps["vip_marks4"].elements == {"10.0.0.100": str(vip_mark("10.0.0.100"))}
+    assert table.maps["port_marks"].elements == {"17 . 53": str(port_mark(17, 53))}
+
+
+def test_ipvs_marks_that_collide_are_a_sentence() -> None:
+    network = Network("n", 5, ("fd00::/64",), "fd00::2", services=(VirtualService("fd00::9"), VirtualService("fd00::9")))
+    with pytest.raises(ConfigError, match="firewall mark"):
+        ipvs_services(network, ())
+
+
+def _tuple(source: bytes, destination: bytes, protocol: int, sport: int, dport: int) -> bytes:
+    return nested(1, attribute(1, source), attribute(2, destination)) + nested(
+        2, attribute(1, bytes([protocol])), attribute(2, struct.pack(">H", sport)), attribute(3, struct.pack(">H", dport))
+    )
+
+
+@pytest.mark.parametrize(("state", "is_open"), [(1, True), (3, True), (6, True), (7, False), (8, False), (0, False)])
+def test_a_tracked_connection(state: int, is_open: bool) -> None:
+    client, vip, backend = b"\x0a\0\0\5", b"\x0a\0\0\x64", b"\x0a\0\0\7"
+    payload = (
+        struct.pack("=BBH", 2, 0, 0)
+        + nested(1, _tuple(client, vip, 6, 40000, 80))
+        + nested(2, _tuple(backend, client, 6, 80, 40000))
+        + attribute(3, struct.pack(">I", 0x20 | 8))
+        + nested(4, nested(1, attribute(1, bytes([state]))))
+        + attribute(12, struct.pack(">I", 99))
+    )
+    connection = conntrack.parse(payload)
+    assert connection is not None
+    assert (connection.destination, connection.port, connection.answerer) == ("10.0.0.100", 80, "10.0.0.7")
+    assert connection.translated and connection.open is is_open
+
+
+@given(st.binary(min_size=4, max_size=60))
+def test_noise_is_no_tracked_connection(noise: bytes) -> None:
+    conntrack.parse(noise)
+
+
+def test_answers_come_in_the_order_of_requests() -> None:
+    with Netlink(0) as netlink:
+        # RTM_GETLINK of an index that isn't, RTM_DELROUTE of nothing sensible: each gets an errno of its own
+        answers = netlink.send([(18, 0, struct.pack("=BxHiII", 0, 0, 1 << 30, 0, 0)), (25, 0, b"\0" * 12)])
+    assert len(answers) == 2 and all(answers)
