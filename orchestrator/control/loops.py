@@ -1,7 +1,8 @@
 """The control loops in the order in which the leader runs them.
 
-Pure: no I/O. Each loop sees what those before it have decided. The order matters in two places: `drain` comes before everything
-that stops tasks, so that it judges only what is stored; `reaper` comes last, so that no loop misses a task's history.
+Pure: no I/O. Each loop sees what those before it have decided. The order matters: `drain` comes before everything
+that stops tasks, so that it judges only what is stored; `restart` before those that look for a slot's live tasks, so that a task that
+has just failed counts as its replacement; `reaper` last, so that no loop misses a task's history.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from orchestrator.control.allocator import allocate
 from orchestrator.control.drain import drain
 from orchestrator.control.global_ import global_
+from orchestrator.control.managers import managers
 from orchestrator.control.nodes import evacuation, lost_tasks, node_states
 from orchestrator.control.reaper import reaper
 from orchestrator.control.removal import removal
@@ -22,11 +24,12 @@ from orchestrator.control.update import update
 # everything that decides about services and tasks but not about where and with which addresses
 LIFECYCLE: tuple[Loop, ...] = (
     node_states,
+    managers,
     lost_tasks,
     removal,
     drain,
-    evacuation,
     restart,
+    evacuation,
     replicated,
     global_,
     update,

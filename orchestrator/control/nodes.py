@@ -16,7 +16,7 @@ from orchestrator.control.context import Context
 from orchestrator.control.defaults import update_rule
 from orchestrator.control.eligibility import keeps_tasks, stays, unreachable
 from orchestrator.control.slots import age_key, dirty, live, mode_of, slot_key, wanted
-from orchestrator.control.steps import Decision, Step, earliest
+from orchestrator.control.steps import Decision, Step, applied, earliest
 from orchestrator.control.transitions import orphaned, stopped, successor
 from orchestrator.model import Node, Service, Task, TaskState, terminal
 from orchestrator.store.base import Put
@@ -64,17 +64,21 @@ def lost_tasks(snapshot: Snapshot, ctx: Context) -> Decision:
 def evacuation(snapshot: Snapshot, ctx: Context) -> Decision:
     """Tasks of replicated services leave nodes that are down or drained. (Global tasks are stopped by their own loop.)"""
     decision = Decision()
+    picture = snapshot
     for node_id in sorted(snapshot.tasks_by_node):
         node = snapshot.node(node_id)
         if keeps_tasks(node):
             continue
         for task in sorted(snapshot.tasks_of_node(node_id), key=age_key):
+            task = picture.task(task.id) or task
             service = snapshot.service(task.service_id) if task.service_id else None
             if service is None or mode_of(service) != "replicated" or not live(task):
                 continue
-            step = _leave(snapshot, ctx, service, task)
+            # the picture moves along: two tasks of one slot may have to leave their nodes at once
+            step = _leave(picture, ctx, service, task)
             if step:
                 decision.steps.append(step)
+                picture = applied(picture, [step])
     return decision
 
 

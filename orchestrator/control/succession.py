@@ -54,11 +54,15 @@ def succession(snapshot: Snapshot, ctx: Context) -> Decision:
         if len(alive[place]) < 2 or service is None or mode_of(service) == "job":
             continue
         heir = _heir(snapshot, service, alive[place])
+        surplus = _surplus(snapshot, alive[place], heir)
+        steps.extend((Put(stopped(task, ctx.now)),) for task in surplus)
         if heir is None or not running(heir):
             continue
         when = _takes_over_at(snapshot, ctx, heir)
         if when <= ctx.now:
-            steps.extend((Put(stopped(task, ctx.now)),) for task in sorted(alive[place], key=age_key) if task is not heir)
+            steps.extend(
+                (Put(stopped(task, ctx.now)),) for task in sorted(alive[place], key=age_key) if task is not heir and task not in surplus
+            )
         else:
             wakeup = earliest(wakeup, when)
     return Decision(steps, wakeup)
@@ -79,6 +83,16 @@ def _heir(snapshot: Snapshot, service: Service, tasks: Iterable[Task]) -> Task |
     """Of several live tasks of one slot the one that is to stay: the youngest that is what the service asks for, where it may be."""
     fit = [task for task in tasks if stays(snapshot, task) and not dirty(task, service)]
     return max(fit, key=age_key, default=None)
+
+
+def _surplus(snapshot: Snapshot, tasks: list[Task], heir: Task | None) -> list[Task]:
+    """A slot holds one task that serves and one to come. Updates, rollbacks and node losses that overtake each other may leave more."""
+    if len(tasks) <= 2:
+        return []
+    kept = heir if heir is not None else max(tasks, key=age_key)
+    others = [task for task in tasks if task is not kept]
+    incumbent = max(others, key=lambda task: (running(task), stays(snapshot, task), age_key(task)))
+    return sorted((task for task in others if task is not incumbent), key=age_key)
 
 
 def _takes_over_at(snapshot: Snapshot, ctx: Context, heir: Task) -> datetime:

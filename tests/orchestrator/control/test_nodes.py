@@ -310,3 +310,17 @@ def test_a_successor_is_younger_even_if_the_clock_stands_still() -> None:
     old = Task(id="t", slot=3, created_at=START + timedelta(seconds=1))
     new = successor(Service(id="s"), Context(now=START, new_id=lambda: "u"), old, desired=TaskState.RUNNING)
     assert new.created_at > old.created_at and new.slot == 3
+
+
+def test_the_next_node_dies_while_a_drained_one_hands_over() -> None:
+    """Both tasks of the slot are then where they may not stay: together they get one successor."""
+    world, service = started(spec(replicas=1, update=UpdateConfig(parallelism=1, order="start-first")), nodes=1)
+    world.write(Put(node("n2", mesh_disconnected_since=world.now)))
+    world.lost.add("n2")
+    world.availability("n1", "drain")
+    world.run(1)
+    assert sorted(task.node_id for task in world.live(service)) == ["n1", "n2"]
+    world.run(20)
+    assert sorted(task.node_id for task in world.live(service)) == ["", "n1"]
+    world.write(Put(node("n3")))
+    world.until(lambda: on(world, service) == ["n3"])

@@ -423,3 +423,31 @@ def test_scale_out_while_one_slot_holds_two_tasks() -> None:
     world.update(service, scaled(world.service(service).spec, 2))
     world.run(0.1)
     assert sorted(task.slot for task in world.live(service)) == [1, 1, 2]
+
+
+def test_a_paused_start_first_update_on_a_drained_node_keeps_the_old_task_and_one_successor() -> None:
+    config = UpdateConfig(parallelism=1, order="start-first")
+    world, service = started(spec(update=config, restart=RestartPolicy(delay=0)), fate=broken("app:2"))
+    to_image(world, service)
+    world.until(lambda: world.state(service) == "paused")
+    world.availability(world.serving(service)[0].node_id, "drain")
+    world.run(5)
+    assert sorted(image_of(task) for task in world.live(service)) == ["app:1", "app:2"]
+    assert [image_of(task) for task in world.serving(service)] == ["app:1"]
+    world.rollback(service)
+    world.until(lambda: [image_of(task) for task in world.live(service)] == ["app:1"])
+
+
+def test_updates_that_overtake_each_other_leave_at_most_two_tasks_in_a_slot() -> None:
+    config = UpdateConfig(order="start-first")
+    world, service = started(spec(replicas=2, update=config, rollback_config=config))
+    to_image(world, service)
+    world.run(1)
+    world.rollback(service)
+    world.run(1)
+    world.rollback(service)
+    world.availability("n1", "drain")
+    world.availability("n1", "active")
+    to_image(world, service, "app:4")
+    world.until(lambda: world.state(service) == "completed")
+    assert images(world, service) == {"app:4"} and len(world.serving(service)) == 2
