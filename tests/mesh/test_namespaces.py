@@ -328,7 +328,7 @@ async def test_damage_is_repaired(pair: Pair, what: str) -> None:
     assert bed.ask("a1", "192.0.2.2", 8080) in ("a2", "b2")
 
 
-async def test_killed_before_any_operation_the_next_process_converges(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_killed_between_operations_the_next_process_converges(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = Pair(bed)
     real = Kernel.run
     left = 0
