@@ -32,11 +32,27 @@ def parse(body: bytes) -> Any:
     if not body.strip():
         raise ApiError(400, "EOF")
     try:
-        return without_nulls(msgspec.json.decode(body))
+        value = without_nulls(msgspec.json.decode(body))
     except msgspec.DecodeError as error:
         if "truncated" in str(error):
             raise ApiError(400, "unexpected EOF") from None
         raise ApiError(400, f"invalid JSON: {error}") from None
+    except RecursionError:
+        raise ApiError(400, "invalid JSON: nested too deeply") from None
+    _in_64_bits(value)
+    return value
+
+
+def _in_64_bits(value: Any) -> None:
+    """Python's integers have no end, Go's do: one stored beyond it would make every list that shows it unreadable to the CLI."""
+    if isinstance(value, dict):
+        for member in value.values():
+            _in_64_bits(member)
+    elif isinstance(value, list):
+        for member in value:
+            _in_64_bits(member)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ApiError(400, f"json: cannot unmarshal number {value} into a field of 64 bits")
 
 
 def decode(body: bytes, cls: type[T]) -> T:

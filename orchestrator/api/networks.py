@@ -11,6 +11,7 @@ import ipaddress
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from aiohttp import web
 from msgspec.structs import replace
 
@@ -112,8 +113,47 @@ async def connect_network(request: web.Request) -> web.StreamResponse:
     snapshot = _snapshot(request)
     network = _find_overlay(snapshot, request.match_info["id"]) if snapshot is not None else None
     if network is not None:
-        raise ApiError(403, f"network {network.name} not manually attachable: only the tasks of services are attached to overlay networks")
+        raise _not_attachable(network)
     return await request.app[PROXY].forward(request)
+
+
+async def create_container(request: web.Request) -> web.StreamResponse:
+    """The Engine's, unless it asks for a network that the Engine doesn't know and the cluster does."""
+    raw = await request.read()
+    snapshot = _snapshot(request)
+    if snapshot is not None:
+        for name in _networks_of_container(raw):
+            network = _find_overlay(snapshot, name)
+            if network is not None:
+                raise _not_attachable(network)
+    return await request.app[PROXY].forward(request, raw)
+
+
+def _networks_of_container(raw: bytes) -> list[str]:
+    """What is malformed is left for the Engine to refuse."""
+    try:
+        sent = codec.decode(raw, _ContainerNetworks)
+    except ApiError:
+        return []
+    names = {sent.host_config.network_mode, *(sent.networking_config.endpoints_config or {})}
+    return sorted(names - {"", *validate.PREDEFINED_NETWORKS})
+
+
+class _HostConfig(msgspec.Struct, rename="pascal", frozen=True):
+    network_mode: str = ""
+
+
+class _NetworkingConfig(msgspec.Struct, rename="pascal", frozen=True):
+    endpoints_config: dict[str, Any] | None = None
+
+
+class _ContainerNetworks(msgspec.Struct, rename="pascal"):
+    host_config: _HostConfig = _HostConfig()
+    networking_config: _NetworkingConfig = _NetworkingConfig()
+
+
+def _not_attachable(network: Network) -> ApiError:
+    return ApiError(403, f"network {network.name} not manually attachable: only the tasks of services are attached to overlay networks")
 
 
 async def prune_networks(request: web.Request) -> web.StreamResponse:
@@ -140,6 +180,7 @@ ROUTES = [
     web.post("/networks/prune", prune_networks),
     web.get("/networks/{id}", inspect_network),
     web.delete("/networks/{id}", remove_network),
+    web.post("/containers/create", create_container),
     web.post("/networks/{id}/connect", connect_network),
     web.post("/networks/{id}/disconnect", connect_network),
 ]
@@ -178,11 +219,9 @@ def _matches(snapshot: Snapshot, network: Network, wanted: filters.Filters) -> b
 
 
 def _checked(sent: dict[str, Any]) -> Network:
-    if sent.get("ConfigOnly") or sent.get("ConfigFrom", {}).get("Network"):
+    source = sent.get("ConfigFrom")
+    if sent.get("ConfigOnly") or (source.get("Network") if isinstance(source, dict) else source):
         raise ApiError(400, "overlay networks can't be made from, or be, configuration networks")
-    name = sent.get("Name", "")
-    if name in validate.PREDEFINED_NETWORKS:
-        raise ApiError(403, f"operation is not permitted on predefined {name} network")
     moment = access.now()
     network = codec.convert(
         {
@@ -193,7 +232,12 @@ def _checked(sent: dict[str, Any]) -> Network:
         },
         Network,
     )
+    if network.name in validate.PREDEFINED_NETWORKS:
+        raise ApiError(403, f"operation is not permitted on predefined {network.name} network")
     validate.object_name(network.name)
+    if _ENCRYPTED in (network.options or {}):
+        # Never silently plain: who asks for this trusts the wire with what must not be read.
+        raise validate.unsupported("encrypted overlay networks are not supported: leave out the option `encrypted`")
     if network.ipam.driver not in ("", "default"):
         raise validate.invalid(f"invalid IPAM driver {network.ipam.driver}: only default is supported")
     validate.subnets(network.ipam.config or (), ipv6=network.enable_ipv6)
@@ -201,6 +245,7 @@ def _checked(sent: dict[str, Any]) -> Network:
     return replace(network, ipam=ipam, created_at=moment, updated_at=moment, options=network.options or None, labels=network.labels or None)
 
 
+_ENCRYPTED = "encrypted"
 _SENT_FIELDS = frozenset({"Name", "EnableIPv6", "IPAM", "Internal", "Attachable", "Ingress", "Options", "Labels"})
 
 

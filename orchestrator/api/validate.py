@@ -11,8 +11,9 @@ import binascii
 import ipaddress
 import re
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import msgspec
 from msgspec.structs import replace
 
 from orchestrator.control import constraints
@@ -126,6 +127,8 @@ def references(given: Sequence[_Reference] | None, kind: str) -> None:
             raise invalid(f"malformed {kind} reference")
         if reference.file is None:
             continue
+        if not 0 <= reference.file.mode < 2**32:
+            raise invalid(f"malformed file {kind} reference, invalid file mode {reference.file.mode}")
         target = reference.file.name
         if not target:
             raise invalid(f"malformed file {kind} reference, invalid target file name provided")
@@ -147,6 +150,8 @@ def _task_template(template: TaskSpec) -> TaskSpec:
                 raise invalid(f"invalid pids limit value {template.resources.limits.pids}: Must be non-negative")
         if template.resources.reservations is not None:
             _reservation(template.resources.reservations)
+    if template.force_update < 0:
+        raise invalid("TaskSpec: force-update cannot be negative")
     policy = template.restart_policy
     if policy is not None:
         if policy.condition not in ("", "none", "on-failure", "any"):
@@ -178,6 +183,8 @@ def _container_spec(spec: ContainerSpec) -> ContainerSpec:
         targets.add(mount.target)
         if mount.type not in ("bind", "volume", "tmpfs"):
             raise ApiError(400, f'invalid MountType: "{mount.type}"')
+        if mount.tmpfs_options is not None and not 0 <= mount.tmpfs_options.mode < 2**32:
+            raise invalid(f"ContainerSpec: invalid file mode {mount.tmpfs_options.mode} of tmpfs {mount.target}")
         if mount.type == "bind" and not mount.source.startswith("/"):
             raise ApiError(400, f"invalid mount config for type \"bind\": invalid mount path: '{mount.source}' mount path must be absolute")
     if spec.stop_grace_period is not None and spec.stop_grace_period < 0:
@@ -189,9 +196,49 @@ def _container_spec(spec: ContainerSpec) -> ContainerSpec:
                 raise invalid(f"ContainerSpec: {name} in HealthConfig cannot be negative")
         if check.retries < 0:
             raise invalid("ContainerSpec: Retries in HealthConfig cannot be negative")
+    for line in spec.hosts or ():
+        if len(line.split()) < 2:
+            raise invalid(f'ContainerSpec: malformed host entry "{line}": it should be "IP_address canonical_hostname [aliases...]"')
+    _privileges(spec.privileges or {})
     references(spec.secrets, "secret")
     references(spec.configs, "config")
     return replace(spec, isolation=spec.isolation or "default")
+
+
+class _SELinuxContext(msgspec.Struct, rename="pascal"):
+    disable: bool = False
+    user: str = ""
+    role: str = ""
+    type: str = ""
+    level: str = ""
+
+
+class _CredentialSpec(msgspec.Struct, rename="pascal"):
+    config: str = ""
+    file: str = ""
+    registry: str = ""
+
+
+class _Confinement(msgspec.Struct, rename="pascal"):
+    mode: str = ""
+    profile: str = ""
+
+
+class _Privileges(msgspec.Struct, rename="pascal"):
+    """Stored as sent; this only says what may be in there."""
+
+    credential_spec: _CredentialSpec | None = None
+    se_linux_context: _SELinuxContext | None = msgspec.field(default=None, name="SELinuxContext")
+    app_armor: _Confinement | None = None
+    seccomp: _Confinement | None = None
+    no_new_privileges: bool = False
+
+
+def _privileges(sent: dict[str, Any]) -> None:
+    try:
+        msgspec.convert(sent, _Privileges)
+    except msgspec.ValidationError as error:
+        raise ApiError(400, f"invalid Privileges: {error}") from None
 
 
 def _amount(nano_cpus: int, memory_bytes: int) -> None:
@@ -272,6 +319,13 @@ def cluster_spec(spec: ClusterSpec) -> None:
         raise invalid("heartbeat time period cannot be a negative duration")
     if spec.ca_config.node_cert_expiry and spec.ca_config.node_cert_expiry < _MIN_CERTIFICATE_NS:
         raise invalid("minimum certificate expiry time is 1h0m0s")
+    raft = spec.raft
+    if min(raft.snapshot_interval, raft.keep_old_snapshots or 0, raft.log_entries_for_slow_followers) < 0:
+        raise invalid("Raft settings cannot be negative")
+    if spec.ca_config.external_cas:
+        raise unsupported("external certificate authorities are not supported: the managers issue the nodes' certificates")
+    if spec.ca_config.force_rotate or spec.ca_config.signing_ca_cert or spec.ca_config.signing_ca_key:
+        raise unsupported("rotating the root certificate is not supported: the swarm keeps the one it was made with")
     limit = spec.orchestration.task_history_retention_limit
     if limit is not None and limit < 0:
         raise invalid("task history retention limit cannot be negative")

@@ -158,6 +158,7 @@ class FakeEngine:
         app.router.add_get(prefix + "/events", self._events)
         app.router.add_post(prefix + "/networks/create", self._network_create)
         app.router.add_post(prefix + "/networks/prune", self._prune)
+        app.router.add_post(prefix + "/containers/create", self._container_create)
         app.router.add_post(prefix + "/containers/{id}/wait", self._wait)
         app.router.add_post(prefix + "/containers/{id}/attach", self._attach)
         app.router.add_route("HEAD", prefix + "/containers/{id}/archive", self._archive)
@@ -207,6 +208,10 @@ class FakeEngine:
     async def _network_create(self, request: web.Request) -> web.Response:
         self.bodies.append(await request.read())
         return web.json_response({"Id": "local", "Warning": ""}, status=201)
+
+    async def _container_create(self, request: web.Request) -> web.Response:
+        self.bodies.append(await request.read())
+        return web.json_response({"Id": "c1", "Warnings": []}, status=201)
 
     async def _prune(self, request: web.Request) -> web.Response:
         return web.json_response({"NetworksDeleted": ["oldbridge"]})

@@ -76,6 +76,12 @@ async def test_the_list_has_the_engines_networks_too(cluster: Setup) -> None:
             an_overlay("a", Driver="macvlan", Scope="swarm"), 400,
             "swarm-scoped networks of driver macvlan are not supported: use the overlay driver",
         ),
+        (
+            an_overlay("a", Options={"encrypted": ""}), 501,
+            "rpc error: code = Unimplemented desc = encrypted overlay networks are not supported: leave out the option `encrypted`",
+        ),
+        (an_overlay("a", ConfigFrom=1), 400, "overlay networks can't be made from, or be, configuration networks"),
+        (an_overlay(["a"]), 400, "invalid request: Expected `str`, got `array` - at `$.Name`"),  # type: ignore[arg-type]
         (an_overlay("a", Internal="yes"), 400, "invalid request: Expected `bool`, got `str` - at `$.Internal`"),
     ],
 )  # fmt: skip
@@ -125,6 +131,19 @@ async def test_containers_started_by_hand_are_not_attached(cluster: Setup) -> No
     await cluster.ok("POST", "/networks/create", an_overlay())
     status, text = await cluster.refused("POST", "/networks/ov1/connect", {"Container": "c1"})
     assert (status, text.startswith("network ov1 not manually attachable")) == (403, True)
+    asked = len(cluster.engine.asked)
+    bodies: tuple[dict[str, Any], ...] = ({"HostConfig": {"NetworkMode": "ov1"}}, {"NetworkingConfig": {"EndpointsConfig": {"ov1": {}}}})
+    for networks in bodies:
+        status, text = await cluster.refused("POST", "/containers/create", {"Image": "a", **networks})
+        assert (status, text.startswith("network ov1 not manually attachable")) == (403, True)
+    assert len(cluster.engine.asked) == asked
+
+
+@pytest.mark.parametrize("sent", [{"Image": "a"}, {"Image": "a", "HostConfig": {"NetworkMode": "host"}}, {"HostConfig": 1}])
+async def test_other_containers_are_the_engines(cluster: Setup, sent: dict[str, Any]) -> None:
+    await cluster.call("POST", "/containers/create?name=c1", sent)
+    assert cluster.engine.asked[-1] == ("POST", "/v1.41/containers/create?name=c1")
+    assert json.loads(cluster.engine.bodies[-1]) == sent
 
 
 async def test_local_networks_are_the_engines(cluster: Setup) -> None:

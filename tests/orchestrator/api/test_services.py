@@ -175,6 +175,29 @@ REFUSED = [
         "TaskTemplate.ContainerSpec.Secrets", [{"File": {"Name": "a"}, "SecretID": "nosuch", "SecretName": "sec"}], 400,
         INVALID + "secret not found: sec",
     ),
+    # What Go's types can't hold would make `docker service ls` fail for everybody.
+    ("Mode", {"Replicated": {"Replicas": 2**63}}, 400, "json: cannot unmarshal number 9223372036854775808 into a field of 64 bits"),
+    ("TaskTemplate.ForceUpdate", -1, 400, INVALID + "TaskSpec: force-update cannot be negative"),
+    (
+        "TaskTemplate.ContainerSpec.Privileges", {"AppArmor": "x"}, 400,
+        "invalid Privileges: Expected `object | null`, got `str` - at `$.AppArmor`",
+    ),
+    (
+        "TaskTemplate.ContainerSpec.Privileges", {"SELinuxContext": 1}, 400,
+        "invalid Privileges: Expected `object | null`, got `int` - at `$.SELinuxContext`",
+    ),
+    (
+        "TaskTemplate.ContainerSpec.Configs", [{"File": {"Name": "a", "Mode": -1}, "ConfigID": "c", "ConfigName": "cfg"}], 400,
+        INVALID + "malformed file config reference, invalid file mode -1",
+    ),
+    (
+        "TaskTemplate.ContainerSpec.Mounts", [{"Type": "tmpfs", "Target": "/t", "TmpfsOptions": {"Mode": -1}}], 400,
+        INVALID + "ContainerSpec: invalid file mode -1 of tmpfs /t",
+    ),
+    (
+        "TaskTemplate.ContainerSpec.Hosts", [""], 400,
+        INVALID + 'ContainerSpec: malformed host entry "": it should be "IP_address canonical_hostname [aliases...]"',
+    ),
 ]  # fmt: skip
 
 
@@ -189,6 +212,8 @@ async def test_malformed_bodies(manager: Setup) -> None:
     for raw, text in ((b"{", "unexpected EOF"), (b"", "EOF"), (b"{}", "mismatched Runtime and *Spec fields")):
         status, answer = await manager.call("POST", "/services/create", raw=raw)
         assert (status, answer["message"]) == (400, text)
+    status, answer = await manager.call("POST", "/services/create", raw=b"[" * 100_000)
+    assert (status, answer["message"]) == (400, "invalid JSON: nested too deeply")
     status, answer = await manager.call("POST", "/services/create", raw=b"{]}")
     assert status == 400
     assert answer["message"].startswith("invalid JSON:")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from msgspec.structs import replace
@@ -103,6 +105,23 @@ async def test_update_and_rotation(manager: Setup) -> None:
     assert await manager.refused("POST", f"/swarm/update?version={current}", short) == (
         400, "rpc error: code = InvalidArgument desc = minimum certificate expiry time is 1h0m0s",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        ({"CAConfig": {"ForceRotate": 1}}, "rotating the root certificate is not supported"),
+        ({"CAConfig": {"SigningCACert": "x", "SigningCAKey": "y"}}, "rotating the root certificate is not supported"),
+        ({"CAConfig": {"ExternalCAs": [{"Protocol": "cfssl", "URL": "https://x"}]}}, "external certificate authorities are not supported"),
+        ({"Raft": {"SnapshotInterval": -1}}, "Raft settings cannot be negative"),
+    ],
+)
+async def test_an_update_that_would_do_nothing_is_refused(manager: Setup, part: dict[str, Any], text: str) -> None:
+    before = await manager.ok("GET", "/swarm")
+    status, message = await manager.refused("POST", f"/swarm/update?version={before['Version']['Index']}", {**before["Spec"], **part})
+    assert status in (400, 501)
+    assert text in message
+    assert await manager.ok("GET", "/swarm") == before
 
 
 async def test_what_an_update_leaves_out_stays(manager: Setup) -> None:
