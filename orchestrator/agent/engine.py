@@ -34,6 +34,7 @@ from orchestrator.agent.container_spec import (
 )
 from orchestrator.agent.engine_requests import (
     EXIT_DEADLINE_S,
+    OneConnection,
     explanation,
     image_config,
     kill,
@@ -326,6 +327,9 @@ class DockerRuntime:
         client: docker.APIClient | None = getattr(self._local, "client", None)
         if client is None:
             client = docker.APIClient(base_url=self._engine_url, version="auto", timeout=CALL_TIMEOUT_S)
+            if self._engine_url.startswith("unix://"):
+                client.get_adapter("http+docker://").close()
+                client.mount("http+docker://", OneConnection(self._engine_url.removeprefix("unix://"), CALL_TIMEOUT_S))
             self._local.client = client
         return client
 

@@ -14,6 +14,7 @@ import docker
 import docker.errors
 import docker.utils
 import requests
+from docker.transport import UnixHTTPAdapter
 
 from orchestrator.agent.container_spec import LABEL_ADDRESS, ImageConfig
 from orchestrator.agent.errors import EngineUnavailable
@@ -24,6 +25,14 @@ log = logging.getLogger(__name__)
 EXIT_DEADLINE_S = 30
 # the Engine answers 500 with these while its containerd restarts: not the task's fault
 _TRANSIENT = ("connection refused: unavailable", "transport is closing", "ttrpc: closed", "code = Unavailable", "context deadline exceeded")
+
+
+class OneConnection(UnixHTTPAdapter):  # type: ignore[misc, unused-ignore]
+    """docker-py keeps a pool of connections for each URL, 25 of them a client whatever `num_pools` says: each container would leave some
+    open. All requests of one client share one pool here, and so, one after the other, one connection."""
+
+    def get_connection(self, url: str | bytes, proxies: Any = None) -> Any:
+        return super().get_connection("http+docker://localhost", proxies)
 
 
 def explanation(error: docker.errors.APIError) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import stat
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -307,3 +309,23 @@ async def test_engine_killed_and_started_again(bed: DockerBed) -> None:
     finally:
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)
+
+
+def sockets() -> int:
+    found = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found += str(descriptor.readlink()).startswith("socket:")
+    return found
+
+
+async def test_containers_that_come_and_go_leave_no_open_connections(bed: DockerBed) -> None:
+    runtime = bed.runtime()
+    before = sockets()
+    for _ in range(5):
+        task = make_task("sleep", "1000")
+        await run(runtime, task)
+        await runtime.stop(task.id, 0, "")
+        await runtime.remove(task.id)
+    threads = sum(thread.name.startswith("engine_") for thread in threading.enumerate())
+    assert sockets() - before <= threads
