@@ -56,10 +56,13 @@ class DnsdProcess:
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         backoff_s = _BACKOFF_FIRST_S
+        seen_dead = False
         while True:
             began = loop.time()
             process: subprocess.Popen[bytes] | None = None
-            self.pid = await self._adopt()
+            # looking for one takes until the deadline where there is none; we know of none whose end we have just seen
+            self.pid = 0 if seen_dead else await self._adopt()
+            seen_dead = False
             if not self.pid:
                 process = await asyncio.to_thread(self._start)
                 self.starts += 1
@@ -70,11 +73,14 @@ class DnsdProcess:
                 self.up.set()
                 await ended(self.pid)
                 self.up.clear()
+                seen_dead = True
                 log.warning("dnsd ended pid=%d", self.pid)
             if process is not None:
                 await asyncio.to_thread(process.wait)
             if loop.time() - began > _STABLE_S:
+                # no name is resolved until it is back: no pause for one that had been running well
                 backoff_s = _BACKOFF_FIRST_S
+                continue
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, _BACKOFF_LAST_S)
 

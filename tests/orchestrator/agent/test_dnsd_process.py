@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from dnsd.client import Client
@@ -97,3 +98,22 @@ async def test_a_program_that_ends_at_once_is_tried_again_slowly(bed: Bed) -> No
     finally:
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
+
+
+async def test_after_a_death_it_does_not_look_for_another(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = 0
+    adopt = DnsdProcess._adopt
+
+    async def counted(self: DnsdProcess) -> int:
+        nonlocal looked
+        looked += 1
+        return await adopt(self)
+
+    monkeypatch.setattr(DnsdProcess, "_adopt", counted)
+    kept = bed.keep()
+    async with asyncio.timeout(10):
+        await kept.up.wait()
+    pid = kept.pid
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: kept.pid not in (0, pid) and kept.up.is_set(), "started again", 10)
+    assert (looked, bed.starts) == (1, 2)
