@@ -407,6 +407,9 @@ class Kernel:
                 raise KernelError(f"attach {attachment.name} to {attachment.netns}", errno.ENODEV)
             link.set_up(netlink, "lo")
             link.set_up(netlink, inner.name, attachment.mtu)
+            if any(":" in address for address in attachment.addresses):
+                # the Engine disables IPv6 in containers that it gives no network
+                sysctl.put([(f"net.ipv6.conf.{inner.name}.disable_ipv6", "0")])
             rows.put_addresses(netlink, inner.index, sorted(attachment.addresses))
             for destination in sorted(attachment.routes):
                 link.put_route(netlink, link.Route(destination, "", inner.index))

@@ -99,6 +99,10 @@ def service_spec(spec: ServiceSpec) -> ServiceSpec:
     return replace(spec, task_template=template, mode=mode, networks=None)
 
 
+# beyond it a slip of the keyboard would keep the manager busy with tasks that no node can take
+MAX_REPLICAS = 100_000
+
+
 def service_mode(mode: ServiceMode) -> ServiceMode:
     chosen = [part for part in (mode.replicated, mode.global_, mode.replicated_job, mode.global_job) if part is not None]
     if len(chosen) > 1:
@@ -110,6 +114,8 @@ def service_mode(mode: ServiceMode) -> ServiceMode:
     replicas = mode.replicated.replicas if mode.replicated is not None else None
     if replicas is not None and replicas < 0:
         raise invalid("Number of replicas must be non-negative")
+    if replicas is not None and replicas > MAX_REPLICAS:
+        raise invalid(f"Number of replicas must be at most {MAX_REPLICAS}, more than a cluster of thousands of machines can run")
     return ServiceMode(replicated=ReplicatedService(replicas=1 if replicas is None else replicas))
 
 

@@ -454,6 +454,10 @@ async def test_a_taken_vni_is_a_sentence(pair: Pair, bed: Bed, monkeypatch: pyte
 async def test_ipv6_network(pair: Pair) -> None:
     bed = pair.bed
     vip = "fd09::64"
+    for name in ADDRESSES:
+        # as the Engine leaves a container without networks
+        for scope in ("all", "default"):
+            sh(f"ip netns exec {bed.space(name)} sysctl -qw net.ipv6.conf.{scope}.disable_ipv6=1")
     for host, mesh in pair.meshes.items():
         state, other = pair.state(host), "b" if host == "a" else "a"
         network = Network(

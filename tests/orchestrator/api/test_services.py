@@ -156,6 +156,7 @@ REFUSED = [
     ),
     ("Mode", {"Replicated": {}, "Global": {}}, 400, "must specify only one service mode"),
     ("Mode", {"Replicated": {"Replicas": -1}}, 400, INVALID + "Number of replicas must be non-negative"),
+    ("Mode", {"Replicated": {"Replicas": 1 << 60}}, 400, INVALID + "Number of replicas must be at most 100000, more than a cluster of thousands of machines can run"),
     ("UpdateConfig", {"Order": "sideways"}, 400, "unrecognized update order sideways"),
     ("UpdateConfig", {"FailureAction": "cry"}, 400, "unrecognized update failure action cry"),
     ("UpdateConfig", {"MaxFailureRatio": 2}, 400, INVALID + "UpdateConfig: update-maxfailureratio cannot be less than 0 or bigger than 1"),

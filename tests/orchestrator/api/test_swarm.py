@@ -173,6 +173,19 @@ async def test_the_last_manager_is_not_demoted_nor_removed(manager: Setup) -> No
     assert "is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal" in text
 
 
+@pytest.mark.parametrize("name", ["workerid1", "manager2"])
+async def test_a_role_that_would_not_take_effect_is_refused(manager: Setup, name: str) -> None:
+    third = a_node("manager3", "node-c", "manager")
+    await manager.store.commit([Put(a_node("workerid1", "node-b")), Put(a_node("manager2", "node-d", "manager")), Put(third)])
+    before = await manager.ok("GET", f"/nodes/{name}")
+    role = "manager" if before["Spec"]["Role"] == "worker" else "worker"
+    status, text = await manager.refused(
+        "POST", f"/nodes/{name}/update?version={before['Version']['Index']}", {**before["Spec"], "Role": role}
+    )
+    assert (status, f"join it with the {role} token" in text) == (501, True)
+    assert await manager.ok("GET", f"/nodes/{name}") == before
+
+
 async def test_a_demotion_that_would_cost_the_quorum_is_refused(manager: Setup) -> None:
     lost = a_node("manager2", "node-b", "manager")
     assert lost.manager_status is not None

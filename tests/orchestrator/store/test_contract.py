@@ -404,14 +404,19 @@ async def test_watchers_see_every_write_in_order_under_concurrent_writers(open_s
                     )
                     changes.append(Put(at(new, index)))
             try:
-                committed.append(await store.commit(changes))
+                revision = await store.commit(changes)
             except Conflict:
                 continue
-            # read your writes
+            committed.append(revision)
+            # read your writes: this write shows, or one of another writer that came after it
+            snapshot = store.snapshot()
+            assert snapshot.revision >= revision
             for change in changes:
-                key = change.obj.id if isinstance(change, Put) else change.id
-                mine = store.snapshot().task(key)
-                assert (mine.version.index if mine else 0) != (change.obj.version.index if isinstance(change, Put) else change.index)
+                mine = snapshot.task(change.obj.id if isinstance(change, Put) else change.id)
+                if mine is not None:
+                    assert mine.version.index >= revision
+                else:
+                    assert isinstance(change, Delete) or snapshot.revision > revision
 
     await asyncio.gather(*(writer(stores[i % 2]) for i in range(6)))
     last = max(committed)
