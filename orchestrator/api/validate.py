@@ -101,6 +101,7 @@ def service_spec(spec: ServiceSpec) -> ServiceSpec:
 
 # beyond it a slip of the keyboard would keep the manager busy with tasks that no node can take
 MAX_REPLICAS = 100_000
+TOO_MANY_REPLICAS = f"Number of replicas must be at most {MAX_REPLICAS}, more than a cluster of thousands of machines can run"
 
 
 def service_mode(mode: ServiceMode) -> ServiceMode:
@@ -115,7 +116,7 @@ def service_mode(mode: ServiceMode) -> ServiceMode:
     if replicas is not None and replicas < 0:
         raise invalid("Number of replicas must be non-negative")
     if replicas is not None and replicas > MAX_REPLICAS:
-        raise invalid(f"Number of replicas must be at most {MAX_REPLICAS}, more than a cluster of thousands of machines can run")
+        raise invalid(TOO_MANY_REPLICAS)
     return ServiceMode(replicated=ReplicatedService(replicas=1 if replicas is None else replicas))
 
 

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
+from orchestrator.api import validate
 from orchestrator.model import Claim, Service, Task
 from tests.orchestrator.api.fakes import Setup
 
@@ -156,7 +157,7 @@ REFUSED = [
     ),
     ("Mode", {"Replicated": {}, "Global": {}}, 400, "must specify only one service mode"),
     ("Mode", {"Replicated": {"Replicas": -1}}, 400, INVALID + "Number of replicas must be non-negative"),
-    ("Mode", {"Replicated": {"Replicas": 1 << 60}}, 400, INVALID + "Number of replicas must be at most 100000, more than a cluster of thousands of machines can run"),
+    ("Mode", {"Replicated": {"Replicas": 1 << 60}}, 400, INVALID + validate.TOO_MANY_REPLICAS),
     ("UpdateConfig", {"Order": "sideways"}, 400, "unrecognized update order sideways"),
     ("UpdateConfig", {"FailureAction": "cry"}, 400, "unrecognized update failure action cry"),
     ("UpdateConfig", {"MaxFailureRatio": 2}, 400, INVALID + "UpdateConfig: update-maxfailureratio cannot be less than 0 or bigger than 1"),

@@ -179,9 +179,8 @@ async def test_a_role_that_would_not_take_effect_is_refused(manager: Setup, name
     await manager.store.commit([Put(a_node("workerid1", "node-b")), Put(a_node("manager2", "node-d", "manager")), Put(third)])
     before = await manager.ok("GET", f"/nodes/{name}")
     role = "manager" if before["Spec"]["Role"] == "worker" else "worker"
-    status, text = await manager.refused(
-        "POST", f"/nodes/{name}/update?version={before['Version']['Index']}", {**before["Spec"], "Role": role}
-    )
+    path = f"/nodes/{name}/update?version={before['Version']['Index']}"
+    status, text = await manager.refused("POST", path, {**before["Spec"], "Role": role})
     assert (status, f"join it with the {role} token" in text) == (501, True)
     assert await manager.ok("GET", f"/nodes/{name}") == before
 
