@@ -107,12 +107,17 @@ def switch(lab: Lab) -> str:
     return f"/run/netns/{lab.layout.switch}"
 
 
-def answers(where: str, address: str, port: int, times: int = 12) -> set[str]:
-    """Hostnames that answered `times` requests made inside the namespace; requests that failed are left out."""
-    found = set()
+def answers(where: str, address: str, port: int, expected: int, times: int = 90) -> set[str]:
+    """Hostnames that answered requests made inside the namespace, until there are `expected` of them or `times` were made.
+
+    The balancer draws: of three backends one is missed by 12 requests in 2 % of the runs, by 90 never (3e-16).
+    """
+    found: set[str] = set()
     for _ in range(times):
         with contextlib.suppress(OSError, ValueError):
             found.add(in_network(where, lambda: http_get(address, port, 1.0))[0])
+        if len(found) >= expected:
+            break
     return found
 
 
@@ -151,14 +156,14 @@ def test_a_published_service_is_reached_through_every_node_and_by_its_vip(lab: L
     assert "verify: Service" in created or "converged" in created
     cli.create("client", "--mode", "global", "--network", "front", command=("idle",))
     for node in lab.nodes:
-        assert len(answers(switch(lab), node.address, 8080)) == 3, node.name
+        assert len(answers(switch(lab), node.address, 8080, 3)) == 3, node.name
         inside = netns_of(node, "client")
         vip = resolves(inside, "web")
         assert len(vip) == 1
         assert len(resolves(inside, "tasks.web")) == 3
         assert vip.isdisjoint(resolves(inside, "tasks.web"))
-        assert len(answers(inside, vip.pop(), 80)) == 3, node.name
-        assert len(answers(f"/proc/{node.init_pid}/ns/net", "127.0.0.1", 8080)) == 3, "from the node itself"
+        assert len(answers(inside, vip.pop(), 80, 3)) == 3, node.name
+        assert len(answers(f"/proc/{node.init_pid}/ns/net", "127.0.0.1", 8080, 3)) == 3, "from the node itself"
     assert cli.ok("service", "inspect", "web", "--format", "{{range .Endpoint.Ports}}{{.PublishedPort}}{{end}}") == "8080"
     logs = cli.ok("service", "logs", "--raw", "web")
     assert logs == ""
