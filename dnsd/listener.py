@@ -1,17 +1,16 @@
-"""Serving one scope: its UDP socket and its TCP connections.
+"""Serving one scope: its UDP socket, and its TCP connections by way of `tcp`.
 
 Edge. UDP is read until it is empty and answered on the spot; only what must be forwarded becomes a task. `view` may be
 exchanged at any time: each query is answered from exactly one.
-Source: RFC 1035 4.2, RFC 7766 (DNS over TCP).
+Source: RFC 1035 4.2.1.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 from dnsd import wire
@@ -19,15 +18,13 @@ from dnsd.forward import Forwarder
 from dnsd.resolve import Forward, View
 from dnsd.resolvers import Endpoint
 from dnsd.sockets import Opened
+from dnsd.tcp import TcpListener
 
 _log = logging.getLogger("dnsd")
 
 # Queries taken from one socket before the others get their turn.
 _BATCH = 64
 _RECEIVE_BYTES = 4096
-_TCP_IDLE_S = 10.0
-# Sockets are few and shared by all scopes: one asker must not take them all.
-_TCP_CONNECTIONS = 64
 
 
 class Listener:
@@ -41,24 +38,22 @@ class Listener:
         host, port = opened.udp.getsockname()[:2]
         self.address: Endpoint = (host, port)
         self._udp = opened.udp
-        self._tcp = opened.tcp
         self._forwarder = forwarder
         self._counters = counters
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._connections = 0
         loop = asyncio.get_running_loop()
         self._loop = loop
         loop.add_reader(self._udp.fileno(), self._readable)
-        loop.add_reader(self._tcp.fileno(), self._connected)
+        self._tcp = TcpListener(opened.tcp, self._respond_tcp, self._resolve_tcp, counters)
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        for sock in (self._udp, self._tcp):
-            self._loop.remove_reader(sock.fileno())
-            sock.close()
+        self._loop.remove_reader(self._udp.fileno())
+        self._udp.close()
+        self._tcp.close()
         for task in self._tasks:
             task.cancel()
 
@@ -108,47 +103,12 @@ class Listener:
 
     # -- TCP ------------------------------------------------------------------------------------------------------------------
 
-    def _connected(self) -> None:
-        for _ in range(_BATCH):
-            try:
-                connection, _peer = self._tcp.accept()
-            except OSError:
-                return
-            if self._connections >= _TCP_CONNECTIONS:
-                self._counters["tcp_refused"] += 1
-                connection.close()
-                continue
-            self._connections += 1
-            self._spawn(self._converse(connection))
+    def _respond_tcp(self, packet: bytes) -> bytes | Forward | None:
+        self.queries += 1
+        return self._respond(packet, tcp=True)
 
-    async def _converse(self, connection: socket.socket) -> None:
-        """Queries one after the other until the asker leaves, stays silent, or breaks the framing."""
-        writer: asyncio.StreamWriter | None = None
-        try:
-            connection.setblocking(False)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            reader, writer = await asyncio.open_connection(sock=connection)
-            while True:
-                async with asyncio.timeout(_TCP_IDLE_S):
-                    size = int.from_bytes(await reader.readexactly(2))
-                    packet = await reader.readexactly(size)
-                self.queries += 1
-                response = self._respond(packet, tcp=True)
-                if isinstance(response, Forward):
-                    response = await self._forwarder.resolve(response.query, self.upstreams, wire.MAX_TCP_BYTES)
-                if response is None:
-                    return
-                writer.write(len(response).to_bytes(2) + response)
-                async with asyncio.timeout(_TCP_IDLE_S):
-                    await writer.drain()
-        except (OSError, asyncio.IncompleteReadError):  # TimeoutError is an OSError
-            return
-        finally:
-            self._connections -= 1
-            if writer is not None:
-                writer.close()
-            else:
-                connection.close()
+    def _resolve_tcp(self, query: wire.Query) -> Awaitable[bytes]:
+        return self._forwarder.resolve(query, self.upstreams, wire.MAX_TCP_BYTES)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(coroutine)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 import subprocess
@@ -45,41 +44,6 @@ async def test_udp_and_tcp(server: Server) -> None:
     assert (first.header.id, first.header.tc, len(first.rr)) == (1, 0, 100)
     assert (second.header.id, second.header.rcode) == (2, 3)
     assert values(third) == ["10.0.0.2"]
-
-
-async def test_tcp_byte_by_byte_and_broken_off(server: Server) -> None:
-    await server.apply(DnsState(zones=(zone("a"),), scopes=(scope("s", "a"),)))
-    address = server.address("s")
-    packet = query("web")
-    reader, writer = await asyncio.open_connection(*address)
-    for byte in len(packet).to_bytes(2) + packet:
-        writer.write(bytes((byte,)))
-        await writer.drain()
-    size = int.from_bytes(await reader.readexactly(2))
-    assert values(DNSRecord.parse(await reader.readexactly(size))) == ["10.0.0.2"]
-    # Garbage that is no query ends the conversation; so does leaving in the middle.
-    writer.write(b"\0\3abc")
-    assert await asyncio.wait_for(reader.read(), 2) == b""
-    writer.close()
-    _, writer = await asyncio.open_connection(*address)
-    writer.write(b"\0")
-    writer.close()
-    assert values(await ask(address, "web")) == ["10.0.0.2"]
-    await until(lambda: all(listener._connections == 0 for listener in server._listeners.values()))
-
-
-async def test_silent_tcp_connections_are_closed_and_limited(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dnsd.listener._TCP_IDLE_S", 0.2)
-    monkeypatch.setattr("dnsd.listener._TCP_CONNECTIONS", 5)
-    await server.apply(DnsState(zones=(zone("a"),), scopes=(scope("s", "a"),)))
-    address = server.address("s")
-    streams = [await asyncio.open_connection(*address) for _ in range(8)]
-    for reader, writer in streams:
-        with contextlib.suppress(ConnectionError):
-            assert await asyncio.wait_for(reader.read(), 2) == b""
-        writer.close()
-    assert server.status().counters["tcp_refused"] == 3
-    assert values((await ask_tcp(address, query("web")))[0]) == ["10.0.0.2"]
 
 
 async def test_junk_is_survived(server: Server) -> None:
