@@ -425,6 +425,7 @@ class Task(_Struct):
     mesh_run_at: not started before (restart delay). mesh_draining_since: desired shutdown while running: weight 0 from the
     revision of that write on. mesh_released: nobody sends to it any more (or the drain deadline passed): the agent may stop it.
     mesh_running_since: when it was first reported RUNNING (kept after it ended: an update's monitor asks how long it ran).
+    mesh_lost_since: when it was replaced because its node was lost. If the node returns, it serves until its successor does.
     """
 
     id: str
@@ -448,6 +449,7 @@ class Task(_Struct):
     mesh_draining_since: datetime | None = None
     mesh_released: bool = False
     mesh_running_since: datetime | None = None
+    mesh_lost_since: datetime | None = None
 
 
 # ---- node ----------------------------------------------------------------------------------------------------------------------
@@ -480,7 +482,8 @@ class TLSInfo(_Struct):
 
 
 class NodeDescription(_Struct):
-    """mesh_balancer: "ipvs" or "nftables", chosen by the node from its kernel. mesh_api_addr: where the node API listens, "ip:port"."""
+    """mesh_balancer: "ipvs" or "nftables", chosen by the node from its kernel. mesh_api_addr: where the node API listens, "ip:port".
+    mesh_engine_error: why the node's Engine can't be worked with just now, "" = it answers."""
 
     hostname: str = ""
     platform: Platform = Platform()
@@ -490,6 +493,7 @@ class NodeDescription(_Struct):
     mesh_balancer: str = ""
     mesh_api_addr: str = ""
     mesh_data_addr: str = ""
+    mesh_engine_error: str = ""
 
 
 class NodeStatus(_Struct):

@@ -23,6 +23,7 @@ from orchestrator.agent.dnsd_process import DnsdProcess
 from orchestrator.agent.engine import DockerRuntime
 from orchestrator.agent.errors import EngineUnavailable
 from orchestrator.agent.leaving import remove_all
+from orchestrator.dispatcher.connection import over_tls
 from orchestrator.dispatcher.session import AgentSession
 from orchestrator.dispatcher.tls_app import ManagerSide, NodeServer
 from orchestrator.errors import ApiError, MeshdError
@@ -36,6 +37,9 @@ from orchestrator.store.snapshot import Snapshot
 log = logging.getLogger(__name__)
 
 _ENGINE_RETRY_S = 1.0
+# an Engine that is started again answers after a second or two; one that is silent for longer gets no new tasks
+_ENGINE_PATIENCE_S = 5.0
+_ENGINE_SILENT = "its Docker Engine does not answer"
 # what a node is (CPUs, memory, Engine version, labels) changes seldom
 _DESCRIBE_EVERY_S = 60.0
 
@@ -166,7 +170,7 @@ class NodeRuntime:
 
     async def _agent_once(self) -> None:
         description = await self._described()
-        session = AgentSession(self._credentials, self._managers, description, self._on_rows, on_managers=self._heard_managers)
+        session = AgentSession(over_tls(self._credentials), self._managers, description, self._on_rows, on_managers=self._heard_managers)
         agent = Agent(
             node_id=self._credentials.identity.node_id,
             data_addr=self._settings.data_addr,
@@ -182,7 +186,7 @@ class NodeRuntime:
             group.create_task(self._dnsd.run())
             group.create_task(agent.run())
             group.create_task(session.run())
-            group.create_task(self._describe_forever(description))
+            group.create_task(self._describe_forever(agent, session, description))
 
     def _dnsd_started(self) -> None:
         if self._agent is not None:
@@ -197,19 +201,22 @@ class NodeRuntime:
         self._on_managers(managers)
 
     async def _described(self) -> NodeDescription:
-        """What this node is; waits until its Engine answers."""
-        told = False
-        while True:
-            with contextlib.suppress(EngineUnavailable):
-                return await self._describe()
-            if not told:
-                log.warning("engine=%s does not answer; the node joins in when it does", self._settings.engine)
-                told = True
-            await asyncio.sleep(_ENGINE_RETRY_S)
+        """What this node is. An Engine that doesn't answer keeps it from taking tasks, not from being in the cluster."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ENGINE_PATIENCE_S):
+                while True:
+                    with contextlib.suppress(EngineUnavailable):
+                        return await self._describe()
+                    await asyncio.sleep(_ENGINE_RETRY_S)
+        log.warning("engine=%s does not answer; the node gets tasks when it does", self._settings.engine)
+        return self._own(NodeDescription(mesh_engine_error=_ENGINE_SILENT))
 
     async def _describe(self) -> NodeDescription:
+        return self._own(await self._runtime.describe())
+
+    def _own(self, description: NodeDescription) -> NodeDescription:
         return msgspec.structs.replace(
-            await self._runtime.describe(),
+            description,
             hostname=self._settings.hostname,
             tls_info=ca.tls_info(self._credentials.identity.root_certificate),
             mesh_balancer=self._settings.balancer,
@@ -217,12 +224,24 @@ class NodeRuntime:
             mesh_data_addr=self._settings.data_addr,
         )
 
-    async def _describe_forever(self, last: NodeDescription) -> None:
+    async def _describe_forever(self, agent: Agent, session: AgentSession, last: NodeDescription) -> None:
+        loop = asyncio.get_running_loop()
+        due_at_s = loop.time() + _DESCRIBE_EVERY_S
         while True:
-            await asyncio.sleep(_DESCRIBE_EVERY_S)
-            with contextlib.suppress(EngineUnavailable):
-                fresh = await self._describe()
-                if fresh != last:
-                    assert self._session is not None
-                    self._session.describe(fresh)
-                    last = fresh
+            await asyncio.sleep(_ENGINE_RETRY_S)
+            silent = agent.engine_silent_s > _ENGINE_PATIENCE_S
+            if silent is bool(last.mesh_engine_error) and (silent or loop.time() < due_at_s):
+                continue
+            if silent:
+                fresh = msgspec.structs.replace(last, mesh_engine_error=_ENGINE_SILENT)
+                log.warning("engine=%s does not answer; no new tasks until it does", self._settings.engine)
+            else:
+                try:
+                    async with asyncio.timeout(_ENGINE_PATIENCE_S):
+                        fresh = await self._describe()
+                except (EngineUnavailable, TimeoutError):
+                    continue
+            due_at_s = loop.time() + _DESCRIBE_EVERY_S
+            if fresh != last:
+                session.describe(fresh)
+                last = fresh

@@ -118,6 +118,8 @@ class Agent:
         self._network = NetworkLoop(mesh, names, session, on_change=self._wake.set, timing=timing)
         self._timer: asyncio.TimerHandle | None = None
         self._engine_lost = False
+        # since when the Engine owes a list of its containers; None = it has answered
+        self._asked_at_s: float | None = None
 
     @property
     def containers(self) -> dict[str, Container]:
@@ -127,6 +129,11 @@ class Agent:
     @property
     def engine_available(self) -> bool:
         return self._containers_known and not self._engine_lost
+
+    @property
+    def engine_silent_s(self) -> float:
+        """For how long the Engine has owed an answer; 0.0 = it has answered."""
+        return 0.0 if self._asked_at_s is None else asyncio.get_running_loop().time() - self._asked_at_s
 
     async def on_rows(self, revision: int, put: list[Row], removed: list[str], complete: bool) -> None:
         """For the session. Returns at once; `session.applied(revision, ...)` follows when the node shows it."""
@@ -169,6 +176,8 @@ class Agent:
         while True:
             self._look.clear()
             self._looks += 1
+            if self._asked_at_s is None:
+                self._asked_at_s = asyncio.get_running_loop().time()
             try:
                 found = await self._runtime.containers()
             except EngineUnavailable as error:
@@ -183,6 +192,7 @@ class Agent:
             if self._engine_lost:
                 log.info("engine_found containers=%d", len(found))
             self._engine_lost = False
+            self._asked_at_s = None
             self._found(found, self._looks)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_EVERY_S):

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from orchestrator.control.eligibility import suspect
 from orchestrator.model import (
     SECOND,
     Cluster,
@@ -99,10 +100,14 @@ def node(snapshot: Snapshot, obj: Node) -> Json:
     for part in ("Platform", "Resources", "Engine"):
         description.setdefault(part, {})
     description.setdefault("TLSInfo", {})
-    for private in ("MeshAPIAddr", "MeshDataAddr"):
+    for private in ("MeshAPIAddr", "MeshDataAddr", "MeshEngineError"):
         description.pop(private, None)
     status = shown.setdefault("Status", {})
     status["State"] = obj.status.state
+    if suspect(obj):
+        status |= {"State": "disconnected", "Message": "heartbeats are missing: it gets no new tasks, those it has keep their traffic"}
+    elif obj.status.state == "ready" and obj.description.mesh_engine_error:
+        status["Message"] = f"it gets no new tasks: {obj.description.mesh_engine_error}"
     status.setdefault("Addr", "")
     if obj.manager_status is not None:
         leader = snapshot.leader

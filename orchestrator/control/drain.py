@@ -1,17 +1,18 @@
 """The leader's half of the draining handshake: when may the agent stop a task that is no longer wanted?
 
 Pure: no I/O. A task that served keeps running with weight 0 until every connected node that routes to it shows that and no
-connection to it is open, or until the drain deadline. Source: ARCHITECTURE, draining handshake.
+connection to it is open, or until the drain deadline. One that was replaced while its node was lost, and is back with it, begins
+to drain only when its successor serves. Source: ARCHITECTURE, draining handshake.
 """
 
 from __future__ import annotations
 
 from orchestrator.control.context import Context, NetworkAcks
 from orchestrator.control.eligibility import unreachable
-from orchestrator.control.slots import age_key, wanted
+from orchestrator.control.slots import age_key, live, running, slot_key, surplus, wanted
 from orchestrator.control.steps import Decision, earliest
-from orchestrator.control.transitions import released
-from orchestrator.model import Node, Task, terminal
+from orchestrator.control.transitions import drained, released
+from orchestrator.model import Node, Task, TaskState, terminal
 from orchestrator.store.base import Put
 from orchestrator.store.snapshot import Snapshot
 
@@ -21,7 +22,10 @@ def drain(snapshot: Snapshot, ctx: Context) -> Decision:
     wakeup = None
     draining = [task for task in snapshot.all(Task) if not wanted(task) and not task.mesh_released and not terminal(task.status.state)]
     for task in sorted(draining, key=age_key):
-        if _finished(snapshot, ctx, task):
+        if surplus(task):
+            if _relieved(snapshot, ctx, task):
+                decision.steps.append((Put(drained(task, ctx.now)),))
+        elif _finished(snapshot, ctx, task):
             decision.steps.append((Put(released(task, ctx.now)),))
         elif task.mesh_draining_since is not None:
             wakeup = earliest(wakeup, task.mesh_draining_since + ctx.drain_deadline)
@@ -43,6 +47,18 @@ def everyone_shows(snapshot: Snapshot, acks: NetworkAcks, task: Task) -> bool:
         if shown is None or shown < task.version.index:
             return False
     return True
+
+
+def _relieved(snapshot: Snapshot, ctx: Context, task: Task) -> bool:
+    """Its node is back, and its successor serves; or there is none, or none that finds a node while this task holds what it needs."""
+    if unreachable(snapshot.node(task.node_id)):
+        return False
+    heirs = [
+        other
+        for other in snapshot.tasks_of_service(task.service_id)
+        if slot_key(other) == slot_key(task) and live(other) and not (other.status.state is TaskState.PENDING and other.status.err)
+    ]
+    return not heirs or any(running(heir) and everyone_shows(snapshot, ctx.acks, heir) for heir in heirs)
 
 
 def _finished(snapshot: Snapshot, ctx: Context, task: Task) -> bool:

@@ -12,8 +12,14 @@ from orchestrator.store.snapshot import Snapshot
 
 
 def takes_tasks(node: Node) -> bool:
-    """New tasks may be placed here."""
-    return node.status.state == "ready" and node.spec.availability == "active"
+    """New tasks may be placed here: not on a node that is suspect, nor where the Engine doesn't answer."""
+    active = node.status.state == "ready" and node.spec.availability == "active"
+    return active and not suspect(node) and not node.description.mesh_engine_error
+
+
+def suspect(node: Node) -> bool:
+    """It has not been heard of for a moment, and may be down or not: it keeps its tasks, they keep their traffic, none is added."""
+    return node.status.state == "ready" and node.mesh_disconnected_since is not None
 
 
 def keeps_tasks(node: Node | None) -> bool:

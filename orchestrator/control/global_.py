@@ -32,7 +32,7 @@ def _steps(snapshot: Snapshot, ctx: Context, service: Service, nodes: list[Node]
     for slot in slots.values():
         node = snapshot.node(str(slot.key))
         if node is None or not keeps_tasks(node) or not placement.matches(node):
-            steps.extend((Put(stopped(task, ctx.now, at_once=unreachable(node))),) for task in slot.live)
+            steps.extend((Put(stopped(task, ctx.now, lost=unreachable(node))),) for task in slot.live)
     for node in nodes:
         if takes_tasks(node) and placement.matches(node):
             before = slots.get(node.id)

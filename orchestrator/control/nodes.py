@@ -27,12 +27,17 @@ ORPHAN_AFTER = timedelta(hours=24)
 
 
 def node_states(snapshot: Snapshot, ctx: Context) -> Decision:
-    """A node that stays disconnected becomes DOWN."""
+    """A node that is disconnected is suspect (`eligibility.suspect`), one that stays so becomes DOWN."""
     decision = Decision()
     wakeup: datetime | None = None
     for node in sorted(snapshot.all(Node), key=lambda node: node.id):
         since = node.mesh_disconnected_since
         if since is None or node.status.state == "down":
+            continue
+        if since > ctx.now:
+            # noted by a clock that ran ahead of this one: its grace begins now, or it would last as long as the clocks differ
+            decision.steps.append((Put(msgspec.structs.replace(node, mesh_disconnected_since=ctx.now, updated_at=ctx.now)),))
+            wakeup = earliest(wakeup, ctx.now + DOWN_GRACE)
             continue
         if ctx.now < since + DOWN_GRACE:
             wakeup = earliest(wakeup, since + DOWN_GRACE)
@@ -83,7 +88,7 @@ def evacuation(snapshot: Snapshot, ctx: Context) -> Decision:
 
 
 def _leave(snapshot: Snapshot, ctx: Context, service: Service, task: Task) -> Step:
-    at_once = unreachable(snapshot.node(task.node_id))
+    lost = unreachable(snapshot.node(task.node_id))
     mates = [
         other
         for other in snapshot.tasks_of_service(service.id)
@@ -91,12 +96,12 @@ def _leave(snapshot: Snapshot, ctx: Context, service: Service, task: Task) -> St
     ]
     # a successor is there already: wait for it, unless waiting can't help
     if any(not dirty(other, service) for other in mates):
-        return (Put(stopped(task, ctx.now, at_once=at_once)),) if at_once else ()
+        return (Put(stopped(task, ctx.now, lost=lost)),) if lost else ()
     # what an update that was overtaken has left in the slot: this task serves meanwhile, or its successor will
     overtaken = [Put(stopped(other, ctx.now)) for other in mates]
     start_first = update_rule(service.spec.update_config).order == "start-first"
-    if not at_once and start_first and task.status.state is TaskState.RUNNING and wanted(task):
+    if not lost and start_first and task.status.state is TaskState.RUNNING and wanted(task):
         return (*overtaken, Put(successor(service, ctx, task, desired=TaskState.RUNNING)))
     # a task that was still waiting for its restart keeps waiting elsewhere
     heir = successor(service, ctx, task, desired=TaskState.READY, run_at=task.mesh_run_at)
-    return (*overtaken, Put(stopped(task, ctx.now, at_once=at_once)), Put(heir))
+    return (*overtaken, Put(stopped(task, ctx.now, lost=lost)), Put(heir))

@@ -41,9 +41,19 @@ def running(task: Task) -> bool:
     return task.status.state is TaskState.RUNNING and task.desired_state is TaskState.RUNNING
 
 
+def surplus(task: Task) -> bool:
+    """Replaced while its node was lost, and not asked to drain yet: should the node return, it serves until its successor does."""
+    return (
+        task.mesh_lost_since is not None
+        and task.mesh_draining_since is None
+        and not task.mesh_released
+        and task.status.state is TaskState.RUNNING
+    )
+
+
 def ended_by_itself(task: Task) -> bool:
     """It completed or failed; nobody had asked it to stop."""
-    return task.status.state in _BY_ITSELF and task.mesh_draining_since is None
+    return task.status.state in _BY_ITSELF and task.mesh_draining_since is None and task.mesh_lost_since is None
 
 
 def age_key(task: Task) -> tuple[Any, str]:

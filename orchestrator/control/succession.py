@@ -14,7 +14,7 @@ from orchestrator.control.context import Context
 from orchestrator.control.defaults import stop_grace
 from orchestrator.control.drain import everyone_shows
 from orchestrator.control.eligibility import gone, stays
-from orchestrator.control.slots import SlotKey, age_key, dirty, mode_of, running, slot_key, wanted
+from orchestrator.control.slots import SlotKey, age_key, dirty, mode_of, running, slot_key, surplus, wanted
 from orchestrator.control.steps import Decision, Step, earliest
 from orchestrator.control.transitions import promoted, stopped
 from orchestrator.model import Service, Task, TaskState, terminal
@@ -71,7 +71,7 @@ def succession(snapshot: Snapshot, ctx: Context) -> Decision:
 def _due(snapshot: Snapshot, ctx: Context, task: Task, stopping: list[Task]) -> datetime:
     """When the waiting task may run, as far as that is known now: an earlier end of what still stops changes it."""
     run_at = task.mesh_run_at or ctx.now
-    blocking = [other for other in stopping if not gone(snapshot, other)]
+    blocking = [other for other in stopping if not gone(snapshot, other) and not surplus(other)]
     if not blocking:
         return run_at
     # an engine that can't kill a container must not keep the slot empty for ever

@@ -65,14 +65,22 @@ def successor(service: Service, ctx: Context, old: Task, *, desired: TaskState, 
     )
 
 
-def stopped(task: Task, now: datetime, *, at_once: bool = False) -> Task:
-    """Wanted no longer. One that serves drains first (unless `at_once`); one that no agent knows yet has thereby ended."""
+def stopped(task: Task, now: datetime, *, lost: bool = False) -> Task:
+    """Wanted no longer. One that serves drains first; one that no agent knows yet has thereby ended.
+
+    lost: its node is down, so it can't drain now: it becomes `slots.surplus`.
+    """
     if not wanted(task):
         return task
     task = msgspec.structs.replace(task, desired_state=TaskState.SHUTDOWN, updated_at=now)
     if task.status.state is TaskState.RUNNING:
-        return msgspec.structs.replace(task, mesh_draining_since=now, mesh_released=at_once)
+        return msgspec.structs.replace(task, mesh_lost_since=now) if lost else drained(task, now)
     return _ended_if_unknown(msgspec.structs.replace(task, mesh_released=True), now)
+
+
+def drained(task: Task, now: datetime) -> Task:
+    """No new connection goes to it from here on."""
+    return msgspec.structs.replace(task, mesh_draining_since=now, updated_at=now)
 
 
 def removed(task: Task, now: datetime) -> Task:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
+from orchestrator.control.slots import surplus
 from orchestrator.dispatcher.messages import ConfigRow, EndpointRow, NetworkRow, NodeRow, Row, SecretRow, ServiceRow, TaskRow
 from orchestrator.errors import TaskError
 from orchestrator.model import (
@@ -35,7 +36,6 @@ from orchestrator.templates import is_template, render, task_name
 Decrypt = Callable[[Secret], bytes]
 
 _ASSIGNED = STATE_ORDER[TaskState.ASSIGNED]
-_RUNNING = STATE_ORDER[TaskState.RUNNING]
 _STACK_LABEL = "com.docker.stack.namespace"
 _MTU_OPTION = "com.docker.network.driver.mtu"
 
@@ -124,7 +124,7 @@ def _shown(obj: Object | None) -> object:
     """All of an object that scopes are made from: equal before and after means that no scope changed."""
     match obj:
         case Task():
-            return (obj.status.state, obj.desired_state, obj.node_id, obj.networks_attachments, obj.spec.networks)
+            return (obj.status.state, obj.desired_state, surplus(obj), obj.node_id, obj.networks_attachments, obj.spec.networks)
         case Service():
             spec = obj.spec
             return (spec.name, spec.labels, spec.networks, spec.task_template.networks, spec.endpoint_spec, obj.endpoint)
@@ -175,7 +175,7 @@ def endpoint_row(snapshot: Snapshot, task: Task, network: Network) -> EndpointRo
     if attachment is None or not attachment.addresses:
         return None
     running = state is TaskState.RUNNING
-    leaving = STATE_ORDER[task.desired_state] > _RUNNING
+    serving = running and (task.desired_state is TaskState.RUNNING or surplus(task)) and node.status.state != "down"
     return EndpointRow(
         task_id=task.id,
         network_id=network.id,
@@ -185,8 +185,9 @@ def endpoint_row(snapshot: Snapshot, task: Task, network: Network) -> EndpointRo
         slot=task.slot,
         addresses=tuple(_bare(address) for address in attachment.addresses),
         aliases=_task_aliases(snapshot, task, network.id),
-        serving=running and task.desired_state is TaskState.RUNNING and node.status.state != "down",
-        draining=running and leaving,
+        serving=serving,
+        # also on a node that is lost: if only the managers have lost it, what is connected stays connected
+        draining=running and not serving,
     )
 
 

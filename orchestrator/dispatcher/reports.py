@@ -100,9 +100,18 @@ def _after(node: Node, presence: Presence, tls_info: TLSInfo | None) -> Node:
         return msgspec.structs.replace(node, status=status, mesh_disconnected_since=presence.at)
     if presence.description is None:
         return node if node.mesh_disconnected_since else msgspec.structs.replace(node, mesh_disconnected_since=presence.at)
+    description = presence.description
+    if description.mesh_engine_error and node.description.hostname:
+        # without its Engine a node can't say what it has: what it said last still holds
+        description = msgspec.structs.replace(
+            node.description,
+            mesh_engine_error=description.mesh_engine_error,
+            mesh_api_addr=description.mesh_api_addr,
+            mesh_data_addr=description.mesh_data_addr,
+        )
     return msgspec.structs.replace(
         node,
-        description=msgspec.structs.replace(presence.description, tls_info=tls_info),
+        description=msgspec.structs.replace(description, tls_info=tls_info),
         status=NodeStatus(state="ready", addr=presence.address),
         mesh_disconnected_since=None,
     )

@@ -1,6 +1,6 @@
 """The dispatcher: the leader's end of the agents' sessions.
 
-Edge: WebSockets and the store. An agent is sent its whole assignment once, then what changed; what an agent has not been sent yet is
+Edge: connections and the store. An agent is sent its whole assignment once, then what changed; what an agent has not been sent yet is
 never queued but computed from the state when its connection can take more, so a slow agent gets one merged delta instead of a
 backlog. Non-leaders send agents on.
 """
@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 import msgspec
-from aiohttp import WSMsgType, web
+from aiohttp import web
 
 from orchestrator.control.context import NetworkAcks
 from orchestrator.dispatcher.acks import AgentAcks
 from orchestrator.dispatcher.assignment import Decrypt
+from orchestrator.dispatcher.connection import Connection, WebSocket
 from orchestrator.dispatcher.messages import (
     Applied,
     Complete,
@@ -71,10 +72,10 @@ _decoder: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAgent
 class _Session:
     """One agent. `shown` is what its rows are once everything sent has arrived."""
 
-    __slots__ = ("acks", "closing", "dirty", "managers", "peer", "shown", "stored", "stored_sent", "ws")
+    __slots__ = ("acks", "closing", "dirty", "managers", "peer", "shown", "stored", "stored_sent", "wire")
 
-    def __init__(self, peer: Peer, ws: web.WebSocketResponse) -> None:
-        self.peer, self.ws = peer, ws
+    def __init__(self, peer: Peer, wire: Connection) -> None:
+        self.peer, self.wire = peer, wire
         self.acks = AgentAcks()
         self.shown: Parts = {}
         self.managers: tuple[str, ...] = ()
@@ -201,13 +202,19 @@ class Dispatcher:
         """The agent's WebSocket, from upgrade to end. The caller has checked certificate and membership."""
         ws = web.WebSocketResponse(compress=False, max_msg_size=MAX_MESSAGE_BYTES, writer_limit=WRITER_LIMIT_BYTES, timeout=2.0)
         await ws.prepare(request)
+        await self.converse(WebSocket(ws), peer)
+        return ws
+
+    async def converse(self, wire: Connection, peer: Peer) -> None:
+        """One session, from its first message to its end; the connection is closed then."""
         if self._parts is None:
             leader = self._store.snapshot().leader
             addr = leader.addr if leader and leader.node_id != self._node_id else ""
-            await _send(ws, Redirect(addr=addr))
-            await ws.close(code=CLOSE_NOT_LEADING, message=b"not the leader")
-            return ws
-        session = _Session(peer, ws)
+            with contextlib.suppress(ConnectionError):
+                await wire.send(_encoder.encode(Redirect(addr=addr)))
+            await wire.close(CLOSE_NOT_LEADING, "not the leader")
+            return
+        session = _Session(peer, wire)
         try:
             hello = await self._receive(session, HELLO_TIMEOUT_S)
             if not isinstance(hello, Hello):
@@ -215,10 +222,9 @@ class Dispatcher:
             await self._run(session, hello)
         except RemoteProtocolError as error:
             log.warning("session refused node=%s address=%s reason=%s", peer.node_id, peer.address, error)
-            await ws.close(code=CLOSE_PROTOCOL, message=str(error)[:100].encode())
+            await wire.close(CLOSE_PROTOCOL, str(error))
         except (TimeoutError, ConnectionError):
-            await ws.close(code=CLOSE_LOST, message=b"nothing was heard for too long")
-        return ws
+            await wire.close(CLOSE_LOST, "nothing was heard for too long")
 
     async def _run(self, session: _Session, hello: Hello) -> None:
         peer = session.peer
@@ -292,20 +298,16 @@ class Dispatcher:
 
     async def _receive(self, session: _Session, timeout_s: float) -> FromAgent | None:
         """The next message; None = closed. TimeoutError, RemoteProtocolError."""
-        frame = await session.ws.receive(timeout=timeout_s)
-        if frame.type is WSMsgType.BINARY:
-            try:
-                message = _decoder.decode(frame.data)
-                if isinstance(message, Hello | Describe) and len(frame.data) > MAX_DESCRIPTION_BYTES:
-                    raise RemoteProtocolError(f"a node description of {len(frame.data)} bytes")
-                return message
-            except msgspec.DecodeError as error:
-                raise RemoteProtocolError(f"a message can't be read: {error}") from None
-        if frame.type is WSMsgType.TEXT:
-            raise RemoteProtocolError("a text message")
-        if frame.type is WSMsgType.ERROR:
-            raise RemoteProtocolError(f"a broken frame: {session.ws.exception()}")
-        return None
+        frame = await session.wire.receive(timeout_s)
+        if frame is None:
+            return None
+        try:
+            message = _decoder.decode(frame)
+        except msgspec.DecodeError as error:
+            raise RemoteProtocolError(f"a message can't be read: {error}") from None
+        if isinstance(message, Hello | Describe) and len(frame) > MAX_DESCRIPTION_BYTES:
+            raise RemoteProtocolError(f"a node description of {len(frame)} bytes")
+        return message
 
     async def _write(self, session: _Session) -> None:
         """Everything that goes to the agent goes through here, one message after the other."""
@@ -313,11 +315,11 @@ class Dispatcher:
         while True:
             if session.closing is not None:
                 code, reason = session.closing
-                await session.ws.close(code=code, message=reason.encode())
+                await session.wire.close(code, reason)
                 return
             if session.stored > session.stored_sent:
                 session.stored_sent = session.stored
-                await _send(session.ws, StatusesStored(sequence=session.stored))
+                await _send(session.wire, StatusesStored(sequence=session.stored))
             if self._parts is not None:
                 await self._send_rows(session, self._parts, complete=not complete)
                 complete = True
@@ -332,15 +334,15 @@ class Dispatcher:
         rows = tuple(map(msgspec.Raw, put.values()))
         if complete:
             session.acks.sent(revision)
-            await _send(session.ws, Complete(revision=revision, rows=rows, managers=managers, heartbeat_s=self._heartbeat_s()))
+            await _send(session.wire, Complete(revision=revision, rows=rows, managers=managers, heartbeat_s=self._heartbeat_s()))
         elif put or removed:
             session.acks.sent(revision)
-            await _send(session.ws, Delta(revision=revision, put=rows, removed=removed, managers=new_managers))
+            await _send(session.wire, Delta(revision=revision, put=rows, removed=removed, managers=new_managers))
         else:
             # Only knowledge about managers: nothing to apply, so nothing to acknowledge.
             session.acks.processed(revision)
             if new_managers is not None:
-                await _send(session.ws, Delta(revision=revision, managers=new_managers))
+                await _send(session.wire, Delta(revision=revision, managers=new_managers))
 
     # ---- acknowledgements -----------------------------------------------------------------------------------------------------
 
@@ -381,7 +383,7 @@ def _stored(session: _Session, sequence: int) -> Callable[[], None]:
     return lambda: session.statuses_stored(sequence)
 
 
-async def _send(ws: web.WebSocketResponse, message: FromManager) -> None:
-    with contextlib.suppress(RuntimeError):
-        # RuntimeError is aiohttp's word for "closed meanwhile"; the reading side ends the session.
-        await ws.send_bytes(_encoder.encode(message))
+async def _send(wire: Connection, message: FromManager) -> None:
+    with contextlib.suppress(ConnectionError):
+        # the reading side ends the session
+        await wire.send(_encoder.encode(message))

@@ -1,6 +1,6 @@
 """The agent's end of its session with the leader: connects, reconnects, hands rows over, keeps reports until they are stored.
 
-Edge: one WebSocket at a time over mutual TLS. What is to be sent is state (the newest description, acknowledgement and status of each
+Edge: one connection at a time. What is to be sent is state (the newest description, acknowledgement and status of each
 task), so a lost connection loses nothing and a slow one piles nothing up.
 """
 
@@ -11,9 +11,9 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-import aiohttp
 import msgspec
 
+from orchestrator.dispatcher.connection import Connect, Connection
 from orchestrator.dispatcher.messages import (
     Applied,
     Complete,
@@ -32,8 +32,6 @@ from orchestrator.dispatcher.messages import (
 )
 from orchestrator.errors import RemoteProtocolError
 from orchestrator.model import NodeDescription
-from orchestrator.security.identity import Credentials
-from orchestrator.security.join import dial_failure
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +39,6 @@ OnRows = Callable[[int, list[Row], list[str], bool], Awaitable[None]]
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_LAST_S = 8.0
-CONNECT_TIMEOUT_S = 5.0
 COMPLETE_TIMEOUT_S = 15.0
 # A leader that moved, moved again and again: then the managers have not agreed yet and it is better to wait.
 MAX_REDIRECTS = 4
@@ -60,7 +57,7 @@ class AgentSession:
 
     def __init__(
         self,
-        credentials: Credentials,
+        connect: Connect,
         managers: Sequence[str],
         description: NodeDescription,
         on_rows: OnRows,
@@ -68,7 +65,7 @@ class AgentSession:
         on_managers: Callable[[tuple[str, ...]], None] = lambda managers: None,
         random_: random.Random | None = None,
     ) -> None:
-        self._credentials = credentials
+        self._connect = connect
         self._managers = tuple(managers)
         self._description = description
         self._on_rows = on_rows
@@ -152,41 +149,28 @@ class AgentSession:
         if not manager:
             log.warning("no manager is known")
             return
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
-        connector = aiohttp.TCPConnector(ssl=self._credentials.client_context(), force_close=True)
-        reason = ""
         try:
-            async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as http:
-                async with asyncio.timeout(CONNECT_TIMEOUT_S * 2):
-                    # Pings find out that the manager's machine is gone: nothing else would be noticed for minutes.
-                    ws = await http.ws_connect(
-                        f"https://{manager}/v1/dispatcher", heartbeat=5.0, max_msg_size=0, compress=0, autoclose=True
-                    )  # fmt: skip
+            async with self._connect(manager) as connection:
                 try:
-                    reason = await self._converse(ws, manager)
+                    reason = await self._converse(connection, manager)
                 finally:
                     self._connected_to = ""
-                    await ws.close()
-        except aiohttp.WSServerHandshakeError as error:
-            reason = f"refused with HTTP status {error.status}"
-        except aiohttp.ClientConnectorError as error:
-            reason = dial_failure(error)
-        except (aiohttp.ClientError, RemoteProtocolError, OSError) as error:
+        except (RemoteProtocolError, OSError) as error:
             reason = str(error) or type(error).__name__
         if not self._preferred:
             log.info("session ended manager=%s reason=%s", manager, reason)
 
-    async def _converse(self, ws: aiohttp.ClientWebSocketResponse, manager: str) -> str:
+    async def _converse(self, connection: Connection, manager: str) -> str:
         """Why it ended."""
         self._described, self._applied_sent, self._sent_sequence = self._description, None, 0
-        await ws.send_bytes(_encoder.encode(Hello(description=self._description)))
-        first = await _receive(ws, COMPLETE_TIMEOUT_S)
+        await connection.send(_encoder.encode(Hello(description=self._description)))
+        first = await _receive(connection, COMPLETE_TIMEOUT_S)
         if isinstance(first, Redirect):
             if first.addr and first.addr != manager:
                 self._preferred = first.addr
             return f"it doesn't lead, {first.addr or 'nobody'} does"
         if first is None:
-            return f"closed by the manager: {_close_reason(ws)}"
+            return f"closed by the manager: {_close_reason(connection)}"
         if not isinstance(first, Complete):
             raise RemoteProtocolError("the manager's first message is neither a complete assignment nor a redirect")
         log.info("session opened manager=%s revision=%d rows=%d", manager, first.revision, len(first.rows))
@@ -195,17 +179,17 @@ class AgentSession:
         # An acknowledgement of before tells this leader nothing about its own assignment.
         self._applied = None
         self._remember(first.managers)
-        sending = asyncio.create_task(self._send(ws, first.heartbeat_s))
+        sending = asyncio.create_task(self._send(connection, first.heartbeat_s))
         try:
             await self._on_rows(first.revision, _rows(first.rows), [], True)
-            while (message := await _receive(ws, None)) is not None:
+            while (message := await _receive(connection, None)) is not None:
                 await self._heard(message)
         finally:
             sending.cancel()
             [failure] = await asyncio.gather(sending, return_exceptions=True)
             if isinstance(failure, Exception):
                 log.error("the session's sender failed", exc_info=failure)
-        return f"closed by the manager: {_close_reason(ws)}"
+        return f"closed by the manager: {_close_reason(connection)}"
 
     async def _heard(self, message: FromManager) -> None:
         match message:
@@ -222,7 +206,7 @@ class AgentSession:
             case Redirect():
                 raise RemoteProtocolError("the manager sent a redirect in the middle of a session")
 
-    async def _send(self, ws: aiohttp.ClientWebSocketResponse, heartbeat_s: float) -> None:
+    async def _send(self, connection: Connection, heartbeat_s: float) -> None:
         """Everything after the hello goes through here. Ends when the connection does; the reader notices too."""
         loop = asyncio.get_running_loop()
         beat_at_s = loop.time()
@@ -230,12 +214,12 @@ class AgentSession:
             while True:
                 self._dirty.clear()
                 if loop.time() >= beat_at_s:
-                    await ws.send_bytes(_encoder.encode(Heartbeat()))
+                    await connection.send(_encoder.encode(Heartbeat()))
                     beat_at_s = loop.time() + heartbeat_s
                 for message in self._due():
-                    await ws.send_bytes(_encoder.encode(message))
+                    await connection.send(_encoder.encode(message))
                 if self._leaving:
-                    await ws.send_bytes(_encoder.encode(Leave()))
+                    await connection.send(_encoder.encode(Leave()))
                     self._left.set()
                     return
                 try:
@@ -243,12 +227,12 @@ class AgentSession:
                         await self._dirty.wait()
                 except TimeoutError:
                     pass
-        except (ConnectionError, aiohttp.ClientError):
+        except ConnectionError:
             pass
         finally:
             # Without a sender there is no session: the reader must notice, also when it is a bug that ended it.
-            if not ws.closed:
-                await ws.close()
+            if not connection.closed:
+                await connection.close()
 
     def _due(self) -> list[FromAgent]:
         messages: list[FromAgent] = []
@@ -272,17 +256,13 @@ class AgentSession:
             self._on_managers(managers)
 
 
-async def _receive(ws: aiohttp.ClientWebSocketResponse, timeout_s: float | None) -> FromManager | None:
+async def _receive(connection: Connection, timeout_s: float | None) -> FromManager | None:
     """None = closed. RemoteProtocolError: not our protocol; TimeoutError."""
-    frame = await ws.receive(timeout=timeout_s)
-    if frame.type is aiohttp.WSMsgType.BINARY:
-        try:
-            return _decoder.decode(frame.data)
-        except msgspec.DecodeError as error:
-            raise RemoteProtocolError(f"the manager's message can't be read: {error}") from None
-    if frame.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.ERROR):
-        raise RemoteProtocolError(f"a frame that is not ours: {ws.exception() or frame.type.name}")
-    return None
+    message = await connection.receive(timeout_s)
+    try:
+        return None if message is None else _decoder.decode(message)
+    except msgspec.DecodeError as error:
+        raise RemoteProtocolError(f"the manager's message can't be read: {error}") from None
 
 
 def _rows(raws: Iterable[msgspec.Raw]) -> list[Row]:
@@ -296,5 +276,5 @@ def _rows(raws: Iterable[msgspec.Raw]) -> list[Row]:
     return rows
 
 
-def _close_reason(ws: aiohttp.ClientWebSocketResponse) -> str:
-    return f"code {ws.close_code}" if ws.close_code else "connection lost"
+def _close_reason(connection: Connection) -> str:
+    return f"code {connection.close_code}" if connection.close_code else "connection lost"

@@ -336,6 +336,19 @@ async def test_a_list_that_was_long_on_its_way_overrules_nothing(bed: AgentBed) 
     assert "t1" in agent.containers
 
 
+@pytest.mark.parametrize("how", ["hangs", "refuses"])
+async def test_it_tells_for_how_long_the_engine_owes_an_answer(bed: AgentBed, how: str) -> None:
+    agent = await bed.start()
+    await until(lambda: bed.engine.lists and agent.engine_silent_s == 0, "it answers")
+    gate = bed.engine.list_gate = asyncio.Event()
+    bed.engine.up = how == "hangs"
+    agent.resync()
+    await until(lambda: agent.engine_silent_s > 0.05, "it owes an answer")
+    bed.engine.up, bed.engine.list_gate = True, None
+    gate.set()
+    await until(lambda: agent.engine_silent_s == 0, "it has answered")
+
+
 async def test_an_end_during_a_step_is_not_overlooked(bed: AgentBed) -> None:
     gate = bed.engine.release_gate = asyncio.Event()
     agent = await bed.start()

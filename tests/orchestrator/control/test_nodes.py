@@ -10,12 +10,15 @@ import pytest
 from orchestrator.control.context import Context, NetworkAcks
 from orchestrator.control.drain import drain
 from orchestrator.control.transitions import successor
+from orchestrator.dispatcher.assignment import endpoint_row
+from orchestrator.dispatcher.messages import EndpointRow
 from orchestrator.model import (
     NetworkAttachment,
     NetworkReference,
     Node,
     NodeAttachment,
     NodeStatus,
+    PortConfig,
     RestartPolicy,
     Service,
     Task,
@@ -72,6 +75,68 @@ def test_a_node_that_comes_back_late_stops_what_was_replaced() -> None:
     assert len(world.serving(service)) == 3
     old = [task for task in world.tasks(service) if task.node_id == "n1" and task.created_at < START + timedelta(seconds=1)]
     assert [task.status.state for task in old] == [TaskState.SHUTDOWN]
+
+
+def test_a_node_that_comes_back_serves_until_what_replaced_it_does() -> None:
+    """The replacement's image takes long to pull: nobody is without a task meanwhile, and nothing is stopped before it drained."""
+    world, service = started(spec(replicas=1), nodes=1)
+    (old,) = world.tasks(service)
+    world.lose("n1")
+    world.run(20)
+    world.pace = timedelta(seconds=5)
+    world.write(Put(node("n2")))
+    world.run(1)
+    world.find("n1")
+    world.run(3)
+    network = world.snapshot.network("net")
+    assert network is not None
+
+    def endpoint() -> EndpointRow | None:
+        task = world.snapshot.task(old.id)
+        return endpoint_row(world.snapshot, task, network) if task is not None else None
+
+    assert on(world, service) == [] and (row := endpoint()) is not None and row.serving
+    world.until(lambda: on(world, service) == ["n2"], step_s=0.001)
+    world.until(lambda: (row := endpoint()) is None or row.draining)
+    world.until(lambda: not [task for task in world.tasks(service) if task.id == old.id and task.status.state is TaskState.RUNNING])
+
+
+def test_a_node_that_comes_back_makes_room_for_a_task_that_fits_nowhere_else() -> None:
+    port = PortConfig(published_port=8080, target_port=80, publish_mode="host")
+    world, service = started(spec(replicas=1, ports=[port]), nodes=1)
+    world.lose("n1")
+    world.run(20)
+    world.find("n1")
+    world.until(lambda: on(world, service) == ["n1"])
+    assert len(world.serving(service)) == 1
+
+
+def test_a_suspect_node_gets_no_tasks_and_keeps_its_own() -> None:
+    world, service = started(nodes=2)
+    world.lose("n1")
+    world.update(service, spec(replicas=6))
+    world.run(5)
+    assert on(world, service) == ["n1"] + ["n2"] * 5
+
+
+def test_a_node_whose_engine_does_not_answer_gets_no_tasks_and_is_not_down() -> None:
+    world, service = started(nodes=2)
+    description = msgspec.structs.replace(world.node("n1").description, mesh_engine_error="it does not answer")
+    world.write(Put(msgspec.structs.replace(world.node("n1"), description=description)))
+    world.update(service, spec(replicas=6))
+    world.run(60)
+    assert on(world, service) == ["n1"] + ["n2"] * 5
+
+
+@pytest.mark.parametrize("ahead_s", [1, 3600])
+def test_a_loss_noted_by_a_clock_that_ran_ahead_still_makes_a_node_down(ahead_s: int) -> None:
+    world, _ = started(nodes=2)
+    since = world.now + timedelta(seconds=ahead_s)
+    world.write(Put(msgspec.structs.replace(world.node("n1"), mesh_disconnected_since=since)))
+    world.run(14)
+    assert world.node("n1").status.state == "ready"
+    world.run(2)
+    assert world.node("n1").status.state == "down"
 
 
 def test_after_a_day_the_tasks_of_a_lost_node_are_orphaned_and_a_removed_service_is_gone() -> None:
@@ -315,9 +380,10 @@ def test_a_successor_is_younger_even_if_the_clock_stands_still() -> None:
 def test_the_next_node_dies_while_a_drained_one_hands_over() -> None:
     """Both tasks of the slot are then where they may not stay: together they get one successor."""
     world, service = started(spec(replicas=1, update=UpdateConfig(parallelism=1, order="start-first")), nodes=1)
-    world.write(Put(node("n2", mesh_disconnected_since=world.now)))
-    world.lost.add("n2")
+    world.write(Put(node("n2")))
     world.availability("n1", "drain")
+    world.until(lambda: any(task.node_id == "n2" for task in world.live(service)), step_s=0.001)
+    world.lose("n2")
     world.run(1)
     assert sorted(task.node_id for task in world.live(service)) == ["n1", "n2"]
     world.run(20)

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import uvloop
 
+from orchestrator.dispatcher.connection import over_tls
 from orchestrator.dispatcher.messages import Row, TaskRow
 from orchestrator.dispatcher.session import AgentSession
 from orchestrator.model import Node, NodeAttachment, NodeDescription, TaskState, TaskStatus
@@ -51,7 +52,7 @@ def agents(directory: str, addr: str, pipe: Connection) -> None:
         for path in sorted(Path(directory).iterdir()):
             credentials = Credentials.load(path)
             assert credentials is not None
-            session = AgentSession(credentials, [addr], NodeDescription(hostname=path.name), on_rows)
+            session = AgentSession(over_tls(credentials), [addr], NodeDescription(hostname=path.name), on_rows)
             running.append(asyncio.create_task(session.run()))
         await until(lambda: connected == len(running), deadline_s=60)
         pipe.send("connected")

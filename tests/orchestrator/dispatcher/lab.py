@@ -12,6 +12,7 @@ import msgspec
 from aiohttp import web
 
 from orchestrator.dispatcher.assignment import assignment
+from orchestrator.dispatcher.connection import over_tls
 from orchestrator.dispatcher.messages import Row
 from orchestrator.dispatcher.server import Dispatcher
 from orchestrator.dispatcher.session import AgentSession
@@ -176,7 +177,7 @@ class Lab:
             await made.on_rows(revision, put, removed, complete)
 
         description = NodeDescription(hostname=node_id, mesh_data_addr="127.0.0.1")
-        made = Agent(AgentSession(credentials, addresses, description, on_rows), node_id)
+        made = Agent(AgentSession(over_tls(credentials), addresses, description, on_rows), node_id)
         if not held:
             made.gate.set()
         made.task = asyncio.create_task(made.session.run())

@@ -16,7 +16,9 @@ from orchestrator.model import (
     ContainerSpec,
     ContainerStatus,
     NodeAttachment,
+    NodeDescription,
     NodeStatus,
+    ResourceObject,
     Secret,
     SecretReference,
     Service,
@@ -425,6 +427,21 @@ async def test_an_unreadable_secret_stops_neither_node_nor_dispatcher(lab: Lab, 
     await until(lambda: "secrets can't be decrypted" in caplog.text)
     await lab.assign("t2", "w1", ())
     await until(lambda: "task/t2" in agent.rows)
+
+
+async def test_a_node_whose_engine_is_silent_stays_what_it_was(lab: Lab) -> None:
+    """It can't say what it has just now: that is no reason to forget it."""
+    await lab.manager()
+    agent = await lab.agent("w1")
+    known = NodeDescription(hostname="w1", resources=ResourceObject(nano_cpus=5), mesh_data_addr="127.0.0.1")
+    agent.session.describe(known)
+    await until(lambda: lab.node("w1").description.resources.nano_cpus == 5)
+    agent.session.describe(NodeDescription(hostname="w1", mesh_data_addr="127.0.0.2", mesh_engine_error="silent"))
+    await until(lambda: lab.node("w1").description.mesh_engine_error == "silent")
+    assert lab.node("w1").description.resources.nano_cpus == 5 and lab.node("w1").description.mesh_data_addr == "127.0.0.2"
+    assert lab.node("w1").status.state == "ready"
+    agent.session.describe(known)
+    await until(lambda: not lab.node("w1").description.mesh_engine_error)
 
 
 async def test_a_node_that_leaves_is_down_at_once(lab: Lab) -> None:
