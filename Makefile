@@ -21,4 +21,5 @@ check: bootstrap
 	@$(BIN)/lint-imports --no-cache | tail -n 5
 
 test: check
+	@scripts/bootstrap test
 	@$(BIN)/pytest

@@ -1,4 +1,4 @@
-"""Tests that need root, an Engine or a cluster are skipped, with a reason, where that isn't there."""
+"""Tests that need root, an Engine, a cluster or a virtual machine are skipped, with a reason, where that isn't there."""
 
 from __future__ import annotations
 
@@ -7,12 +7,34 @@ import shutil
 
 import pytest
 
+from tests.vm import guest
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     root = os.geteuid() == 0
     engine = shutil.which("dockerd") is not None
     for item in items:
-        if not root and any(item.get_closest_marker(name) for name in ("root", "engine", "cluster")):
+        if not root and any(item.get_closest_marker(name) for name in ("root", "engine", "cluster", "vm")):
             item.add_marker(pytest.mark.skip(reason="needs root"))
         elif not engine and any(item.get_closest_marker(name) for name in ("engine", "cluster")):
             item.add_marker(pytest.mark.skip(reason="needs dockerd: apt-get install docker.io"))
+    if root:
+        guest.skip_or_prepare(items)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    return guest.replay(item) or None
+
+
+_config: pytest.Config | None = None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _config
+    _config = config
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if _config is not None:
+        guest.write_report(report, _config)
