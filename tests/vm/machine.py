@@ -146,7 +146,7 @@ def _tail(path: Path, size_bytes: int = 3000) -> str:
 
 def _initrd(directory: Path) -> bytes:
     """busybox, the modules that find the root, and /init. Source: the kernel's early-userspace/buffer-format (cpio, "newc")."""
-    (version,) = os.listdir(directory / "lib/modules")
+    version = next((directory / "lib/modules").iterdir()).name
     modules: list[Path] = []
     for name in _BOOT_MODULES:
         shown = ["modprobe", "--show-depends", "-d", str(directory), "-S", version, name]
