@@ -6,7 +6,7 @@ The asker's socket decides what it sees. Describe networks with `ZoneSpec`, who 
 
 from dnsd.client import Client
 from dnsd.errors import ConfigError, DnsError, DnsUnavailable
-from dnsd.model import Applied, DnsState, PortName, ScopeSpec, ScopeStatus, ServiceName, Status, TaskName, ZoneSpec, ZoneStatus
+from dnsd.model import Applied, DnsState, PortName, RouteSpec, ScopeSpec, ScopeStatus, ServiceName, Status, TaskName, ZoneSpec, ZoneStatus
 from dnsd.server import Server
 from dnsd.version import VERSION
 from dnsd.zone import Zone
@@ -20,6 +20,7 @@ __all__ = [
     "DnsState",
     "DnsUnavailable",
     "PortName",
+    "RouteSpec",
     "ScopeSpec",
     "ScopeStatus",
     "Server",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dnsd.wire import Reply
 
@@ -16,15 +16,20 @@ from dnsd.wire import Reply
 STALE_S = 86_400
 MAX_TTL_S = 86_400
 MAX_NEGATIVE_TTL_S = 3_600
+# RFC 8767, 5: the failure recheck timer.
+RECHECK_S = 30.0
 # A rough cost of one entry's objects, on top of its bytes.
 _ENTRY_BYTES = 700
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
+    """recheck_at: getting a newer one failed; until then it isn't tried again, and this one goes out stale."""
+
     reply: Reply
     since: float
     until: float
+    recheck_at: float = float("-inf")
 
     def age_s(self, now: float) -> int:
         return int(now - self.since)
@@ -61,6 +66,17 @@ class Cache:
         """Fresh or not: better than a failure, if it expired less than a day ago."""
         kept = self._kept.get(key)
         return kept if kept is not None and now < kept.until + STALE_S else None
+
+    def failed(self, key: Hashable, now: float) -> None:
+        """The upstreams don't tell just now."""
+        kept = self._kept.get(key)
+        if kept is not None:
+            self._kept[key] = replace(kept, recheck_at=now + RECHECK_S)
+
+    def resting(self, key: Hashable, now: float) -> Kept | None:
+        """Stale, and to be served as it is: the last attempt to get a newer one failed a moment ago."""
+        kept = self.stale(key, now)
+        return kept if kept is not None and now < kept.recheck_at else None
 
     def _drop(self, key: Hashable) -> None:
         kept = self._kept.pop(key, None)

@@ -25,14 +25,15 @@ _log = logging.getLogger("dnsd")
 # Queries taken from one socket before the others get their turn.
 _BATCH = 64
 _RECEIVE_BYTES = 4096
+# Questions of one scope that wait for other servers: far fewer than all scopes may have (`Forwarder`), so that none starves the rest.
+_MAX_WAITING = 256
 
 
 class Listener:
     """counters are the server's. `close` may be called at any time, also from a callback; answers still under way are dropped."""
 
-    def __init__(self, opened: Opened, view: View, upstreams: tuple[Endpoint, ...], forwarder: Forwarder, counters: Counter[str]) -> None:
+    def __init__(self, opened: Opened, view: View, forwarder: Forwarder, counters: Counter[str]) -> None:
         self.view = view
-        self.upstreams = upstreams
         self.queries = 0
         self.netns_id = opened.netns_id
         host, port = opened.udp.getsockname()[:2]
@@ -41,6 +42,7 @@ class Listener:
         self._forwarder = forwarder
         self._counters = counters
         self._closed = False
+        self._waiting = 0
         self._tasks: set[asyncio.Task[None]] = set()
         loop = asyncio.get_running_loop()
         self._loop = loop
@@ -77,14 +79,13 @@ class Listener:
                 except OSError:
                     self._counters["unsent"] += 1
             elif isinstance(response, Forward):
-                self._spawn(self._forward_udp(response.query, peer))
+                self._spawn(self._forward_udp(response, peer))
 
     def _respond(self, packet: bytes, *, tcp: bool) -> bytes | Forward | None:
         try:
             response = self.view.respond(packet, tcp)
             if isinstance(response, Forward):
-                query = response.query
-                return self._forwarder.kept(query, self.upstreams, wire.MAX_TCP_BYTES if tcp else query.size_bytes) or response
+                return self._forwarder.kept(response, wire.MAX_TCP_BYTES if tcp else response.query.size_bytes) or response
         except Exception:
             # Our own bug: it costs this one asker an answer and nobody else anything.
             self._counters["bugs"] += 1
@@ -93,8 +94,8 @@ class Listener:
             return wire.error_response(packet, wire.SERVFAIL) if len(packet) >= wire.HEADER_BYTES else None
         return response
 
-    async def _forward_udp(self, query: wire.Query, peer: tuple[Any, ...]) -> None:
-        response = await self._forwarder.resolve(query, self.upstreams, query.size_bytes)
+    async def _forward_udp(self, forward: Forward, peer: tuple[Any, ...]) -> None:
+        response = await self._resolve(forward, forward.query.size_bytes)
         if not self._closed:
             try:
                 self._udp.sendto(response, peer)
@@ -107,8 +108,20 @@ class Listener:
         self.queries += 1
         return self._respond(packet, tcp=True)
 
-    def _resolve_tcp(self, query: wire.Query) -> Awaitable[bytes]:
-        return self._forwarder.resolve(query, self.upstreams, wire.MAX_TCP_BYTES)
+    def _resolve_tcp(self, forward: Forward) -> Awaitable[bytes]:
+        return self._resolve(forward, wire.MAX_TCP_BYTES)
+
+    # -- both -----------------------------------------------------------------------------------------------------------------
+
+    async def _resolve(self, forward: Forward, size_bytes: int) -> bytes:
+        if self._waiting >= _MAX_WAITING:
+            self._counters["refused_full"] += 1
+            return wire.failure(forward.query, wire.SERVFAIL)
+        self._waiting += 1
+        try:
+            return await self._forwarder.resolve(forward, size_bytes)
+        finally:
+            self._waiting -= 1
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(coroutine)

@@ -41,10 +41,18 @@ class ServiceName(msgspec.Struct, frozen=True, kw_only=True):
     ports: tuple[PortName, ...] = ()
 
 
+class RouteSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """`domain` and all names below it are asked of these servers. upstreams empty = the node's own resolvers."""
+
+    domain: str
+    upstreams: tuple[str, ...] = ()
+
+
 class ZoneSpec(msgspec.Struct, frozen=True, kw_only=True):
     """All names of one network. containers: those that belong to no service.
 
     vip_ttl_s: how long a resolver may keep a VIP. task_ttl_s: the same for addresses of tasks, which come and go.
+    forward, upstreams, routes: whom askers of this network ask about other names; see `policy`.
     """
 
     network: str
@@ -53,13 +61,16 @@ class ZoneSpec(msgspec.Struct, frozen=True, kw_only=True):
     containers: tuple[TaskName, ...] = ()
     vip_ttl_s: int = 5
     task_ttl_s: int = 0
+    forward: bool = True
+    upstreams: tuple[str, ...] = ()
+    routes: tuple[RouteSpec, ...] = ()
 
 
 class ScopeSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A sandbox that may ask: sockets are opened on `listen` inside `netns`; it sees the zones of `networks`, in that order.
 
-    netns "": dnsd's own. upstreams ("10.0.0.1", "10.0.0.1:5353", "[fd00::1]:53"): forward here instead of the node's own
-    resolvers; forward False: answer NXDOMAIN for what is not ours.
+    netns "": dnsd's own. upstreams ("10.0.0.1", "10.0.0.1:5353", "[fd00::1]:53"): forward here instead of to those of its
+    networks or the node's own resolvers; forward False: answer NXDOMAIN for what is not ours.
     stack: the asker's own stack; `db` is also tried as `<stack>_db`.
     """
 
@@ -106,11 +117,26 @@ class ZoneStatus(msgspec.Struct, frozen=True, kw_only=True):
     names: int
 
 
+class UpstreamStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """state: "up", "silent" (did not answer lately: asked last) or "looping" (leads back to us: not asked). rtt_s: smoothed."""
+
+    address: str
+    state: str
+    asked: int
+    answered: int
+    failed: int
+    silent: int
+    rtt_s: float
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """upstreams: the node's own resolvers as of now. health: of every upstream that was ever asked."""
+
     version: str
     pid: int
     uptime_s: float
     zones: tuple[ZoneStatus, ...]
     scopes: tuple[ScopeStatus, ...]
     upstreams: tuple[str, ...]
+    health: tuple[UpstreamStatus, ...]
     counters: dict[str, int]

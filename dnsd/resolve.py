@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from dnsd import names, wire
+from dnsd.policy import Policy, Upstreams
 from dnsd.wire import Answer, Query
 from dnsd.zone import EXISTS, Found, Zone
 
@@ -23,19 +24,22 @@ _turns = count()
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Not ours: ask the upstreams."""
+    """Not ours: these know. None: the node's own resolvers."""
 
     query: Query
+    upstreams: Upstreams = None
 
 
 class View:
-    """`respond` never raises for any packet. forward False: what is not ours does not exist."""
+    """`respond` never raises for any packet. What is not ours and, by the policy, not to be forwarded does not exist."""
 
-    __slots__ = ("_memo", "_stack_prefix", "forward", "zones")
+    __slots__ = ("_memo", "_stack_prefix", "forward", "policy", "zones")
 
-    def __init__(self, zones: tuple[Zone, ...], stack: str = "", *, forward: bool = True) -> None:
+    def __init__(self, zones: tuple[Zone, ...], stack: str = "", *, policy: Policy | None = None) -> None:
         self.zones = zones
-        self.forward = forward
+        self.policy = policy or Policy()
+        # Also the flag "recursion available" of every answer.
+        self.forward = self.policy.forward or bool(self.policy.routes)
         self._stack_prefix = f"{stack.lower()}_".encode() if stack else b""
         self._memo: dict[bytes, Answer] = {}
 
@@ -81,7 +85,7 @@ class View:
             if answer is None:
                 if not query.recursion_desired:
                     return wire.failure(query, wire.REFUSED, recursion_available=self.forward)
-                return Forward(query)
+                return Forward(query, self.policy.upstreams_of(query.name))
             if len(self._memo) >= _MEMO_LIMIT:
                 self._memo.clear()
             self._memo[key] = answer
@@ -114,9 +118,11 @@ class View:
 
     def denies(self, name: bytes) -> bool:
         """Whether an unknown name is ours to deny rather than the outside's to know."""
-        labels = names.labels_of(name)
-        if not self.forward:
+        if self.policy.routed(name):
+            return False
+        if not self.policy.forward:
             return True
+        labels = names.labels_of(name)
         if not labels:
             return False
         # No public domain is all digits ("web.9", "10.0.0.1" taken for a name) or has an underscore ("tasks.shop_db").

@@ -19,6 +19,7 @@ from dnsd.errors import ConfigError, DnsError
 from dnsd.forward import Forwarder
 from dnsd.listener import Listener
 from dnsd.model import Applied, DnsState, ScopeSpec, ScopeStatus, Status, ZoneSpec, ZoneStatus
+from dnsd.policy import policy_of
 from dnsd.resolve import View
 from dnsd.resolvers import Endpoint, NodeResolvers, endpoint_text, parse_endpoint
 from dnsd.sockets import OWN_NETNS, Opened, Request, netns_id, open_all
@@ -30,7 +31,7 @@ _log = logging.getLogger("dnsd")
 # How soon a dead sandbox's namespace is let go when nobody tells us that the sandbox is gone.
 _WATCH_S = 2.0
 
-_Seen = tuple[tuple[str, ...], str, bool]
+_Seen = tuple[tuple[str, ...], str, bool, tuple[str, ...]]
 _Place = tuple[str, str, str]
 
 
@@ -42,7 +43,6 @@ class _Wanted:
     place: _Place
     listen: Endpoint
     view: View
-    upstreams: tuple[Endpoint, ...]
 
 
 class Server:
@@ -88,8 +88,7 @@ class Server:
             if place in wanted:
                 failed[scope.id] = f"{scope.listen} in {scope.netns or 'our own namespace'} already serves scope {wanted[place].scope.id!r}"
                 continue
-            view = self._view(scope, zones, views)
-            wanted[place] = _Wanted(scope, place, listen, view, _upstreams(scope, problems))
+            wanted[place] = _Wanted(scope, place, listen, self._view(scope, zones, views, problems))
         for place in [place for place in self._listeners if place not in wanted or self._is_dead(place)]:
             # Closed before anything is opened: the namespace behind the same path may be a new one.
             if place in wanted:
@@ -102,10 +101,10 @@ class Server:
         for place in [place for place in self._listeners if place not in wanted]:
             self._close(place)
         for place, listener in self._listeners.items():
-            listener.view, listener.upstreams = wanted[place].view, wanted[place].upstreams
+            listener.view = wanted[place].view
         for want, result in zip(missing, opened, strict=True):
             if isinstance(result, Opened):
-                self._listeners[want.place] = Listener(result, want.view, want.upstreams, self._forwarder, self.counters)
+                self._listeners[want.place] = Listener(result, want.view, self._forwarder, self.counters)
             else:
                 failed[want.scope.id] = str(result)
         self._zones, self._views = zones, views
@@ -117,7 +116,7 @@ class Server:
         self.counters["applied"] += 1
         if self._watcher is None:
             self._watcher = asyncio.create_task(self._watch())
-        return Applied(failed=failed, problems=tuple(problems))
+        return Applied(failed=failed, problems=tuple(dict.fromkeys(problems)))
 
     def address(self, scope_id: str) -> Endpoint:
         """Where a scope really listens (its port 0 became a number)."""
@@ -158,6 +157,7 @@ class Server:
             zones=tuple(ZoneStatus(network=key, name=zone.spec.name, names=len(zone)) for key, zone in sorted(self._zones.items())),
             scopes=tuple(scopes),
             upstreams=tuple(endpoint_text(endpoint) for endpoint in self._forwarder.upstreams()),
+            health=self._forwarder.health.status(time.monotonic()),
             counters=dict(sorted(counters.items())),
         )
 
@@ -178,14 +178,16 @@ class Server:
         zone = self._zones.get(spec.network)
         return zone if zone is not None and (zone.spec is spec or zone.spec == spec) else Zone(spec)
 
-    def _view(self, scope: ScopeSpec, zones: Mapping[str, Zone], views: dict[_Seen, View]) -> View:
+    def _view(self, scope: ScopeSpec, zones: Mapping[str, Zone], views: dict[_Seen, View], problems: list[str]) -> View:
         """Scopes that see the same share a view; one whose zones did not change stays, with all the answers it has built."""
-        seen = (scope.networks, scope.stack, scope.forward)
+        seen = (scope.networks, scope.stack, scope.forward, scope.upstreams)
         if seen not in views:
             visible = tuple(zones[network] for network in scope.networks if network in zones)
+            policy, said = policy_of(scope, [zone.spec for zone in visible])
+            problems += said
             old = self._views.get(seen)
             same = old is not None and len(old.zones) == len(visible) and all(a is b for a, b in zip(old.zones, visible, strict=True))
-            views[seen] = old if old is not None and same else View(visible, scope.stack, forward=scope.forward)
+            views[seen] = old if old is not None and same else View(visible, scope.stack, policy=policy)
         return views[seen]
 
     # -- namespaces that die --------------------------------------------------------------------------------------------------
@@ -222,16 +224,6 @@ def _check(state: DnsState) -> None:
         twice = sorted(name for name, times in Counter(ids).items() if times > 1)
         if twice:
             raise ConfigError(f"{what} {twice[0]!r} is given more than once")
-
-
-def _upstreams(scope: ScopeSpec, problems: list[str]) -> tuple[Endpoint, ...]:
-    endpoints = []
-    for text in scope.upstreams:
-        try:
-            endpoints.append(parse_endpoint(text))
-        except ConfigError as error:
-            problems.append(f"scope {scope.id!r}: upstream left out: {error}")
-    return tuple(endpoints)
 
 
 def _is_local(host: str) -> bool:

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from dnsd.resolve import Forward
-from dnsd.wire import Query
 
 IDLE_S = 10.0
 # File descriptors are few and shared by all scopes: one asker must not take them all.
@@ -29,7 +28,7 @@ _AT_ONCE = 64
 _ACCEPT_PAUSE_S = 1.0
 
 Answer = Callable[[bytes], bytes | Forward | None]
-Resolve = Callable[[Query], Awaitable[bytes]]
+Resolve = Callable[[Forward], Awaitable[bytes]]
 
 
 class TcpListener:
@@ -196,7 +195,7 @@ class _Connection(asyncio.Protocol):
                 self._close()
                 return
             if isinstance(answer, Forward):
-                task = self._listener.loop.create_task(self._forward(answer.query))
+                task = self._listener.loop.create_task(self._forward(answer))
                 self._under_way.add(task)
             else:
                 self._write(answer)
@@ -207,9 +206,9 @@ class _Connection(asyncio.Protocol):
         self._rests = False
         self._read()
 
-    async def _forward(self, query: Query) -> None:
+    async def _forward(self, forward: Forward) -> None:
         try:
-            self._write(await self._listener.resolve(query))
+            self._write(await self._listener.resolve(forward))
         finally:
             task = asyncio.current_task()
             assert task is not None

@@ -3,4 +3,4 @@
 Pure.
 """
 
-VERSION = "0.1.0"
+VERSION = "2"

@@ -15,7 +15,7 @@ from dnslib import DNSRecord
 from dnsd.errors import WireError
 from dnsd.names import MAX_LABEL_BYTES, MAX_NAME_BYTES, name_of
 
-A, NS, SOA_TYPE, PTR, AAAA, SRV, OPT, IXFR, AXFR, ANY = 1, 2, 6, 12, 28, 33, 41, 251, 252, 255
+A, NS, SOA_TYPE, PTR, HINFO, AAAA, SRV, OPT, IXFR, AXFR, ANY = 1, 2, 6, 12, 13, 28, 33, 41, 251, 252, 255
 IN, CLASS_ANY = 1, 255
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, BADVERS = 0, 1, 2, 3, 4, 5, 16
 

@@ -8,12 +8,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from dnslib import EDNS0, QTYPE, RCODE, RR, SOA, A, DNSRecord
 
-from dnsd import ConfigError, DnsState, ScopeSpec, Server, ServiceName, ZoneSpec, wire
+from dnsd import ConfigError, DnsState, RouteSpec, ScopeSpec, Server, ServiceName, ZoneSpec, wire
 from dnsd.cache import Cache
 from dnsd.forward import Forwarder
+from dnsd.resolve import Forward
 from dnsd.resolvers import NodeResolvers, parse_endpoint, parse_resolv_conf
 from tests.dnsd.ask import ask, ask_tcp, query, until, values
 from tests.dnsd.upstream import Upstream, closed_port
@@ -113,14 +115,13 @@ async def test_a_bad_first_upstream_costs_little(server: Server, first: str) -> 
     async with Upstream(scripts[first]) as bad, Upstream(answer) as good:
         bad_address = f"127.0.0.1:{closed_port()}" if first == "closed" else bad.address
         address = await serve(server, bad_address, good.address)
-        since = time.monotonic()
         assert values(await ask(address, "example.com")) == ["192.0.2.1"]
-        assert time.monotonic() - since < 0.6
-        # Who stayed silent is not waited for a second time.
-        if first in ("silent", "closed", "garbage"):
-            since = time.monotonic()
-            assert values(await ask(address, "again.example.com")) == ["192.0.2.1"]
-            assert time.monotonic() - since < 0.15
+        health = {one.address: one for one in server.status().health}
+        assert health[bad_address].answered == 0
+        # Who stayed silent comes last the next time.
+        assert (health[bad_address].state == "silent") == (first != "servfail")
+        usable = server._forwarder.upstreams((parse_endpoint(bad_address), parse_endpoint(good.address)))
+        assert (usable[0] == parse_endpoint(good.address)) == (first != "servfail")
 
 
 async def test_a_lost_datagram_is_sent_again(server: Server) -> None:
@@ -137,32 +138,28 @@ async def test_a_lost_datagram_is_sent_again(server: Server) -> None:
 
 async def test_no_upstream_fails_at_once(server: Server) -> None:
     address = await serve(server)
-    since = time.monotonic()
     record = await ask(address, "example.com")
     assert (record.header.rcode, record.header.ra) == (2, 1)
-    assert time.monotonic() - since < 0.2
     assert values(await ask(address, "web")) == ["10.0.0.2"]
 
 
-async def test_all_upstreams_dead_fails_at_once(server: Server) -> None:
+async def test_all_upstreams_dead_fails_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnsd.forward.DEADLINE_S", 3600)
     address = await serve(server, f"127.0.0.1:{closed_port()}", f"127.0.0.1:{closed_port()}")
-    since = time.monotonic()
     assert (await ask(address, "example.com")).header.rcode == 2
-    assert time.monotonic() - since < 0.5
 
 
 async def test_silence_ends_in_servfail_before_resolvers_give_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dnsd.forward.DEADLINE_S", 0.3)
     async with Upstream(silence) as upstream:
         address = await serve(server, upstream.address)
-        since = time.monotonic()
         assert (await ask(address, "example.com")).header.rcode == 2
-        assert 0.25 < time.monotonic() - since < 1
 
 
 @pytest.mark.parametrize("failing", [silence, trouble])
 async def test_stale_answers_are_better_than_none(server: Server, monkeypatch: pytest.MonkeyPatch, failing: Any) -> None:
     monkeypatch.setattr("dnsd.forward.STALE_AFTER_S", 0.2)
+    monkeypatch.setattr("dnsd.forward.DEADLINE_S", 0.5)
     async with Upstream(answer) as upstream:
         address = await serve(server, upstream.address)
         await ask(address, "example.com")
@@ -172,9 +169,14 @@ async def test_stale_answers_are_better_than_none(server: Server, monkeypatch: p
         upstream.script = failing
         record = await ask(address, "example.com")
         assert (values(record), record.rr[0].ttl) == (["192.0.2.1"], 30)
-        # A denial is an answer, no failure: nothing stale goes before it.
-        upstream.script = denial
+        # For a while what is stale goes out at once, and the upstream is left alone.
         await until(lambda: not server._forwarder._flights)
+        asked = upstream.asked.count(("example.com.", False))
+        assert values(await ask(address, "EXAMPLE.com")) == ["192.0.2.1"]
+        assert (upstream.asked.count(("example.com.", False)), server._forwarder._flights) == (asked, {})
+        # A denial is an answer, no failure: nothing stale goes before it.
+        offset += 30
+        upstream.script = denial
         assert (await ask(address, "example.com")).header.rcode == 3
 
 
@@ -202,6 +204,23 @@ async def test_bounded(server: Server) -> None:
         upstream.release()
         assert [values(record) for record in await asyncio.gather(*asking)] == [["192.0.2.1"]] * 3
         assert values(await ask(address, "more.example.com")) == ["192.0.2.1"]
+
+
+async def test_one_scope_leaves_room_for_others(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnsd.listener._MAX_WAITING", 2)
+    async with Upstream(answer) as upstream:
+        upstream.holding = True
+        scopes = tuple(ScopeSpec(id=id, netns="", listen="127.0.0.1:0", upstreams=(upstream.address,)) for id in "st")
+        await server.apply(DnsState(scopes=scopes))
+        asking = [asyncio.create_task(ask(server.address("s"), f"x{number}.example.com")) for number in range(2)]
+        await until(lambda: len(upstream.held) == 2)
+        assert (await ask(server.address("s"), "more.example.com")).header.rcode == 2
+        (over_tcp,) = await ask_tcp(server.address("s"), query("more.example.com"))
+        assert over_tcp.header.rcode == 2
+        asking.append(asyncio.create_task(ask(server.address("t"), "other.example.com")))
+        await until(lambda: len(upstream.held) == 3)
+        upstream.release()
+        assert [values(record) for record in await asyncio.gather(*asking)] == [["192.0.2.1"]] * 3
 
 
 def many(record: Any, tcp: bool) -> Any:
@@ -289,27 +308,75 @@ async def test_never_asks_itself() -> None:
             port = server.address(listen)[1]
             looped = ScopeSpec(id=listen, netns="", networks=("n",), listen=listen, upstreams=(f"127.0.0.1:{port}",))
             assert (await server.apply(DnsState(zones=(ZONE,), scopes=(looped,)))).failed == {}
-            since = time.monotonic()
             assert (await ask(("127.0.0.1", server.address(listen)[1]), "example.com")).header.rcode == 2
-            assert time.monotonic() - since < 0.3
             assert server.status().counters.get("forwarded", 0) == 0
     finally:
         await server.close()
 
 
-async def test_a_loop_through_another_server_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_loop_through_another_server_ends_and_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dnsd.forward.DEADLINE_S", 0.5)
     one, two = (Server(NodeResolvers(Path("/nonexistent"), Path("/nonexistent"))) for _ in range(2))
     try:
-        address = await serve(two)
-        address = await serve(one, f"127.0.0.1:{address[1]}")
+        through = await serve(two)
+        address = await serve(one, f"127.0.0.1:{through[1]}")
         await serve(two, f"127.0.0.1:{address[1]}")
         assert (await ask(address, "example.com")).header.rcode == 2
         # Joined to the flight that is under way, instead of going round and round.
         assert one.status().counters["forwarded"] <= 2
+        await until(lambda: one.status().counters.get("loops", 0) == 1)
+        (health,) = one.status().health
+        assert (health.address, health.state) == (f"127.0.0.1:{through[1]}", "looping")
+        # From now on that way isn't taken: a failure is said at once.
+        forwarded = one.status().counters["forwarded"]
+        assert (await ask(address, "other.example.com")).header.rcode == 2
+        assert one.status().counters["forwarded"] == forwarded
+        # Who is no loop is asked all the same.
+        async with Upstream(answer) as upstream:
+            address = await serve(one, f"127.0.0.1:{through[1]}", upstream.address)
+            assert values(await ask(address, "example.com")) == ["192.0.2.1"]
     finally:
         await one.close()
         await two.close()
+
+
+async def test_a_silent_upstream_is_no_loop(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnsd.forward.DEADLINE_S", 0.2)
+    async with Upstream(silence) as upstream:
+        address = await serve(server, upstream.address)
+        for _ in range(2):
+            assert (await ask(address, "example.com")).header.rcode == 2
+        await until(lambda: not server._forwarder._probing)
+        (health,) = server.status().health
+        assert (health.state, health.asked, health.silent) == ("silent", 2, 2)
+        # Suspected and probed, once.
+        assert [name.endswith(".dnsd-loop-probe.") for name, _ in upstream.asked].count(True) == 1
+        upstream.script = answer
+        assert values(await ask(address, "example.com")) == ["192.0.2.1"]
+        (health,) = server.status().health
+        assert (health.state, health.answered, health.failed) == ("up", 1, 0)
+
+
+async def test_domains_go_to_servers_of_their_own(server: Server) -> None:
+    """A network's upstreams, its routes, and a network that forbids the rest."""
+    async with Upstream(answer) as general, Upstream(lambda record, tcp: answer(record, address="192.0.2.2")) as corporate:
+        routes = (RouteSpec(domain="Corp.Example", upstreams=(corporate.address,)), RouteSpec(domain="lan", upstreams=(corporate.address,)))
+
+        async def apply(**policy: Any) -> tuple[str, int]:
+            zone = msgspec.structs.replace(ZONE, routes=routes, **policy)
+            state = DnsState(zones=(zone,), scopes=(ScopeSpec(id="s", netns="", networks=("n",), listen="127.0.0.1:0"),))
+            assert (await server.apply(state)).problems == ()
+            return server.address("s")
+
+        async def ask_all(address: tuple[str, int]) -> list[Any]:
+            names = ("example.com", "a.corp.example", "CORP.example", "xcorp.example", "printer.lan", "web.net", "nosuch", "nosuch.net")
+            records = [await ask(address, name) for name in names]
+            return [values(record) or record.header.rcode for record in records]
+
+        one, two, ours = ["192.0.2.1"], ["192.0.2.2"], ["10.0.0.2"]
+        assert await ask_all(await apply(upstreams=(general.address,))) == [one, two, two, one, two, ours, 3, 3]
+        assert {name.lower() for name, _ in corporate.asked} == {"a.corp.example.", "corp.example.", "printer.lan."}
+        assert await ask_all(await apply(forward=False)) == [3, two, two, 3, two, ours, 3, 3]
 
 
 # -- where upstreams come from --------------------------------------------------------------------------------------------------
@@ -394,6 +461,6 @@ async def test_waiting_is_bounded_too() -> None:
     forwarder = Forwarder(NodeResolvers(Path("/nonexistent"), Path("/nonexistent")), max_waiting=0)
     asked = wire.read_query(query("example.com"))
     assert isinstance(asked, wire.Query)
-    response = await forwarder.resolve(asked, (("127.0.0.1", 1),), 512)
+    response = await forwarder.resolve(Forward(asked, (("127.0.0.1", 1),)), 512)
     assert DNSRecord.parse(response).header.rcode == 2
     assert forwarder.counters["refused_full"] == 1

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dnsd import PortName, ServiceName, TaskName, Zone, ZoneSpec
 from dnsd.names import labels_of, name_of, packed_address, reverse_address, reverse_name, text_of, wire_name
+from dnsd.policy import Policy
 from dnsd.resolve import View
 from tests.dnsd.ask import look_up, query, values
 
@@ -198,7 +199,7 @@ def test_forwarded(name: str) -> None:
     assert look_up(VIEW, name) == "forward"
     # Without recursion desired there is nothing to forward; a scope without forwarding knows that it doesn't exist.
     assert look_up(VIEW, name, rd=0).header.rcode == 5
-    record = look_up(View((front,), forward=False), name)
+    record = look_up(View((front,), policy=Policy(forward=False)), name)
     assert (record.header.rcode, record.header.ra) == (3, 0)
 
 

@@ -36,7 +36,8 @@ class Service:
             return None
         return Forward(asked) if asked.question[1:6] == b"later" else wire.failure(asked, wire.NXDOMAIN)
 
-    async def resolve(self, asked: wire.Query) -> bytes:
+    async def resolve(self, forward: Forward) -> bytes:
+        asked = forward.query
         name = asked.question[1 : 1 + asked.question[0]].decode()
         told = self.waiting[name] = asyncio.get_running_loop().create_future()
         try:
