@@ -16,6 +16,7 @@ from typing import Final
 from mesh.address import family
 from mesh.model import Backend, Network, PublishedPort, VirtualService
 from mesh.nft import hook, rules
+from mesh.parts import Part
 from mesh.table import BRIDGE, UPLINK, Flow, NftChain, NftMap, NftTable
 
 PROTOCOL_NUMBERS: Final = {"tcp": 6, "udp": 17, "sctp": 132}
@@ -49,32 +50,18 @@ def by_source(service: VirtualService | PublishedPort) -> bool:
     return service.scheduler in ("sh", "mh") or (isinstance(service, VirtualService) and service.affinity_s > 0)
 
 
-def balancer_table(network: Network, families: Sequence[int], published: Iterable[PublishedPort]) -> NftTable:
-    """The table of one network's namespace."""
+def balancer_frame(network: Network, families: Sequence[int]) -> NftTable:
+    """The table of one network's namespace without its services and published ports."""
     maps: dict[str, NftMap] = {}
     chains: dict[str, NftChain] = {}
     dispatch: list[str] = []
     source: list[str] = []
     for version in families:
         ip = _ADDRESS[version]
-        to = f"dnat {ip} to {ip} daddr . meta mark map @backends{version}"
         for count in range(1, STANDING_CHAINS + 1):
-            chains[_chain_name("vip", False, version, count)] = _draw(False, version, count, to)
-        vips: dict[str, str] = {}
-        members: dict[str, str] = {}
-        for service in network.services:
-            if family(service.vip) != version:
-                continue
-            addresses = slots(service.backends)
-            if not addresses:
-                continue
-            chain = _chain_name("vip", by_source(service), version, len(addresses))
-            if chain not in chains:
-                chains[chain] = _draw(by_source(service), version, len(addresses), to)
-            vips[service.vip] = f"goto {chain}"
-            members.update({f"{service.vip} . {i}": a for i, a in enumerate(addresses)})
-        maps[f"vips{version}"] = NftMap(f"ipv{version}_addr", "verdict", vips)
-        maps[f"backends{version}"] = NftMap(f"ipv{version}_addr . mark", f"ipv{version}_addr", members)
+            chains[_chain_name("vip", False, version, count)] = _draw(False, version, count, _to_backend(version))
+        maps[f"vips{version}"] = NftMap(f"ipv{version}_addr", "verdict")
+        maps[f"backends{version}"] = NftMap(f"ipv{version}_addr . mark", f"ipv{version}_addr")
         # only what a service can carry: echo requests stay here and are answered
         dispatch.append(f"meta l4proto {{ 6, 17, 132 }} {ip} daddr vmap @vips{version}")
         if family(network.lb_address) == version:
@@ -82,7 +69,12 @@ def balancer_table(network: Network, families: Sequence[int], published: Iterabl
         else:
             source.append(f"ct status dnat meta nfproto ipv{version} masquerade")
     if network.ingress:
-        _add_published(network, published, maps, chains, dispatch)
+        version = family(network.lb_address)
+        for count in range(1, STANDING_CHAINS + 1):
+            chains[_chain_name("port", False, version, count)] = _draw(False, version, count, _to_port(version))
+        maps["ports"] = NftMap("inet_proto . inet_service", "verdict")
+        maps["port_backends"] = NftMap("inet_proto . inet_service . mark", f"ipv{version}_addr . inet_service")
+        dispatch.append(f"{_ADDRESS[version]} daddr {network.lb_address} meta l4proto . th dport vmap @ports")
         # The uplink is a way in for published ports and a way out for their answers, and nothing else. Clients on the uplink have bigger
         # frames than the tunnel: their first segment must not rely on path MTU discovery.
         chains["forward"] = NftChain(
@@ -98,29 +90,51 @@ def balancer_table(network: Network, families: Sequence[int], published: Iterabl
     return NftTable(TABLE, maps, chains)
 
 
-def _add_published(
-    network: Network, published: Iterable[PublishedPort], maps: dict[str, NftMap], chains: dict[str, NftChain], dispatch: list[str]
-) -> None:
-    version = family(network.lb_address)
-    ip = _ADDRESS[version]
-    ports: dict[str, str] = {}
-    members: dict[str, str] = {}
-    to = f"dnat {ip} addr . port to meta l4proto . th dport . meta mark map @port_backends"
-    for count in range(1, STANDING_CHAINS + 1):
-        chains[_chain_name("port", False, version, count)] = _draw(False, version, count, to)
-    for port in published:
-        addresses = slots(port.backends)
-        if not addresses:
-            continue
-        key = f"{PROTOCOL_NUMBERS[port.protocol]} . {port.published}"
-        chain = _chain_name("port", by_source(port), version, len(addresses))
-        if chain not in chains:
-            chains[chain] = _draw(by_source(port), version, len(addresses), to)
-        ports[key] = f"goto {chain}"
-        members.update({f"{key} . {i}": f"{a} . {port.target}" for i, a in enumerate(addresses)})
-    maps["ports"] = NftMap("inet_proto . inet_service", "verdict", ports)
-    maps["port_backends"] = NftMap("inet_proto . inet_service . mark", f"ipv{version}_addr . inet_service", members)
-    dispatch.append(f"{ip} daddr {network.lb_address} meta l4proto . th dport vmap @ports")
+def balanced_service(service: VirtualService) -> Part:
+    """Its rows of the table: the chain that draws, and what can be drawn."""
+    addresses = slots(service.backends)
+    if not addresses:
+        return Part()
+    version = family(service.vip)
+    chain = _chain_name("vip", by_source(service), version, len(addresses))
+    return Part(
+        elements=(
+            (f"vips{version}", service.vip, f"goto {chain}"),
+            *((f"backends{version}", f"{service.vip} . {i}", address) for i, address in enumerate(addresses)),
+        ),
+        chains=_beyond_standing(chain, service, version, len(addresses), _to_backend(version)),
+    )
+
+
+def balanced_port(port: PublishedPort, version: int) -> Part:
+    addresses = slots(port.backends)
+    if not addresses:
+        return Part()
+    key = f"{PROTOCOL_NUMBERS[port.protocol]} . {port.published}"
+    chain = _chain_name("port", by_source(port), version, len(addresses))
+    return Part(
+        elements=(
+            ("ports", key, f"goto {chain}"),
+            *(("port_backends", f"{key} . {i}", f"{address} . {port.target}") for i, address in enumerate(addresses)),
+        ),
+        chains=_beyond_standing(chain, port, version, len(addresses), _to_port(version)),
+    )
+
+
+def _beyond_standing(
+    chain: str, service: VirtualService | PublishedPort, version: int, count: int, to: str
+) -> tuple[tuple[str, NftChain], ...]:
+    if count <= STANDING_CHAINS and not by_source(service):
+        return ()
+    return ((chain, _draw(by_source(service), version, count, to)),)
+
+
+def _to_backend(version: int) -> str:
+    return f"dnat {_ADDRESS[version]} to {_ADDRESS[version]} daddr . meta mark map @backends{version}"
+
+
+def _to_port(version: int) -> str:
+    return f"dnat {_ADDRESS[version]} addr . port to meta l4proto . th dport . meta mark map @port_backends"
 
 
 def _chain_name(kind: str, hashed: bool, version: int, count: int) -> str:
@@ -135,20 +149,18 @@ def _draw(hashed: bool, version: int, count: int, to: str) -> NftChain:
     return NftChain(rules=rules(f"meta mark set {number}", to))
 
 
-def network_flows(network: Network, published: Iterable[PublishedPort]) -> frozenset[Flow]:
-    """The kinds of tracked connections that may exist in the network's namespace. Untranslated ones only while nobody could serve them:
-    a UDP client that asked too early must not stay with the refusal."""
-    allowed: set[Flow] = set()
-    for service in network.services:
-        allowed |= _allowed(service.vip, None, service.backends)
-    if network.ingress:
-        for port in published:
-            allowed |= _allowed(network.lb_address, (PROTOCOL_NUMBERS[port.protocol], port.published), port.backends)
-    return frozenset(allowed)
+def service_flows(service: VirtualService) -> tuple[Flow, ...]:
+    """The kinds of tracked connections that may exist to it. Untranslated ones only while nobody could serve them: a UDP client that asked
+    too early must not stay with the refusal."""
+    return _allowed(service.vip, None, service.backends)
 
 
-def _allowed(destination: str, port: tuple[int, int] | None, backends: Sequence[Backend]) -> set[Flow]:
+def port_flows(port: PublishedPort, lb_address: str) -> tuple[Flow, ...]:
+    return _allowed(lb_address, (PROTOCOL_NUMBERS[port.protocol], port.published), port.backends)
+
+
+def _allowed(destination: str, port: tuple[int, int] | None, backends: Sequence[Backend]) -> tuple[Flow, ...]:
     flows = {Flow(destination, port, b.address) for b in backends}
     if not any(b.weight > 0 for b in backends):
         flows.add(Flow(destination, port, ""))
-    return flows
+    return tuple(flows)

@@ -13,10 +13,10 @@ from ipaddress import ip_address
 from typing import Final
 
 from mesh.address import family
-from mesh.balance import PROTOCOL_NUMBERS, TABLE, balancer_table
-from mesh.errors import ConfigError
-from mesh.model import Backend, Network, PublishedPort
+from mesh.balance import PROTOCOL_NUMBERS, TABLE
+from mesh.model import Backend, Network, PublishedPort, VirtualService
 from mesh.nft import hook, rules
+from mesh.parts import Part
 from mesh.table import IpvsDestination, IpvsService, NftChain, NftMap, NftTable
 
 IPVS_SYSCTLS: Final = {
@@ -40,54 +40,45 @@ def port_mark(protocol: int, port: int) -> int:
     return protocol << 16 | port
 
 
-def ipvs_services(network: Network, published: Iterable[PublishedPort]) -> dict[int, IpvsService]:
-    """By mark. Raises ConfigError when two VIPs share a mark (a collision of the IPv6 hash)."""
-    services: dict[int, IpvsService] = {}
-    for service in network.services:
-        mark = vip_mark(service.vip)
-        if mark in services:
-            raise ConfigError(
-                f"network {network.id}: services", f"the firewall mark of {service.vip} is taken by another VIP: choose another address"
-            )
-        services[mark] = IpvsService(mark, family(service.vip), service.scheduler, service.affinity_s, _destinations(service.backends, 0))
-    if network.ingress:
-        for port in published:
-            mark = port_mark(PROTOCOL_NUMBERS[port.protocol], port.published)
-            services[mark] = IpvsService(mark, family(network.lb_address), port.scheduler, 0, _destinations(port.backends, port.target))
-    return services
+def ipvs_service(service: VirtualService) -> Part:
+    """Its IPVS service and, where anybody serves it, the mark that leads there: packets of others are refused by the namespace itself."""
+    mark, version = vip_mark(service.vip), family(service.vip)
+    marking = ((f"vip_marks{version}", service.vip, str(mark)),) if _served(service.backends) else ()
+    balanced = IpvsService(mark, version, service.scheduler, service.affinity_s, _destinations(service.backends, 0))
+    return Part(elements=marking, ipvs=(balanced,))
+
+
+def ipvs_port(port: PublishedPort, version: int) -> Part:
+    number = PROTOCOL_NUMBERS[port.protocol]
+    mark = port_mark(number, port.published)
+    marking = (("port_marks", f"{number} . {port.published}", str(mark)),) if _served(port.backends) else ()
+    return Part(elements=marking, ipvs=(IpvsService(mark, version, port.scheduler, 0, _destinations(port.backends, port.target)),))
+
+
+def _served(backends: Iterable[Backend]) -> bool:
+    return any(b.weight > 0 for b in backends)
 
 
 def _destinations(backends: Iterable[Backend], port: int) -> frozenset[IpvsDestination]:
     return frozenset(IpvsDestination(b.address, port, b.weight) for b in backends)
 
 
-def marking_table(network: Network, families: Sequence[int], published: Iterable[PublishedPort]) -> NftTable:
-    """VIP -> mark, port -> mark. A service that no backend serves has no mark: its packets are refused by the namespace itself."""
-    # address translation to the LB address and the rules of the uplink are the same as the other balancer's
-    same = balancer_table(network, families, ())
+def marking_frame(network: Network, families: Sequence[int]) -> NftTable:
+    """The table of one network's namespace without its services and published ports: VIP -> mark, port -> mark."""
     maps: dict[str, NftMap] = {}
     marking: list[str] = []
     for version in families:
         ip = "ip" if version == 4 else "ip6"
-        vips = {s.vip: str(vip_mark(s.vip)) for s in network.services if family(s.vip) == version and any(b.weight > 0 for b in s.backends)}
-        maps[f"vip_marks{version}"] = NftMap(f"ipv{version}_addr", "mark", vips)
+        maps[f"vip_marks{version}"] = NftMap(f"ipv{version}_addr", "mark")
         marking.append(f"meta l4proto {{ 6, 17, 132 }} meta mark set {ip} daddr map @vip_marks{version}")
-    if network.ingress:
-        ports = {
-            f"{PROTOCOL_NUMBERS[p.protocol]} . {p.published}": str(port_mark(PROTOCOL_NUMBERS[p.protocol], p.published))
-            for p in published
-            if any(b.weight > 0 for b in p.backends)
-        }
-        maps["port_marks"] = NftMap("inet_proto . inet_service", "mark", ports)
-        ip = "ip" if family(network.lb_address) == 4 else "ip6"
-        marking.append(f"{ip} daddr {network.lb_address} meta mark set meta l4proto . th dport map @port_marks")
     ip = "ip" if family(network.lb_address) == 4 else "ip6"
-    chains = {
-        "prerouting": NftChain(hook("filter", "prerouting", -150), rules(*marking)),
-        # IPVS changes the destination itself, so conntrack's dnat status is set only on its say: go by the mark
-        "postrouting": NftChain(hook("nat", "postrouting", 100), rules(f"meta mark != 0 snat {ip} to {network.lb_address}")),
-    }
-    if "forward" in same.chains:
+    chains: dict[str, NftChain] = {}
+    if network.ingress:
+        maps["port_marks"] = NftMap("inet_proto . inet_service", "mark")
+        marking.append(f"{ip} daddr {network.lb_address} meta mark set meta l4proto . th dport map @port_marks")
         # IPVS sends from the input hook: what it balances is never forwarded, so only answers may cross
         chains["forward"] = NftChain(hook("filter", "forward", 0), rules("ct direction original drop"))
+    chains["prerouting"] = NftChain(hook("filter", "prerouting", -150), rules(*marking))
+    # IPVS changes the destination itself, so conntrack's dnat status is set only on its say: go by the mark
+    chains["postrouting"] = NftChain(hook("nat", "postrouting", 100), rules(f"meta mark != 0 snat {ip} to {network.lb_address}"))
     return NftTable(TABLE, maps, chains)

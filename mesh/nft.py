@@ -14,6 +14,7 @@ from typing import Any
 
 from mesh.errors import KernelError
 from mesh.table import NftChain, NftMap, NftRule, NftTable
+from mesh.versioned import difference
 
 CHUNK = 500
 """Elements of one `add element` statement; only readability of a failed script depends on it."""
@@ -80,12 +81,11 @@ def _needs_rebuild(desired: NftTable, actual: NftTable) -> bool:
 
 
 def _element_lines(table: str, name: str, desired: Mapping[str, str], actual: Mapping[str, str]) -> list[str]:
-    if desired == actual:
-        return []
-    stale = [key for key, value in actual.items() if desired.get(key) != value]
-    fresh = [f"{key} : {value}" for key, value in desired.items() if actual.get(key) != value]
+    changed, gone = difference(desired, actual)
+    stale = [*gone, *(key for key in changed if key in actual)]
     lines = [f"delete element {table} {name} {{ {', '.join(part)} }}" for part in _chunks(sorted(stale))]
-    return lines + [f"add element {table} {name} {{ {', '.join(part)} }}" for part in _chunks(sorted(fresh))]
+    fresh = [f"{key} : {desired[key]}" for key in sorted(changed)]
+    return lines + [f"add element {table} {name} {{ {', '.join(part)} }}" for part in _chunks(fresh)]
 
 
 def _chunks(items: list[str]) -> Iterable[list[str]]:

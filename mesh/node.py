@@ -16,11 +16,12 @@ from typing import TypeVar
 
 from mesh.address import address_of_gateway_port
 from mesh.errors import MeshError
+from mesh.facts import Facts
 from mesh.linux.kernel import Kernel
 from mesh.linux.namespace import Namespaces, open_namespace, setns
 from mesh.model import NodeState
 from mesh.plan import Attach, Op, plan
-from mesh.render import Facts, Names, Rendered, render
+from mesh.render import Names, Rendered, render
 from mesh.table import HOST, NamespaceTable
 
 T = TypeVar("T")
@@ -51,6 +52,7 @@ class NodeMesh:
         self._kernel = Kernel(self._names, Namespaces(directory))
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"{prefix}-kernel", initializer=_enter, initargs=(host_netns,))
         self._applied: dict[str, NamespaceTable] | None = None
+        self._rendered: Rendered | None = None
         self._facts: Facts | None = None
         self._underlay: str | None = None
         self._balancer: str | None = None
@@ -100,7 +102,7 @@ class NodeMesh:
         else:
             assert self._facts is not None and self._applied is not None
             facts = replace(self._facts, netns=self._kernel.netns_inodes(state), gateways=_gateways(self._applied))
-        rendered = render(state, facts, self._names)
+        rendered = self._rendered = render(state, facts, self._names, self._rendered)
         actual = self._kernel.read(rendered.tables) if whole else self._applied
         assert actual is not None
         desired = _frozen(rendered, actual)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from mesh.nft import script
 from mesh.table import EMPTY, HOST, Attachment, Bridge, Flow, IpvsService, NamespaceTable, NftTable, Tables, Tunnel
+from mesh.versioned import difference, set_difference
 
 BATCH = 128
 """Rows of one operation: one netlink write; its answers fit the default receive buffer."""
@@ -232,7 +233,7 @@ def _make(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> It
             # its rows went with it
             actual = _without_tunnel_rows(actual)
     link = desired.bridge.name if desired.bridge else ""
-    yield from _batches(sorted(desired.addresses - actual.addresses), lambda part: PutAddresses(namespace, link, part))
+    yield from _batches(sorted(set_difference(desired.addresses, actual.addresses)[0]), lambda part: PutAddresses(namespace, link, part))
     # The device answers ARP only for what it can also deliver, so the neighbour comes after the rows that deliver.
     yield from _batches(_changed(desired.tunnels, actual.tunnels), lambda part: PutTunnels(namespace, part))
     yield from _batches(_changed(desired.neighbours, actual.neighbours), lambda part: PutNeighbours(namespace, part))
@@ -247,22 +248,21 @@ def _make(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> It
             yield PutHostRoute(namespace, address, via)
     for rule in sorted(desired.engine_accepts - actual.engine_accepts):
         yield PutEngineAccept(namespace, rule)
-    for mark, service in sorted(desired.ipvs.items()):
-        if actual.ipvs.get(mark) != service:
-            yield PutIpvs(namespace, service, actual.ipvs.get(mark))
+    for mark in sorted(difference(desired.ipvs, actual.ipvs)[0]):
+        yield PutIpvs(namespace, desired.ipvs[mark], actual.ipvs.get(mark))
 
 
 def _switch(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> Iterator[Op]:
     for wanted, present in ((desired.frames, actual.frames), (desired.nft, actual.nft)):
         if text := script(wanted, present):
             yield LoadNft(namespace, wanted, present, text)
-    gone = (actual.flows - desired.flows) | _refused_until_now(desired, actual)
+    gone = {*set_difference(desired.flows, actual.flows)[1], *_refused_until_now(desired, actual)}
     if gone:
         yield ForgetFlows(namespace, frozenset(gone))
 
 
 def _break(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> Iterator[Op]:
-    for mark in sorted(actual.ipvs.keys() - desired.ipvs.keys()):
+    for mark in sorted(difference(desired.ipvs, actual.ipvs)[1]):
         yield DeleteIpvs(namespace, actual.ipvs[mark])
     for rule in sorted(actual.engine_accepts - desired.engine_accepts):
         yield DeleteEngineAccept(namespace, rule)
@@ -284,13 +284,15 @@ def _break(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> I
         )
     ):
         actual = _without_tunnel_rows(actual)
-    yield from _batches(sorted(actual.neighbours.keys() - desired.neighbours.keys()), lambda part: DeleteNeighbours(namespace, part))
-    yield from _batches(sorted(actual.tunnels.keys() - desired.tunnels.keys()), lambda part: DeleteTunnels(namespace, part))
+    yield from _batches(sorted(difference(desired.neighbours, actual.neighbours)[1]), lambda part: DeleteNeighbours(namespace, part))
+    yield from _batches(sorted(difference(desired.tunnels, actual.tunnels)[1]), lambda part: DeleteTunnels(namespace, part))
     if actual.bridge and not desired.bridge:
         yield DeleteLink(namespace, actual.bridge.name)
     elif actual.bridge:
         link = actual.bridge.name
-        yield from _batches(sorted(actual.addresses - desired.addresses), lambda part: DeleteAddresses(namespace, link, part))
+        yield from _batches(
+            sorted(set_difference(desired.addresses, actual.addresses)[1]), lambda part: DeleteAddresses(namespace, link, part)
+        )
 
 
 def _replaced(desired: NamespaceTable, actual: NamespaceTable) -> set[str]:
@@ -318,15 +320,16 @@ def _refused_until_now(desired: NamespaceTable, actual: NamespaceTable) -> set[F
     for name in ("published", "host_ports"):
         wanted = desired.nft.maps.get(name) if desired.nft else None
         present = actual.nft.maps.get(name) if actual.nft else None
-        for key in (wanted.elements.keys() if wanted else set()) - (present.elements.keys() if present else set()):
+        before = present.elements if present else {}
+        for key in difference(wanted.elements, before)[0] if wanted else ():
             protocol, port = key.split(" . ")
-            if protocol == "17":
+            if protocol == "17" and key not in before:
                 fresh.add(Flow("", (17, int(port)), ""))
     return fresh
 
 
 def _changed(desired: Mapping[K, V], actual: Mapping[K, V]) -> list[tuple[K, V]]:
-    return sorted((k, v) for k, v in desired.items() if actual.get(k) != v)
+    return sorted((k, desired[k]) for k in difference(desired, actual)[0])
 
 
 def _batches(items: list[V], make: Callable[[tuple[V, ...]], Op]) -> Iterator[Op]:

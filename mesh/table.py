@@ -6,7 +6,7 @@ Whatever can't be compared (rule text the kernel rewrites, names that are chosen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 HOST = ""
@@ -139,7 +139,7 @@ class NamespaceTable:
     bridge: Bridge | None = None
     tunnel: Tunnel | None = None
     attachments: Mapping[str, Attachment] = field(default_factory=dict)
-    addresses: frozenset[str] = frozenset()
+    addresses: Set[str] = frozenset()
     host_routes: Mapping[str, str] = field(default_factory=dict)
     tunnels: Mapping[str, str] = field(default_factory=dict)
     neighbours: Mapping[str, str] = field(default_factory=dict)
@@ -147,7 +147,7 @@ class NamespaceTable:
     nft: NftTable | None = None
     frames: NftTable | None = None
     ipvs: Mapping[int, IpvsService] = field(default_factory=dict)
-    flows: frozenset[Flow] = frozenset()
+    flows: Set[Flow] = frozenset()
     engine_accepts: frozenset[str] = frozenset()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
@@ -20,12 +20,13 @@ from mesh import plan
 from mesh.address import address_of_gateway_port
 from mesh.balance import TABLE
 from mesh.errors import ConfigError, KernelError, KernelUnsupported, NamespaceGone
+from mesh.facts import Facts
 from mesh.linux import conntrack, docker_user, link, nftables, rows, sysctl
 from mesh.linux import ipvs as ipvs_netlink
 from mesh.linux.namespace import Namespaces, inode, inside, open_namespace
 from mesh.linux.netlink import NETLINK_ROUTE, Netlink
 from mesh.model import NodeState
-from mesh.render import Facts, Names
+from mesh.render import Names
 from mesh.table import BRIDGE, HOST, OWN_NAMESPACE, TUNNEL, UPLINK, Attachment, Bridge, Flow, NamespaceTable, Tables, Tunnel
 
 _TUNNEL_WAIT_S: Final = 5.0
@@ -222,7 +223,7 @@ class Kernel:
             up=inner.up and outer.up,
         )
 
-    def _flows(self, desired: frozenset[Flow], addresses: set[str]) -> frozenset[Flow]:
+    def _flows(self, desired: Set[Flow], addresses: set[str]) -> frozenset[Flow]:
         """Kinds of connections in a network's namespace."""
         shared = {f.destination for f in desired if f.port is not None}
         found = set()
@@ -231,7 +232,7 @@ class Kernel:
                 found.add(_network_flow(c, shared))
         return frozenset(found)
 
-    def _host_flows(self, desired: frozenset[Flow]) -> frozenset[Flow]:
+    def _host_flows(self, desired: Set[Flow]) -> frozenset[Flow]:
         """Kinds of translated connections that lead to us: to an address on the gateway bridge or to the ingress network."""
         backends = {f.backend for f in desired}
         with Netlink(NETLINK_ROUTE) as netlink:

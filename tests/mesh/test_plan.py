@@ -7,9 +7,10 @@ from itertools import product
 
 import pytest
 
+from mesh.facts import Facts
 from mesh.model import Backend, HostPort, LocalEndpoint, Network, NodeState, PublishedPort, RemoteEndpoint, Sandbox, VirtualService
 from mesh.plan import plan
-from mesh.render import Facts, Names, render
+from mesh.render import Names, render
 from mesh.table import HOST, NamespaceTable, Tables
 from tests.mesh.fake_kernel import FakeKernel
 

@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from mesh import address as addr
 from mesh.balance import MAX_WEIGHTED_SLOTS, slots
 from mesh.errors import ConfigError, NamespaceGone
+from mesh.facts import Facts
+from mesh.ipvs import port_mark, vip_mark
 from mesh.model import Backend, HostPort, LocalEndpoint, Network, NodeState, PublishedPort, RemoteEndpoint, Sandbox, VirtualService
-from mesh.render import Facts, Names, render
-from mesh.table import HOST
+from mesh.network import render_network
+from mesh.render import Names, render
+from mesh.table import HOST, IpvsDestination
 
 NAMES = Names("mesh")
 FACTS = Facts(underlay_mtu=1500, host_id=1, netns={"/c/x": 10, "/c/y": 11, "/c/gone": None, "/c/host": 1})
@@ -60,7 +63,7 @@ def test_a_senseless_state_raises(change: dict[str, Any], sentence: str) -> None
         ({"lb_address": "10.1.0.2"}, "10.1.0.2 is in none of the subnets 10.0.0.0/24"),
         ({"mtu": 100}, "mtu: 100 is too small"),
         ({"services": (VirtualService("10.0.0.2"),)}, "10.0.0.2 is already the LB address"),
-        ({"services": (VirtualService("10.0.0.9"), VirtualService("10.0.0.9"))}, "10.0.0.9 is already a VIP"),
+        ({"services": (VirtualService("10.0.0.9"), VirtualService("10.0.0.9"))}, "services: VIP 10.0.0.9 is there twice"),
         ({"services": (VirtualService("10.0.0.9", (Backend("10.9.0.1"),)),)}, "backend of 10.0.0.9: 10.9.0.1 is in none"),
         ({"services": (VirtualService("10.0.0.9", (Backend("10.0.0.1", -1),)),)}, "weight -1 is negative"),
         ({"remote": (RemoteEndpoint("10.0.0.5", "x"),)}, "remote 10.0.0.5: vtep"),
@@ -153,3 +156,32 @@ def test_the_end_here_tells_the_address_there(address: object) -> None:
     assert addr.address_of_gateway_port(addr.gateway_port_mac(str(address))) == str(address)
     assert addr.address_of_gateway_port(addr.mac(str(address))) is None
     assert addr.mac(str(address)).startswith("02:42:")
+
+
+def test_ipvs_render() -> None:
+    network = Network(
+        "n",
+        5,
+        ("10.0.0.0/24",),
+        "10.0.0.2",
+        ingress=True,
+        services=(VirtualService("10.0.0.100", (Backend("10.0.0.9"), Backend("10.0.0.8", 0)), affinity_s=60), VirtualService("10.0.0.101")),
+    )
+    published = (PublishedPort("udp", 53, 5353, (Backend("10.0.0.9"),)), PublishedPort("tcp", 81, 81))
+    rendered = render_network(network, NodeState("192.0.2.1", published=published, balancer="ipvs"), FACTS, {}).table
+    services = rendered.ipvs
+    assert services.keys() == {vip_mark("10.0.0.100"), vip_mark("10.0.0.101"), port_mark(17, 53), port_mark(6, 81)}
+    assert services[vip_mark("10.0.0.100")].destinations == {IpvsDestination("10.0.0.9", 0, 1), IpvsDestination("10.0.0.8", 0, 0)}
+    assert services[vip_mark("10.0.0.100")].timeout_s == 60
+    assert services[port_mark(17, 53)].destinations == {IpvsDestination("10.0.0.9", 5353, 1)}
+    table = rendered.nft
+    assert table is not None
+    # nobody serves it: no mark, the namespace refuses by itself
+    assert table.maps["vip_marks4"].elements == {"10.0.0.100": str(vip_mark("10.0.0.100"))}
+    assert table.maps["port_marks"].elements == {"17 . 53": str(port_mark(17, 53))}
+
+
+def test_ipvs_marks_that_collide_are_a_sentence() -> None:
+    network = Network("n", 5, ("fd00::/64",), "fd00::2", services=(VirtualService("fd00::4691"), VirtualService("fd00::2cc7")))
+    with pytest.raises(ConfigError, match="firewall mark"):
+        render_network(network, NodeState("192.0.2.1", balancer="ipvs"), FACTS, {})

@@ -8,11 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.errors import ConfigError
-from mesh.ipvs import ipvs_services, marking_table, port_mark, vip_mark
 from mesh.linux import conntrack, ipvs
 from mesh.linux.netlink import Netlink, attribute, attributes, nested
-from mesh.model import Backend, Network, PublishedPort, VirtualService
 from mesh.table import IpvsDestination, IpvsService
 
 
@@ -58,33 +55,6 @@ def test_an_ipvs_service_on_the_wire() -> None:
             "08000900ffffffff"  # netmask
         )
     )
-
-
-def test_ipvs_render() -> None:
-    network = Network(
-        "n",
-        5,
-        ("10.0.0.0/24",),
-        "10.0.0.2",
-        ingress=True,
-        services=(VirtualService("10.0.0.100", (Backend("10.0.0.9"), Backend("10.0.0.8", 0)), affinity_s=60), VirtualService("10.0.0.101")),
-    )
-    published = (PublishedPort("udp", 53, 5353, (Backend("10.0.0.9"),)), PublishedPort("tcp", 81, 81))
-    services = ipvs_services(network, published)
-    assert services.keys() == {vip_mark("10.0.0.100"), vip_mark("10.0.0.101"), port_mark(17, 53), port_mark(6, 81)}
-    assert services[vip_mark("10.0.0.100")].destinations == {IpvsDestination("10.0.0.9", 0, 1), IpvsDestination("10.0.0.8", 0, 0)}
-    assert services[vip_mark("10.0.0.100")].timeout_s == 60
-    assert services[port_mark(17, 53)].destinations == {IpvsDestination("10.0.0.9", 5353, 1)}
-    table = marking_table(network, (4,), published)
-    # nobody serves it: no mark, the namespace refuses by itself
-    assert table.maps["vip_marks4"].elements == {"10.0.0.100": str(vip_mark("10.0.0.100"))}
-    assert table.maps["port_marks"].elements == {"17 . 53": str(port_mark(17, 53))}
-
-
-def test_ipvs_marks_that_collide_are_a_sentence() -> None:
-    network = Network("n", 5, ("fd00::/64",), "fd00::2", services=(VirtualService("fd00::9"), VirtualService("fd00::9")))
-    with pytest.raises(ConfigError, match="firewall mark"):
-        ipvs_services(network, ())
 
 
 def _tuple(source: bytes, destination: bytes, protocol: int, sport: int, dport: int) -> bytes:
