@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from time import perf_counter
 from typing import Any
 
 from dnsd import wire
+from dnsd.counters import QueryCounters, label_of
 from dnsd.forward import Forwarder
 from dnsd.resolve import Forward, View
 from dnsd.resolvers import Endpoint
@@ -28,11 +30,17 @@ _RECEIVE_BYTES = 4096
 # Questions of one scope that wait for other servers: far fewer than all scopes may have (`Forwarder`), so that none starves the rest.
 _MAX_WAITING = 256
 
+# The query as it came, who asked (an address as sockets have it), and the response; None: it was not answered.
+QueryLog = Callable[[bytes, tuple[Any, ...], bytes | None], None]
+
 
 class Listener:
-    """counters are the server's. `close` may be called at any time, also from a callback; answers still under way are dropped."""
+    """counters and traffic are the server's. log: told of every query over UDP and its response, while it is set.
 
-    def __init__(self, opened: Opened, view: View, forwarder: Forwarder, counters: Counter[str]) -> None:
+    `close` may be called at any time, also from a callback; answers still under way are dropped.
+    """
+
+    def __init__(self, opened: Opened, view: View, forwarder: Forwarder, counters: Counter[str], traffic: QueryCounters) -> None:
         self.view = view
         self.queries = 0
         self.netns_id = opened.netns_id
@@ -41,6 +49,8 @@ class Listener:
         self._udp = opened.udp
         self._forwarder = forwarder
         self._counters = counters
+        self._traffic = traffic
+        self.log: QueryLog | None = None
         self._closed = False
         self._waiting = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -62,24 +72,37 @@ class Listener:
     # -- UDP ------------------------------------------------------------------------------------------------------------------
 
     def _readable(self) -> None:
-        receive, send = self._udp.recvfrom, self._udp.sendto
+        since = perf_counter()
+        receive = self._udp.recvfrom
+        labels = []
         for _ in range(_BATCH):
             try:
                 packet, peer = receive(_RECEIVE_BYTES)
             except (BlockingIOError, InterruptedError):
-                return
+                break
             except OSError:
                 # The error of an earlier answer (its asker closed its socket): it is cleared by having been read.
                 continue
             self.queries += 1
             response = self._respond(packet, tcp=False)
-            if type(response) is bytes:
-                try:
-                    send(response, peer)
-                except OSError:
-                    self._counters["unsent"] += 1
-            elif isinstance(response, Forward):
-                self._spawn(self._forward_udp(response, peer))
+            if isinstance(response, Forward):
+                self._spawn(self._forward_udp(response, packet, peer))
+            else:
+                if response is not None:
+                    labels.append(label_of(response))
+                self._answer(packet, peer, response)
+        if labels:
+            self._traffic.count(labels)
+            self._traffic.own_s.observe((perf_counter() - since) / len(labels), len(labels))
+
+    def _answer(self, packet: bytes, peer: tuple[Any, ...], response: bytes | None) -> None:
+        if response is not None:
+            try:
+                self._udp.sendto(response, peer)
+            except OSError:
+                self._counters["unsent"] += 1
+        if self.log is not None:
+            self.log(packet, peer, response)
 
     def _respond(self, packet: bytes, *, tcp: bool) -> bytes | Forward | None:
         try:
@@ -94,19 +117,21 @@ class Listener:
             return wire.error_response(packet, wire.SERVFAIL) if len(packet) >= wire.HEADER_BYTES else None
         return response
 
-    async def _forward_udp(self, forward: Forward, peer: tuple[Any, ...]) -> None:
+    async def _forward_udp(self, forward: Forward, packet: bytes, peer: tuple[Any, ...]) -> None:
         response = await self._resolve(forward, forward.query.size_bytes)
         if not self._closed:
-            try:
-                self._udp.sendto(response, peer)
-            except OSError:
-                self._counters["unsent"] += 1
+            self._answer(packet, peer, response)
 
     # -- TCP ------------------------------------------------------------------------------------------------------------------
 
     def _respond_tcp(self, packet: bytes) -> bytes | Forward | None:
         self.queries += 1
-        return self._respond(packet, tcp=True)
+        since = perf_counter()
+        response = self._respond(packet, tcp=True)
+        if isinstance(response, bytes):
+            self._traffic.count((label_of(response),))
+            self._traffic.own_s.observe(perf_counter() - since)
+        return response
 
     def _resolve_tcp(self, forward: Forward) -> Awaitable[bytes]:
         return self._resolve(forward, wire.MAX_TCP_BYTES)
@@ -118,10 +143,14 @@ class Listener:
             self._counters["refused_full"] += 1
             return wire.failure(forward.query, wire.SERVFAIL)
         self._waiting += 1
+        since = perf_counter()
         try:
-            return await self._forwarder.resolve(forward, size_bytes)
+            response = await self._forwarder.resolve(forward, size_bytes)
         finally:
             self._waiting -= 1
+        self._traffic.count((label_of(response),))
+        self._traffic.forwarded_s.observe(perf_counter() - since)
+        return response
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(coroutine)

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dnsd.counters import QueryCounters
 from dnsd.errors import ConfigError, DnsError
 from dnsd.forward import Forwarder
 from dnsd.listener import Listener
@@ -51,6 +52,7 @@ class Server:
 
     def __init__(self, resolvers: NodeResolvers | None = None) -> None:
         self.counters: Counter[str] = Counter()
+        self.traffic = QueryCounters()
         self._forwarder = Forwarder(resolvers, own=self._is_own)
         self._zones: dict[str, Zone] = {}
         self._views: dict[_Seen, View] = {}
@@ -104,7 +106,7 @@ class Server:
             listener.view = wanted[place].view
         for want, result in zip(missing, opened, strict=True):
             if isinstance(result, Opened):
-                self._listeners[want.place] = Listener(result, want.view, self._forwarder, self.counters)
+                self._listeners[want.place] = Listener(result, want.view, self._forwarder, self.counters, self.traffic)
             else:
                 failed[want.scope.id] = str(result)
         self._zones, self._views = zones, views

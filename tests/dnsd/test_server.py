@@ -60,6 +60,22 @@ async def test_junk_is_survived(server: Server) -> None:
     assert "bugs" not in server.status().counters
 
 
+async def test_queries_are_counted_by_type_and_rcode_and_logged_for_one_scope(server: Server) -> None:
+    await server.apply(DnsState(zones=(zone("a"),), scopes=(scope("s", "a"), scope("t", "a"))))
+    logged: list[tuple[str, int | None]] = []
+    (listener,) = [listener for listener in server._listeners.values() if listener.address == server.address("s")]
+    listener.log = lambda packet, peer, response: logged.append((str(DNSRecord.parse(packet).q.qname), response and response[3] & 15))
+    for address in (server.address("s"), server.address("t")):
+        for name, kind in (("web", "A"), ("web", "AAAA"), ("nosuch", "A"), ("nosuch.example.com", "A")):
+            await ask(address, name, kind)
+    await ask_tcp(server.address("t"), query("web"))
+    expected = [(1, 0, 3), (1, 2, 2), (1, 3, 2), (28, 0, 2)]
+    assert list(server.traffic.by_type_and_rcode()) == expected
+    assert sum(server.traffic.own_s.buckets) == 7
+    assert sum(server.traffic.forwarded_s.buckets) == 2
+    assert sorted(logged) == [("nosuch.", 3), ("nosuch.example.com.", 2), ("web.", 0), ("web.", 0)]
+
+
 async def test_many_at_once(server: Server) -> None:
     await server.apply(DnsState(zones=(zone("a"),), scopes=(scope("s", "a"),)))
     address = server.address("s")
