@@ -13,6 +13,7 @@ class TaskName(msgspec.Struct, frozen=True, kw_only=True):
     """One task (or plain container) on a network.
 
     name: container name ("web.1.abcdef"). serving: running, healthy and not draining. running: may be tried if none serves.
+    left_out: why it isn't serving, in a word or two ("draining"), for who wants to know.
     """
 
     id: str
@@ -22,6 +23,7 @@ class TaskName(msgspec.Struct, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
     serving: bool = True
     running: bool = True
+    left_out: str = ""
 
 
 class PortName(msgspec.Struct, frozen=True, kw_only=True):

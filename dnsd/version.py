@@ -3,4 +3,4 @@
 Pure.
 """
 
-VERSION = "2"
+VERSION = "0.2.0"

@@ -66,6 +66,9 @@ def _zone(
             for service in services
         ),
         containers=tuple(containers_alone),
+        forward=network.dns.forward,
+        upstreams=network.dns.upstreams,
+        routes=network.dns.routes,
     )
 
 
@@ -82,7 +85,16 @@ def _task(endpoint: EndpointRow, node_id: str, containers: Mapping[str, Containe
         aliases=aliases,
         serving=endpoint.serving and not endpoint.draining and not lost and not sick,
         running=(endpoint.serving or endpoint.draining) and not lost,
+        left_out=_left_out(endpoint, lost=lost, sick=sick),
     )
+
+
+def _left_out(endpoint: EndpointRow, *, lost: bool, sick: bool) -> str:
+    if lost or not (endpoint.serving or endpoint.draining):
+        return "not running"
+    if endpoint.draining:
+        return "draining"
+    return "unhealthy" if sick else ""
 
 
 def _scope(one: LocalTask, rows: Rows, stacks: Mapping[str, str]) -> ScopeSpec:

@@ -17,7 +17,8 @@ from msgspec.structs import replace
 
 from orchestrator.api import access, codec, filters, references, validate, views
 from orchestrator.api.proxy import PROXY
-from orchestrator.errors import ApiError
+from orchestrator.dns_options import dns_options
+from orchestrator.errors import ApiError, ConfigError
 from orchestrator.ids import new_id
 from orchestrator.model import IPAM, Claim, Network, Service, terminal
 from orchestrator.store.base import Change, Delete, Put, Store
@@ -238,6 +239,10 @@ def _checked(sent: dict[str, Any]) -> Network:
     if _ENCRYPTED in (network.options or {}):
         # Never silently plain: who asks for this trusts the wire with what must not be read.
         raise validate.unsupported("encrypted overlay networks are not supported: leave out the option `encrypted`")
+    try:
+        dns_options(network.options or {})
+    except ConfigError as error:
+        raise validate.invalid(str(error)) from error
     if network.ipam.driver not in ("", "default"):
         raise validate.invalid(f"invalid IPAM driver {network.ipam.driver}: only default is supported")
     validate.subnets(network.ipam.config or (), ipv6=network.enable_ipv6)

@@ -15,7 +15,8 @@ import msgspec
 
 from orchestrator.control.slots import surplus
 from orchestrator.dispatcher.messages import ConfigRow, EndpointRow, NetworkRow, NodeRow, Row, SecretRow, ServiceRow, TaskRow
-from orchestrator.errors import TaskError
+from orchestrator.dns_options import DnsOptions, dns_options
+from orchestrator.errors import ConfigError, TaskError
 from orchestrator.model import (
     STATE_ORDER,
     Config,
@@ -227,7 +228,16 @@ def _network_row(network: Network, members: list[tuple[Node, str]]) -> NetworkRo
         internal=network.internal,
         mtu=int(mtu) if mtu.isdigit() else None,
         lb_addresses={node.id: address for node, address in sorted(members, key=lambda member: member[0].id)},
+        dns=_dns_options(network),
     )
+
+
+def _dns_options(network: Network) -> DnsOptions:
+    """The API has refused what makes no sense; should it be there all the same, nobody outside is asked."""
+    try:
+        return dns_options(network.options or {})
+    except ConfigError:
+        return DnsOptions(forward=False)
 
 
 def _task_aliases(snapshot: Snapshot, task: Task, network_id: str) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from typing import Union
 
 import msgspec
 
+from orchestrator.dns_options import DnsOptions
 from orchestrator.model import NodeDescription, PortConfig, Task, TaskStatus
 
 # ---- rows ----------------------------------------------------------------------------------------------------------------------
@@ -59,6 +60,7 @@ class NetworkRow(msgspec.Struct, frozen=True, kw_only=True, tag="network"):
     internal: bool = False
     mtu: int | None = None
     lb_addresses: dict[str, str] = {}
+    dns: DnsOptions = DnsOptions()
 
     @property
     def key(self) -> str:

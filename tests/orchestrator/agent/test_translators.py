@@ -8,13 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from dnsd.model import DnsState, PortName, ScopeSpec
+from dnsd.model import DnsState, PortName, RouteSpec, ScopeSpec
 from mesh.model import Backend, HostPort, LocalEndpoint, NodeState, PublishedPort, RemoteEndpoint, Sandbox, VirtualService
 from orchestrator.agent.names_state import dns_state
 from orchestrator.agent.network_state import draining_addresses, node_state
 from orchestrator.agent.rows import Rows
 from orchestrator.agent.runtime import Container
 from orchestrator.dispatcher.messages import ConfigRow, EndpointRow, NetworkRow, NodeRow, Row, SecretRow, ServiceRow, TaskRow
+from orchestrator.dns_options import DnsOptions
 from orchestrator.model import (
     ContainerSpec,
     DNSConfig,
@@ -102,7 +103,7 @@ def test_what_died_here_is_out_before_any_manager_knows(container: Container | N
     assert state.networks[0].services[0].backends == (Backend("10.0.1.22"),)
     assert state.published[0].backends == (Backend("10.0.0.22"),)
     lost = next(t for t in dns.zones[0].services[0].tasks if t.id == "t1")
-    assert (lost.serving, lost.running) == (False, False)
+    assert (lost.serving, lost.running, lost.left_out) == (False, False, "not running")
     assert dns.scopes == ()
 
 
@@ -119,12 +120,14 @@ def test_weights(serving: bool, draining: bool, backends: tuple[Backend, ...], d
     assert mesh(built, RUNNING).networks[0].services[0].backends == (Backend("10.0.1.21"), *backends)
     named = next(t for t in names(built, RUNNING).zones[0].services[0].tasks if t.id == "t2")
     assert (named.serving, named.running) == dns
+    assert named.left_out == {(True, True): "", (False, True): "draining", (False, False): "not running"}[dns]
 
 
 def test_unhealthy_here_gets_nothing_new_and_keeps_what_it_has() -> None:
     sick = replace(RUNNING, health="unhealthy")
     assert mesh(rows(), sick).networks[0].services[0].backends == (Backend("10.0.1.21", 0), Backend("10.0.1.22"))
-    assert [(t.serving, t.running) for t in names(rows(), sick).zones[0].services[0].tasks] == [(False, True), (True, True)]
+    tasks = names(rows(), sick).zones[0].services[0].tasks
+    assert [(t.serving, t.running, t.left_out) for t in tasks] == [(False, True, "unhealthy"), (True, True, "")]
 
 
 def test_held_has_its_network_before_it_serves() -> None:
@@ -161,12 +164,19 @@ def test_host_ports_internal_networks_and_host_network() -> None:
 
 def test_names() -> None:
     (zone,), (scope,) = names(rows(), RUNNING).zones, names(rows(), RUNNING).scopes
-    assert (zone.network, zone.name) == ("app", "shop")
+    assert (zone.network, zone.name, zone.forward, zone.upstreams, zone.routes) == ("app", "shop", True, (), ())
     (service,) = zone.services
     assert (service.name, service.aliases, service.vips) == ("web", ("www",), ("10.0.1.10",))
     assert service.ports == (PortName(name="80", protocol="tcp", port=80),)
     assert [(t.id, t.name, t.aliases) for t in service.tasks] == [("t1", "web.t1", ()), ("t2", "web.t2", ())]
     assert scope == ScopeSpec(id="t1", netns="/proc/77/ns/net", networks=("app",), stack="st")
+
+
+def test_what_a_network_says_about_names_outside() -> None:
+    options = DnsOptions(forward=False, upstreams=("192.0.2.1",), routes=(RouteSpec(domain="corp", upstreams=("192.0.2.2",)),))
+    network = NetworkRow(id="app", name="shop", vni=4097, subnets=("10.0.1.0/24",), lb_addresses={"n1": "10.0.1.2"}, dns=options)
+    (zone,) = names(rows(network), RUNNING).zones
+    assert (zone.forward, zone.upstreams, zone.routes) == (options.forward, options.upstreams, options.routes)
 
 
 def test_the_specs_nameservers_are_forwarded_to() -> None:

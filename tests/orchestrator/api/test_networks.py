@@ -80,6 +80,10 @@ async def test_the_list_has_the_engines_networks_too(cluster: Setup) -> None:
             an_overlay("a", Options={"encrypted": ""}), 501,
             "rpc error: code = Unimplemented desc = encrypted overlay networks are not supported: leave out the option `encrypted`",
         ),
+        (
+            an_overlay("a", Options={"meshd.dns.forward": "no"}), 400,
+            "rpc error: code = InvalidArgument desc = option meshd.dns.forward: 'no' is neither true nor false",
+        ),
         (an_overlay("a", ConfigFrom=1), 400, "overlay networks can't be made from, or be, configuration networks"),
         (an_overlay(["a"]), 400, "invalid request: Expected `str`, got `array` - at `$.Name`"),  # type: ignore[arg-type]
         (an_overlay("a", Internal="yes"), 400, "invalid request: Expected `bool`, got `str` - at `$.Internal`"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from orchestrator.dispatcher.assignment import affected_networks, assignment, diff, encode, network_scope_rows
 from orchestrator.dispatcher.messages import ConfigRow, EndpointRow, NetworkRow, NodeRow, Row, SecretRow, ServiceRow, TaskRow
+from orchestrator.dns_options import DnsOptions
 from orchestrator.model import (
     STATE_ORDER,
     Config,
@@ -166,13 +167,19 @@ def test_a_network_has_no_scope_before_it_is_allocated() -> None:
     assert network_scope_rows(snapshot(), "a") == {}
 
 
-def test_the_mtu_option_and_internal_are_passed_on() -> None:
+def test_options_and_internal_are_passed_on() -> None:
     picture = placed()
     old = picture.network("a")
     assert old is not None
-    new = msgspec.structs.replace(old, internal=True, options={**(old.options or {}), "com.docker.network.driver.mtu": "1400"})
+    options = {**(old.options or {}), "com.docker.network.driver.mtu": "1400", "meshd.dns.upstreams": "192.0.2.1"}
+    new = msgspec.structs.replace(old, internal=True, options=options)
     row = network_scope_rows(picture.with_object(new), "a")["network/a"]
     assert isinstance(row, NetworkRow) and row.internal and row.mtu == 1400
+    assert row.dns == DnsOptions(upstreams=("192.0.2.1",))
+    # Stored before it was refused: then nobody outside is asked.
+    nonsense = msgspec.structs.replace(old, options={"meshd.dns.upstreams": "nonsense"})
+    row = network_scope_rows(picture.with_object(nonsense), "a")["network/a"]
+    assert isinstance(row, NetworkRow) and row.dns == DnsOptions(forward=False)
 
 
 @pytest.mark.parametrize(("state", "desired"), list(itertools.product(TaskState, TaskState)))
