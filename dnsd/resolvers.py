@@ -73,7 +73,7 @@ class NodeResolvers:
         now = time.monotonic()
         if now - self._looked_at >= _LOOK_AGAIN_S:
             self._looked_at = now
-            stamp = (_stamp(self._resolv_conf), _stamp(self._uplinks))
+            stamp = (file_stamp(self._resolv_conf), file_stamp(self._uplinks))
             if stamp != self._stamp:
                 self._stamp = stamp
                 self._endpoints = self._read()
@@ -88,7 +88,8 @@ class NodeResolvers:
         return endpoints
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def file_stamp(path: Path) -> tuple[int, int, int] | None:
+    """Another one when the file was written or replaced; None: it isn't there."""
     try:
         status = path.stat()
     except OSError:

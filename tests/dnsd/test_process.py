@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,8 @@ import pytest
 
 from dnsd import VERSION, Client, ConfigError, DnsState, DnsUnavailable, ScopeSpec, ServiceName, TaskName, ZoneSpec, state_file
 from dnsd.errors import RemoteProtocolError
-from dnsd.zone_file import parse_zone
-from tests.dnsd.ask import over_udp, query, until, values
-
-PROJECT = Path(__file__).parents[2]
+from tests.dnsd.ask import until
+from tests.dnsd.process import PROJECT, Process, asked, free_port
 
 
 def zone(network: str = "a", vip: str = "10.0.0.2", services: int = 1) -> ZoneSpec:
@@ -33,52 +30,8 @@ def zone(network: str = "a", vip: str = "10.0.0.2", services: int = 1) -> ZoneSp
     )
 
 
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 def scope(port: int, *networks: str, id: str = "s", netns: str = "") -> ScopeSpec:
     return ScopeSpec(id=id, netns=netns, networks=networks or ("a",), listen=f"127.0.0.1:{port}", forward=False)
-
-
-class Process:
-    """`python -m dnsd` started as meshd does, in a session of its own."""
-
-    def __init__(self, directory: Path) -> None:
-        self.control = directory / "dnsd.sock"
-        self.state = directory / "dnsd.state"
-        self.running: list[subprocess.Popen[str]] = []
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        given = arguments or ("--control", str(self.control), "--state-file", str(self.state))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dnsd", *given],
-            cwd=PROJECT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self.running.append(process)
-        return process
-
-    def end(self) -> None:
-        for process in self.running:
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
-
-
-@pytest.fixture
-def process(tmp_path: Path) -> Iterator[Process]:
-    process = Process(tmp_path)
-    try:
-        yield process
-    finally:
-        process.end()
 
 
 @pytest.fixture
@@ -86,14 +39,6 @@ async def client(process: Process) -> AsyncIterator[Client]:
     client = Client(process.control)
     yield client
     await client.close()
-
-
-def asked(port: int, name: str = "web") -> list[str] | None:
-    """None: nobody answers."""
-    try:
-        return values(over_udp(("127.0.0.1", port), query(name), 0.5))
-    except OSError:
-        return None
 
 
 async def test_apply_status_and_a_clean_end(process: Process, client: Client) -> None:
@@ -318,85 +263,3 @@ async def test_killed_with_scopes_in_namespaces(process: Process, client: Client
             with contextlib.suppress(ProcessLookupError):
                 holder.kill()
             await holder.wait()
-
-
-# -- the plain little server ----------------------------------------------------------------------------------------------------
-
-TOML = """
-network = "shop"
-forward = false
-[[services]]
-name = "web"
-vips = ["10.0.0.2"]
-ports = [{ name = "http", port = 80 }]
-tasks = [{ name = "web.1", slot = 1, addresses = ["10.0.0.3"] }]
-[[containers]]
-name = "tool"
-addresses = ["10.0.0.4"]
-"""
-YAML = """
-network: shop
-forward: false
-services:
-  - name: web
-    vips: [10.0.0.2]
-    ports: [{name: http, port: 80}]
-    tasks: [{name: web.1, slot: 1, addresses: [10.0.0.3]}]
-containers:
-  - {name: tool, addresses: [10.0.0.4]}
-"""
-
-
-def test_toml_and_yaml_say_the_same() -> None:
-    assert parse_zone(TOML.encode(), yaml=False, name="a") == parse_zone(YAML.encode(), yaml=True, name="a")
-
-
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        ("servces = []", "unknown field `servces`"),
-        ("[[services]]\nvips = []", "missing required field `name` - at `$.services[0]`"),
-        ('[[services]]\nname = "w"\nvips = "10.0.0.1"', "Expected `array`, got `str` - at `$.services[0].vips`"),
-        ('[[services]]\nname = "w"\nvips = ["10.0.0.300"]', "'10.0.0.300' is no address"),
-        ('[[services]]\nname = "a..b"', "can't be carried by DNS"),
-        ('upstreams = ["nowhere"]', "'nowhere' is no address"),
-        ("[[", "zone.toml: Invalid initial character"),
-    ],
-)
-def test_bad_zone_files(content: str, sentence: str) -> None:
-    with pytest.raises(ConfigError) as raised:
-        parse_zone(content.encode(), yaml=False, name="zone.toml")
-    assert sentence in str(raised.value)
-
-
-@pytest.mark.parametrize(("name", "content"), [("z.toml", TOML), ("z.yaml", YAML)])
-async def test_plain_server(process: Process, tmp_path: Path, name: str, content: str) -> None:
-    (tmp_path / name).write_text(content)
-    port = free_port()
-    running = process.start("--zone", str(tmp_path / name), "--listen", f"127.0.0.1:{port}")
-    assert running.stdout is not None
-    assert running.stdout.readline() == f"dnsd: serving {tmp_path / name} on 127.0.0.1:{port}\n"
-    assert asked(port, "web.shop") == ["10.0.0.2"]
-    assert asked(port, "tasks.web") == ["10.0.0.3"]
-    assert asked(port, "tool") == ["10.0.0.4"]
-    running.send_signal(signal.SIGINT)
-    assert running.wait(5) == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ([], "give either --control SOCK or --zone FILE"),
-        (["--zone", "a", "--control", "b"], "give either --control SOCK or --zone FILE"),
-        (["--zone", "a", "--state-file", "b"], "--state-file goes with --control"),
-        (["--zone", "/nonexistent.toml"], "the zone file /nonexistent.toml can't be read: No such file or directory"),
-        (["--zone", "/etc/passwd"], "the zone file /etc/passwd must end in .toml, .yaml or .yml"),
-        (["--zone", "/nonexistent.toml", "--listen", "here"], "'here' is no address"),
-    ],
-)
-def test_bad_arguments(process: Process, arguments: list[str], sentence: str) -> None:
-    ended = process.start(*(arguments or ["--state-file", "x"]))
-    _, error = ended.communicate(timeout=5)
-    assert ended.returncode == 2
-    assert sentence in error
-    assert "Traceback" not in error
