@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mesh.errors import KernelError
@@ -18,6 +19,17 @@ from mesh.versioned import difference
 
 CHUNK = 500
 """Elements of one `add element` statement; only readability of a failed script depends on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapChange:
+    """Elements of one map: keys that go, and (key, value)s that come; one that gets another value does both."""
+
+    name: str
+    key_type: str
+    value_type: str
+    gone: tuple[str, ...]
+    fresh: tuple[tuple[str, str], ...]
 
 
 def rule(text: str) -> NftRule:
@@ -30,7 +42,7 @@ def rules(*texts: str) -> tuple[NftRule, ...]:
 
 def script(desired: NftTable | None, actual: NftTable | None) -> str:
     """One transaction that makes `actual` equal to `desired`; "" when it is."""
-    if desired == actual:
+    if desired is actual or desired == actual:
         return ""
     if desired is None:
         assert actual is not None
@@ -58,7 +70,7 @@ def script(desired: NftTable | None, actual: NftTable | None) -> str:
             lines += [f'add rule {family} {name} {chain_name} {r.text} comment "{r.tag}"' for r in chain.rules]
     for map_name, wanted in sorted(desired.maps.items()):
         present = actual.maps[map_name].elements if map_name in actual.maps else {}
-        lines += _element_lines(f"{family} {name}", map_name, wanted.elements, present)
+        lines += _element_lines(f"{family} {name}", map_name, wanted, present)
     gone_chains = sorted(actual.chains.keys() - desired.chains.keys())
     gone_maps = sorted(actual.maps.keys() - desired.maps.keys())
     # a chain goes only after every element and rule that leads to it
@@ -80,11 +92,31 @@ def _needs_rebuild(desired: NftTable, actual: NftTable) -> bool:
     return maps or any(c.hook != actual.chains[n].hook for n, c in desired.chains.items() if n in actual.chains)
 
 
-def _element_lines(table: str, name: str, desired: Mapping[str, str], actual: Mapping[str, str]) -> list[str]:
-    changed, gone = difference(desired, actual)
-    stale = [*gone, *(key for key in changed if key in actual)]
-    lines = [f"delete element {table} {name} {{ {', '.join(part)} }}" for part in _chunks(sorted(stale))]
-    fresh = [f"{key} : {desired[key]}" for key in sorted(changed)]
+def element_changes(desired: NftTable | None, actual: NftTable | None) -> tuple[MapChange, ...] | None:
+    """What to change when only elements differ; None when something else does."""
+    if desired is None or actual is None or (desired.name, desired.family) != (actual.name, actual.family):
+        return None
+    if desired.maps.keys() != actual.maps.keys() or desired.chains != actual.chains or _needs_rebuild(desired, actual):
+        return None
+    changes = (map_change(name, wanted, actual.maps[name].elements) for name, wanted in sorted(desired.maps.items()))
+    return tuple(change for change in changes if change.gone or change.fresh)
+
+
+def map_change(name: str, desired: NftMap, actual: Mapping[str, str]) -> MapChange:
+    changed, gone = difference(desired.elements, actual)
+    stale = sorted([*gone, *(key for key in changed if key in actual)])
+    fresh = tuple((key, desired.elements[key]) for key in sorted(changed))
+    return MapChange(name, desired.key_type, desired.value_type, tuple(stale), fresh)
+
+
+def without_elements(table: NftTable) -> NftTable:
+    return replace(table, maps={name: NftMap(m.key_type, m.value_type) for name, m in table.maps.items()})
+
+
+def _element_lines(table: str, name: str, desired: NftMap, actual: Mapping[str, str]) -> list[str]:
+    change = map_change(name, desired, actual)
+    lines = [f"delete element {table} {name} {{ {', '.join(part)} }}" for part in _chunks(list(change.gone))]
+    fresh = [f"{key} : {value}" for key, value in change.fresh]
     return lines + [f"add element {table} {name} {{ {', '.join(part)} }}" for part in _chunks(fresh)]
 
 

@@ -8,10 +8,10 @@ after goes dark between.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from mesh.nft import script
+from mesh.nft import MapChange, element_changes, script, without_elements
 from mesh.table import EMPTY, HOST, Attachment, Bridge, Flow, IpvsService, NamespaceTable, NftTable, Tables, Tunnel
 from mesh.versioned import difference, set_difference
 
@@ -139,9 +139,19 @@ class LoadNft:
     """One atomic nft transaction: `text` turns `actual` into `desired`."""
 
     namespace: str
-    desired: NftTable | None
-    actual: NftTable | None
+    desired: NftTable | None = field(repr=False)
+    actual: NftTable | None = field(repr=False)
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeElements:
+    """One atomic transaction that changes nothing but elements: `changes` turn `actual` into `desired`."""
+
+    namespace: str
+    desired: NftTable = field(repr=False)
+    actual: NftTable = field(repr=False)
+    changes: tuple[MapChange, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +193,7 @@ Op = (
     | PutIpvs
     | DeleteIpvs
     | LoadNft
+    | ChangeElements
     | ForgetFlows
     | PutEngineAccept
     | DeleteEngineAccept
@@ -254,11 +265,26 @@ def _make(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> It
 
 def _switch(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> Iterator[Op]:
     for wanted, present in ((desired.frames, actual.frames), (desired.nft, actual.nft)):
-        if text := script(wanted, present):
-            yield LoadNft(namespace, wanted, present, text)
+        yield from _load(namespace, wanted, present)
     gone = {*set_difference(desired.flows, actual.flows)[1], *_refused_until_now(desired, actual)}
     if gone:
         yield ForgetFlows(namespace, frozenset(gone))
+
+
+def _load(namespace: str, desired: NftTable | None, actual: NftTable | None) -> Iterator[Op]:
+    if desired is actual:
+        return
+    if desired is not None and actual is None:
+        # nobody uses a table that isn't there: first the rules, then the elements, for which there is a faster way
+        actual = without_elements(desired)
+        yield LoadNft(namespace, actual, None, script(actual, None))
+    changes = element_changes(desired, actual)
+    if changes is None:
+        if text := script(desired, actual):
+            yield LoadNft(namespace, desired, actual, text)
+    elif changes:
+        assert desired is not None and actual is not None
+        yield ChangeElements(namespace, desired, actual, changes)
 
 
 def _break(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> Iterator[Op]:

@@ -42,6 +42,7 @@ class Kernel:
         self._namespaces = namespaces
         self._iptables: str | None = None
         self._ipvs_family: int | None = None
+        self._nft = nftables.Nft()
 
     # ---------------------------------------------------------------- facts
 
@@ -100,6 +101,7 @@ class Kernel:
             elif name not in desired and self._namespaces.half_made(name):
                 tables[name] = NamespaceTable()
         tables[HOST] = self._read_host(desired.get(HOST, NamespaceTable()))
+        self._nft.forget_unmet()
         return tables
 
     def _marked(self, name: str) -> bool:
@@ -124,7 +126,7 @@ class Kernel:
                 tunnels = rows.tunnels(netlink, tunnel.index) if tunnel else {}
                 neighbours = rows.neighbours(netlink, tunnel.index) if tunnel else {}
             flows = self._flows(desired.flows, {a.partition("/")[0] for a in addresses})
-            nft = nftables.table(TABLE)
+            nft = self._nft.table(TABLE)
             values = sysctl.read(desired.sysctls)
             services = ipvs_netlink.Ipvs(self._ipvs_family).read() if self._ipvs_family is not None else {}
         attachments = {
@@ -164,8 +166,8 @@ class Kernel:
         ]
         if uplink is not None:
             ours.append(uplink)
-        nft = nftables.table(names.table)
-        frames = nftables.table(names.table, "bridge")
+        nft = self._nft.table(names.table)
+        frames = self._nft.table(names.table, "bridge")
         both = frozenset({names.gateway_bridge, names.uplink})
         return NamespaceTable(
             bridge=_bridge(bridge),
@@ -283,12 +285,16 @@ class Kernel:
         match op:
             case plan.PutSysctls(_, values):
                 return sysctl.put(values)
-            case plan.LoadNft(_, _, _, text):
-                return nftables.load(text)
+            case plan.LoadNft(_, desired, actual, text):
+                table = desired or actual
+                assert table is not None
+                return self._nft.load(text, table.name, table.family, desired)
+            case plan.ChangeElements(_, wanted, _, changes):
+                return self._nft.change(changes, wanted.name, wanted.family, wanted)
             case plan.ForgetFlows():
                 return self._forget(op)
-            case plan.PutIpvs(_, desired, actual):
-                return ipvs_netlink.Ipvs(self._ipvs_family).put(desired, actual)
+            case plan.PutIpvs(_, service, present):
+                return ipvs_netlink.Ipvs(self._ipvs_family).put(service, present)
             case plan.DeleteIpvs(_, service):
                 return ipvs_netlink.Ipvs(self._ipvs_family).delete(service)
             case plan.PutEngineAccept(_, rule):

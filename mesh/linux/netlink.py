@@ -10,7 +10,9 @@ import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Final, Self
 
@@ -39,6 +41,9 @@ _ATTRIBUTE = struct.Struct("=HH")
 _BUFFER_BYTES: Final = 1 << 20
 _DUMP_ATTEMPTS: Final = 5
 _TIMEOUT_S: Final = 10.0
+_SO_NETNS_COOKIE: Final = 71
+_SO_SNDBUFFORCE: Final = 32
+_CLOSING: Final = ThreadPoolExecutor(1, thread_name_prefix="netlink-close")
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -62,6 +67,17 @@ def attributes(payload: bytes) -> dict[int, bytes]:
     return found
 
 
+def each(payload: bytes) -> Iterator[bytes]:
+    """Values of a list of attributes, whatever their types."""
+    offset, end = 0, len(payload)
+    while offset + 4 <= end:
+        length = int.from_bytes(payload[offset : offset + 2], sys.byteorder)
+        if length < 4:
+            return
+        yield payload[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+
+
 class Netlink:
     """One socket of the namespace in which it is opened. Not for use by two threads at a time."""
 
@@ -71,13 +87,26 @@ class Netlink:
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
         self._socket.bind((0, 0))
+        self._protocol = protocol
         self._sequence = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._socket.close()
+        if self._protocol == NETLINK_NETFILTER:
+            # after a deletion the kernel lets the closing process wait for a grace period (10 ms and more): not this one
+            _CLOSING.submit(self._socket.close)
+        else:
+            self._socket.close()
+
+    @property
+    def namespace_cookie(self) -> int | None:
+        """Number of the socket's namespace that no other will ever have; None before Linux 5.14."""
+        try:
+            return int.from_bytes(self._socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+        except OSError:
+            return None
 
     def send(self, requests: Sequence[tuple[int, int, bytes]]) -> list[int]:
         """Send (type, flags, payload)s in one write, return an errno for each, 0 for success."""
@@ -111,6 +140,45 @@ class Netlink:
         if failed:
             detail = f"{os.strerror(failed[0])}, {len(failed)} of {len(requests)}" if len(requests) > 1 else ""
             raise KernelError(op, failed[0], detail)
+
+    def transaction(self, op: str, begin: tuple[int, bytes], requests: Sequence[tuple[int, int, bytes]], end: tuple[int, bytes]) -> None:
+        """Many requests between brackets, in one write: all take effect or none. Raises KernelError(op) for the first that failed."""
+        self._sequence += 1
+        first = self._sequence
+        parts = [_HEADER.pack(16 + len(begin[1]), begin[0], NLM_F_REQUEST, first, 0) + begin[1]]
+        for kind, flags, payload in requests:
+            self._sequence += 1
+            parts.append(_HEADER.pack(16 + len(payload), kind, flags | NLM_F_REQUEST | NLM_F_ACK, self._sequence, 0) + payload)
+            parts.append(b"\0" * (-len(payload) % 4))
+        parts.append(_HEADER.pack(16 + len(end[1]), end[0], NLM_F_REQUEST, self._sequence + 1, 0) + end[1])
+        message = b"".join(parts)
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(message) + _BUFFER_BYTES)
+        self._write(message)
+        missing = len(requests)
+        while missing > 0:
+            for kind, _flags, sequence, payload in self._read():
+                if kind != _NLMSG_ERROR or not first <= sequence <= self._sequence:
+                    continue
+                code = -struct.unpack_from("=i", payload)[0]
+                if code:
+                    raise KernelError(op, code)
+                missing -= 1
+        self._sequence += 1
+
+    def ask(self, op: str, kind: int, payload: bytes) -> list[tuple[int, bytes]]:
+        """The answers (type, payload) to one request that is no dump."""
+        self._sequence += 1
+        self._write(_HEADER.pack(16 + len(payload), kind, NLM_F_REQUEST | NLM_F_ACK, self._sequence, 0) + payload)
+        answers: list[tuple[int, bytes]] = []
+        while True:
+            for answer, _flags, sequence, content in self._read():
+                if sequence != self._sequence:
+                    continue
+                if answer == _NLMSG_ERROR:
+                    if code := -struct.unpack_from("=i", content)[0]:
+                        raise KernelError(op, code)
+                    return answers
+                answers.append((answer, content))
 
     def dump(self, op: str, kind: int, payload: bytes) -> list[tuple[int, bytes]]:
         """All answers as (type, payload); repeated when the kernel says that the table changed meanwhile."""

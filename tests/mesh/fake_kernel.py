@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mesh import plan
 from mesh.address import mac
-from mesh.nft import script
+from mesh.nft import element_changes, script
 from mesh.table import HOST, NamespaceTable, NftTable, Tables
 
 
@@ -112,6 +112,11 @@ class FakeKernel:
                     raise Refused(op)
                 if desired:
                     check_references(desired)
+                return replace(t, nft=desired)
+            case plan.ChangeElements(_, desired, actual, changes):
+                if t.nft != actual or element_changes(desired, actual) != changes:
+                    raise Refused(op)
+                check_references(desired)
                 return replace(t, nft=desired)
             case plan.ForgetFlows(_, flows):
                 return replace(t, flows=t.flows - flows)
