@@ -334,9 +334,25 @@ class ServiceStatus(_Whole):
     completed_tasks: int = 0
 
 
+class JobRun(_Struct):
+    """One run of a cron service. outcome "" while it is open, then complete | failed | replaced. due_at None: started by hand."""
+
+    iteration: int = 0
+    due_at: datetime | None = None
+    started_at: datetime = ZERO_TIME
+    ended_at: datetime | None = None
+    outcome: str = ""
+
+
 class JobStatus(_Struct):
+    """job_iteration: of the newest run; its tasks carry it. Cron services only: mesh_runs, the open ones and the history, oldest
+    first; mesh_due_until: due times up to here have been dealt with (None: those since the service was created count).
+    """
+
     job_iteration: Version = Version()
     last_execution: datetime | None = None
+    mesh_runs: list[JobRun] | None = None
+    mesh_due_until: datetime | None = None
 
 
 class Service(_Struct):
@@ -421,7 +437,7 @@ class Task(_Struct):
     """One attempt to fill one slot of a service (replicated) or one node (global).
 
     desired_state is the orchestrator's, status is the agent's (up to ASSIGNED: the leader's). RUNNING means ready: healthy where
-    it has a check, else its ports listen.
+    it has a check, else its ports listen. Tasks of jobs are desired RUNNING too until they end (the API shows COMPLETE).
     mesh_run_at: not started before (restart delay). mesh_draining_since: desired shutdown while running: weight 0 from the
     revision of that write on. mesh_released: nobody sends to it any more (or the drain deadline passed): the agent may stop it.
     mesh_running_since: when it was first reported RUNNING (kept after it ended: an update's monitor asks how long it ran).

@@ -13,6 +13,7 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from orchestrator.api import access, filters, references, validate, views
+from orchestrator.control.jobs import first_status
 from orchestrator.control.update import rollback as rolled_back
 from orchestrator.control.update import updated
 from orchestrator.errors import ApiError, ConfigError
@@ -85,7 +86,8 @@ async def create_service(request: web.Request) -> web.Response:
         resolved, guards = _resolved(snapshot, spec)
         _refuse_taken_ports(snapshot, resolved, id)
         moment = access.now()
-        service = Service(id=id, created_at=moment, updated_at=moment, spec=resolved, endpoint=Endpoint())
+        job_status = first_status(resolved, moment)
+        service = Service(id=id, created_at=moment, updated_at=moment, spec=resolved, endpoint=Endpoint(), job_status=job_status)
         return [Put(service), Put(Claim(id=f"service/{spec.name}", owner=id)), *_port_claims(snapshot, id, None, resolved), *guards]
 
     await access.commit(store, plan)
@@ -107,16 +109,19 @@ async def update_service(request: web.Request) -> web.Response:
         if rollback:
             try:
                 changed = rolled_back(service, access.now())
-            except ConfigError:
-                raise validate.precondition(f"service {reference} does not have a previous spec") from None
+            except ConfigError as error:
+                raise validate.precondition(str(error).replace(service.id, reference)) from None
         else:
             spec = validate.service_spec(sent)
-            if not validate.same_mode(service.spec.mode, spec.mode):
+            if validate.mode_name(service.spec.mode) != validate.mode_name(spec.mode):
                 raise validate.unsupported("service mode change is not allowed")
             if service.spec.name != spec.name:
                 raise validate.unsupported("renaming services is not supported")
             spec, _ = _resolved(snapshot, spec)
-            changed = updated(service, spec, access.now())
+            try:
+                changed = updated(service, spec, access.now())
+            except ConfigError as error:
+                raise validate.precondition(str(error)) from None
         _, guards = _resolved(snapshot, changed.spec)
         _refuse_taken_ports(snapshot, changed.spec, service.id)
         return [Put(changed), *_port_claims(snapshot, service.id, service.spec, changed.spec), *guards]
@@ -153,12 +158,11 @@ ROUTES = [
 
 
 def _matches(obj: Service, wanted: filters.Filters) -> bool:
-    mode = "global" if obj.spec.mode.global_ is not None else "replicated"
     return (
         wanted.prefix("id", obj.id)
         and wanted.prefix("name", obj.spec.name)
         and wanted.labels(obj.spec.labels)
-        and wanted.exact("mode", mode)
+        and wanted.exact("mode", validate.mode_name(obj.spec.mode))
         and wanted.exact("runtime", obj.spec.task_template.runtime or "container")
     )
 

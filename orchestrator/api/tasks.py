@@ -6,9 +6,10 @@ Edge: routes over the store. Source: Docker Engine API 1.44 /tasks; `_up-to-date
 from __future__ import annotations
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from orchestrator.api import access, filters, references, views
-from orchestrator.control.slots import dirty
+from orchestrator.control.slots import dirty, is_job_task
 from orchestrator.errors import ApiError
 from orchestrator.model import Node, Service, Task
 from orchestrator.store.snapshot import Snapshot
@@ -19,6 +20,8 @@ async def list_tasks(request: web.Request) -> web.Response:
     wanted = access.filters_of(request, filters.TASK_KEYS)
     found = [task for task in _candidates(snapshot, wanted) if _matches(snapshot, task, wanted)]
     found.sort(key=lambda task: (task.service_id, task.slot, task.node_id, task.created_at, task.id))
+    if wanted.flag("_up-to-date") is not None:
+        found = [_as_counted(task) for task in found]
     return access.answer([views.task(snapshot, task) for task in found])
 
 
@@ -31,6 +34,11 @@ ROUTES = [
     web.get("/tasks", list_tasks),
     web.get("/tasks/{id}", inspect_task),
 ]
+
+
+def _as_counted(task: Task) -> Task:
+    """The docker CLI's progress counts the slots of jobs from 0, as Swarm does. Everything else names them as they are, from 1."""
+    return replace(task, slot=task.slot - 1) if is_job_task(task) and task.slot else task
 
 
 def _candidates(snapshot: Snapshot, wanted: filters.Filters) -> list[Task]:
@@ -62,6 +70,6 @@ def _matches(snapshot: Snapshot, task: Task, wanted: filters.Filters) -> bool:
         wanted.prefix("id", task.id)
         and wanted.prefix("name", references.name_of(task), views.container_name(task))
         and wanted.labels(labels)
-        and wanted.exact("desired-state", task.desired_state.value)
+        and wanted.exact("desired-state", views.shown_desired_state(task).value)
         and wanted.exact("runtime", task.spec.runtime or "container")
     )

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from orchestrator.control import constraints
+from orchestrator.control import constraints, labels
 from orchestrator.errors import ApiError, ConfigError
 from orchestrator.model import (
     SECOND,
@@ -27,6 +27,7 @@ from orchestrator.model import (
     IPAMConfig,
     NodeSpec,
     PortConfig,
+    ReplicatedJob,
     ReplicatedService,
     ResourceObject,
     SecretReference,
@@ -94,9 +95,16 @@ def service_spec(spec: ServiceSpec) -> ServiceSpec:
     for name, config in (("UpdateConfig", spec.update_config), ("RollbackConfig", spec.rollback_config)):
         if config is not None:
             _update_config(name, config)
+            if mode_name(mode).endswith("-job"):
+                raise invalid(f"{name}: a job has no rolling update: an update lets it run again")
     if spec.endpoint_spec is not None:
         _endpoint_spec(spec.endpoint_spec)
-    return replace(spec, task_template=template, mode=mode, networks=None)
+    spec = replace(spec, task_template=template, mode=mode, networks=None)
+    try:
+        labels.check(spec)
+    except ConfigError as error:
+        raise invalid(str(error)) from None
+    return spec
 
 
 # beyond it a slip of the keyboard would keep the manager busy with tasks that no node can take
@@ -105,23 +113,38 @@ TOO_MANY_REPLICAS = f"Number of replicas must be at most {MAX_REPLICAS}, more th
 
 
 def service_mode(mode: ServiceMode) -> ServiceMode:
+    """With the numbers that Docker fills in."""
     chosen = [part for part in (mode.replicated, mode.global_, mode.replicated_job, mode.global_job) if part is not None]
     if len(chosen) > 1:
         raise ApiError(400, "must specify only one service mode")
-    if mode.replicated_job is not None or mode.global_job is not None:
-        raise unsupported("jobs are not supported: the mode of a service is replicated or global")
-    if mode.global_ is not None:
+    if mode.global_ is not None or mode.global_job is not None:
         return mode
+    if mode.replicated_job is not None:
+        return ServiceMode(replicated_job=_replicated_job(mode.replicated_job))
     replicas = mode.replicated.replicas if mode.replicated is not None else None
-    if replicas is not None and replicas < 0:
+    return ServiceMode(replicated=ReplicatedService(replicas=1 if replicas is None else _replicas(replicas)))
+
+
+def _replicated_job(mode: ReplicatedJob) -> ReplicatedJob:
+    concurrent = 1 if mode.max_concurrent is None else mode.max_concurrent
+    total = concurrent if mode.total_completions is None else _replicas(mode.total_completions)
+    if concurrent < 0 or (concurrent == 0 and total):
+        raise invalid("Maximum concurrent tasks of a job must be at least 1")
+    return ReplicatedJob(max_concurrent=concurrent, total_completions=total)
+
+
+def _replicas(count: int) -> int:
+    if count < 0:
         raise invalid("Number of replicas must be non-negative")
-    if replicas is not None and replicas > MAX_REPLICAS:
+    if count > MAX_REPLICAS:
         raise invalid(TOO_MANY_REPLICAS)
-    return ServiceMode(replicated=ReplicatedService(replicas=1 if replicas is None else replicas))
+    return count
 
 
-def same_mode(old: ServiceMode, new: ServiceMode) -> bool:
-    return (old.global_ is None) == (new.global_ is None)
+def mode_name(mode: ServiceMode) -> str:
+    """As the docker CLI writes it after --mode."""
+    named = (("global", mode.global_), ("replicated-job", mode.replicated_job), ("global-job", mode.global_job))
+    return next((name for name, part in named if part is not None), "replicated")
 
 
 def references(given: Sequence[_Reference] | None, kind: str) -> None:

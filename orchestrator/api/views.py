@@ -11,11 +11,18 @@ from typing import Any
 
 import msgspec
 
+from orchestrator.control.cron import next_due
+from orchestrator.control.defaults import replicas
 from orchestrator.control.eligibility import suspect
+from orchestrator.control.jobs import is_scheduled, iteration_of
+from orchestrator.control.labels import CRON_SCHEDULE, cron_rule
+from orchestrator.control.slots import is_job_task, running, slot_key
+from orchestrator.errors import ConfigError
 from orchestrator.model import (
     SECOND,
     Cluster,
     Config,
+    JobStatus,
     Network,
     Node,
     Object,
@@ -42,6 +49,10 @@ def service(obj: Service, *, status: ServiceStatus | None = None, insert_default
     endpoint = shown.setdefault("Endpoint", {})
     endpoint["Spec"] = _ports(endpoint.get("Spec", {}))
     _ports(endpoint)
+    if obj.job_status is not None:
+        shown.setdefault("JobStatus", {})["JobIteration"] = {"Index": obj.job_status.job_iteration.index}
+    if is_scheduled(obj.spec):
+        shown["UpdateStatus"] = _cron_status(obj)
     if status is not None:
         shown["ServiceStatus"] = msgspec.to_builtins(status)
     if insert_defaults:
@@ -50,16 +61,40 @@ def service(obj: Service, *, status: ServiceStatus | None = None, insert_default
 
 
 def service_status(snapshot: Snapshot, obj: Service) -> ServiceStatus:
-    """Counts as `docker service ls` shows them; a global service wants what its loop has decided to run."""
+    """Counts as `docker service ls` shows them: for a job, of its newest run. A global service wants what its loop has decided to run."""
     tasks = snapshot.tasks_of_service(obj.id)
+    if obj.job_status is not None:
+        tasks = [task for task in tasks if iteration_of(task) == obj.job_status.job_iteration.index]
     wanted = [task for task in tasks if not terminal(task.desired_state)]
-    running = sum(task.status.state is TaskState.RUNNING and task.desired_state is TaskState.RUNNING for task in wanted)
-    replicated = obj.spec.mode.replicated
-    if obj.spec.mode.global_ is not None:
+    mode = obj.spec.mode
+    if mode.global_ is not None or mode.global_job is not None:
         desired = sum(not terminal(task.status.state) for task in wanted)
+    elif mode.replicated_job is not None:
+        desired = mode.replicated_job.max_concurrent or 0
     else:
-        desired = 1 if replicated is None or replicated.replicas is None else replicated.replicas
-    return ServiceStatus(running_tasks=running, desired_tasks=desired, completed_tasks=0)
+        desired = replicas(obj)
+    return ServiceStatus(
+        running_tasks=sum(running(task) for task in wanted),
+        desired_tasks=desired,
+        completed_tasks=len({slot_key(task) for task in tasks if is_job_task(task) and task.status.state is TaskState.COMPLETE}),
+    )
+
+
+def _cron_status(obj: Service) -> Json:
+    """Docker has no place for a schedule; `docker service inspect --pretty` and the progress of `docker service create` look here."""
+    status = obj.job_status or JobStatus()
+    since = status.mesh_due_until or obj.created_at
+    try:
+        rule = cron_rule(obj.spec)
+        due = next_due(rule, since) if rule is not None and not rule.suspended else None
+    except ConfigError as error:
+        return {"State": "paused", "StartedAt": msgspec.to_builtins(since), "Message": str(error)}
+    last = status.mesh_runs[-1] if status.mesh_runs else None
+    parts = [f"schedule {(obj.spec.labels or {})[CRON_SCHEDULE]!r}", f"next run {due:%Y-%m-%d %H:%M:%S} UTC" if due else "no run is due"]
+    if last is not None:
+        parts.append(f"run of {last.started_at:%Y-%m-%d %H:%M:%S} UTC {last.outcome or 'is under way'}")
+    times = {"StartedAt": msgspec.to_builtins(since), "CompletedAt": msgspec.to_builtins(since)}
+    return {"State": "completed", **times, "Message": "; ".join(parts)}
 
 
 def task(snapshot: Snapshot, obj: Task) -> Json:
@@ -67,6 +102,8 @@ def task(snapshot: Snapshot, obj: Task) -> Json:
     shown = _object(obj)
     # Docker names tasks by service and slot; the CLI composes that itself and prints a Name it finds.
     shown.pop("Name", None)
+    if is_job_task(obj):
+        shown["JobIteration"] = {"Index": iteration_of(obj)}
     shown["Labels"] = obj.labels or {}
     shown["Spec"] = _task_spec(shown.get("Spec", {}))
     status = shown.setdefault("Status", {})
@@ -79,13 +116,20 @@ def task(snapshot: Snapshot, obj: Task) -> Json:
         container.setdefault("PID", 0)
         container.setdefault("ExitCode", 0)
     status["PortStatus"] = _ports(status.get("PortStatus", {}))
-    shown["DesiredState"] = obj.desired_state.value
+    shown["DesiredState"] = shown_desired_state(obj).value
     if obj.networks_attachments:
         shown["NetworksAttachments"] = [
             {"Network": _attached_network(snapshot, attachment.network.id), "Addresses": attachment.addresses}
             for attachment in obj.networks_attachments
         ]
     return shown
+
+
+def shown_desired_state(obj: Task) -> TaskState:
+    """Tasks of jobs are to complete, not to run on."""
+    if is_job_task(obj) and (obj.desired_state is TaskState.RUNNING or obj.status.state is TaskState.COMPLETE):
+        return TaskState.COMPLETE
+    return obj.desired_state
 
 
 def node(snapshot: Snapshot, obj: Node) -> Json:
@@ -286,8 +330,9 @@ def _insert_defaults(spec: Json) -> None:
     update = {
         "Parallelism": 1, "FailureAction": "pause", "Monitor": 5 * SECOND, "MaxFailureRatio": 0, "Order": "stop-first",
     }  # fmt: skip
-    for name in ("UpdateConfig", "RollbackConfig"):
-        spec[name] = {**update, **spec.get(name, {})}
+    if not spec["Mode"].keys() & {"ReplicatedJob", "GlobalJob"}:
+        for name in ("UpdateConfig", "RollbackConfig"):
+            spec[name] = {**update, **spec.get(name, {})}
     spec["EndpointSpec"].setdefault("Mode", "vip")
 
 

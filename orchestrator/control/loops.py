@@ -8,8 +8,10 @@ has just failed counts as its replacement; `reaper` last, so that no loop misses
 from __future__ import annotations
 
 from orchestrator.control.allocator import allocate
+from orchestrator.control.cron import cron
 from orchestrator.control.drain import drain
 from orchestrator.control.global_ import global_
+from orchestrator.control.jobs import jobs
 from orchestrator.control.managers import managers
 from orchestrator.control.nodes import evacuation, lost_tasks, node_states
 from orchestrator.control.reaper import reaper
@@ -32,6 +34,8 @@ LIFECYCLE: tuple[Loop, ...] = (
     evacuation,
     replicated,
     global_,
+    cron,
+    jobs,
     update,
     succession,
 )

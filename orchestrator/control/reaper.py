@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from orchestrator.control.context import Context
 from orchestrator.control.defaults import history_limit, restart_rule
-from orchestrator.control.slots import Slot, mode_of, running, slots_of, wanted
+from orchestrator.control.jobs import is_scheduled, iteration_of
+from orchestrator.control.slots import Slot, running, slots_of, wanted
 from orchestrator.control.steps import Decision
 from orchestrator.model import Service, Task, TaskState, terminal
 from orchestrator.store.base import Delete
@@ -24,12 +25,30 @@ def reaper(snapshot: Snapshot, ctx: Context) -> Decision:
         doomed = [task for task in tasks if _dead(task) and (task.desired_state is TaskState.REMOVE or _orphan(snapshot, task))]
         service = snapshot.service(service_id)
         # a service with nothing but current tasks has no history to look through
-        if limit is not None and service is not None and mode_of(service) != "job" and any(not wanted(task) for task in tasks):
+        if service is not None and any(not wanted(task) for task in tasks):
+            doomed += _of_forgotten_runs(service, tasks)
             gone = {task.id for task in doomed}
-            for slot in slots_of(task for task in tasks if task.id not in gone).values():
-                doomed.extend(_surplus(service, slot, limit))
+            if limit is not None:
+                for slot in _histories(service, [task for task in tasks if task.id not in gone]):
+                    doomed.extend(_surplus(service, slot, limit))
         decision.steps.extend((Delete("task", task.id, task.version.index),) for task in sorted(doomed, key=lambda task: task.id))
     return decision
+
+
+def _of_forgotten_runs(service: Service, tasks: list[Task]) -> list[Task]:
+    """A cron job remembers its runs by records; tasks go with them."""
+    if not is_scheduled(service.spec):
+        return []
+    kept = {run.iteration for run in (service.job_status.mesh_runs if service.job_status else None) or ()}
+    return [task for task in tasks if _dead(task) and iteration_of(task) not in kept]
+
+
+def _histories(service: Service, tasks: list[Task]) -> list[Slot]:
+    """What the limit is for, each: a slot, or of a cron job a slot in one run."""
+    runs: dict[int, list[Task]] = {}
+    for task in tasks:
+        runs.setdefault(iteration_of(task) if is_scheduled(service.spec) else 0, []).append(task)
+    return [slot for iteration in sorted(runs) for slot in slots_of(runs[iteration]).values()]
 
 
 def _dead(task: Task) -> bool:

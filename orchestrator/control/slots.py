@@ -60,6 +60,10 @@ def age_key(task: Task) -> tuple[Any, str]:
     return (task.created_at, task.id)
 
 
+def is_job_task(task: Task) -> bool:
+    return task.job_iteration is not None
+
+
 def slot_key(task: Task) -> SlotKey:
     """Tasks of global services have slot 0 and a node from the start."""
     return task.slot or task.node_id

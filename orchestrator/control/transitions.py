@@ -11,7 +11,7 @@ import msgspec
 
 from orchestrator.control.context import Context
 from orchestrator.control.slots import mode_of, wanted, wanted_ports, wanted_spec
-from orchestrator.model import STATE_ORDER, Service, Task, TaskSpec, TaskState, TaskStatus, terminal
+from orchestrator.model import STATE_ORDER, Service, Task, TaskSpec, TaskState, TaskStatus, Version, terminal
 
 _TICK = timedelta(microseconds=1)
 
@@ -26,6 +26,7 @@ def created(
     run_at: datetime | None = None,
     after: Task | None = None,
     spec: TaskSpec | None = None,
+    iteration: Version | None = None,
 ) -> Task:
     """A new task of the service. `after`: its predecessor in the slot; a task is always younger than its predecessor."""
     born = ctx.now if after is None else max(ctx.now, after.created_at + _TICK)
@@ -39,6 +40,7 @@ def created(
         node_id=node_id,
         status=TaskStatus(timestamp=ctx.now, state=TaskState.NEW, message="created"),
         desired_state=desired,
+        job_iteration=iteration,
         mesh_service_name=service.spec.name,
         mesh_endpoint_ports=wanted_ports(service),
         mesh_run_at=run_at,

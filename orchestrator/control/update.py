@@ -14,6 +14,7 @@ from datetime import datetime
 import msgspec
 
 from orchestrator.control.context import Context
+from orchestrator.control.cron import respecified as job_respecified
 from orchestrator.control.defaults import UpdateRule, update_rule
 from orchestrator.control.eligibility import keeps_tasks
 from orchestrator.control.slots import Slot, age_key, dirty, ended_by_itself, mode_of, running, slots_of
@@ -33,8 +34,11 @@ _PAUSED = ("paused", "rollback_paused")
 
 def updated(service: Service, spec: ServiceSpec, now: datetime) -> Service:
     """The service with a new spec. An update that is under way or paused starts anew, except when only the replicas changed: then
-    it goes on, and what it would roll back to gets the new number. The same spec again resumes a paused update.
+    it goes on, and what it would roll back to gets the new number. The same spec again resumes a paused update. A job has no update:
+    it runs again. ConfigError: a job that may not run again now.
     """
+    if mode_of(service) == "job":
+        return job_respecified(service, spec, now)
     status = service.update_status
     unfinished = status is not None and status.state in (*_ACTIVE, *_PAUSED)
     if unfinished and spec.mode != service.spec.mode and msgspec.structs.replace(spec, mode=service.spec.mode) == service.spec:
@@ -50,6 +54,8 @@ def rollback(service: Service, now: datetime) -> Service:
     """The service with its previous spec; the present one becomes the previous. ConfigError when there is none."""
     if service.previous_spec is None:
         raise ConfigError(f"service {service.id} does not have a previous spec")
+    if mode_of(service) == "job":
+        return job_respecified(service, service.previous_spec, now)
     status = UpdateStatus(state="rollback_started", started_at=now, message="manually requested rollback")
     return msgspec.structs.replace(service, spec=service.previous_spec, previous_spec=service.spec, update_status=status, updated_at=now)
 

@@ -298,6 +298,30 @@ def test_constraints_limits_env_labels_mounts(lab: Lab, cli: Cli) -> None:
     )
 
 
+def test_jobs_and_cron(lab: Lab, cli: Cli) -> None:
+    """The CLI's own progress display waits for a job's completions; a schedule runs by itself."""
+    script = "echo slot $SLOT; test -e /data/tried || { touch /data/tried; exit 3; }"
+    options = ["--env", "SLOT={{.Task.Slot}}", "--restart-delay", "100ms", "--mount", "type=volume,source=job-{{.Task.Slot}},target=/data"]
+    replicated = ["--mode", "replicated-job", "--replicas", "3", "--max-concurrent", "2", "--constraint", "node.hostname==node-2"]
+    created = cli.ok("service", "create", "--name", "sums", *replicated, *options, IMAGE, "sh", "-c", script)
+    assert "job complete" in created
+    assert cli.ok("service", "ls", "--filter", "mode=replicated-job", "--format", "{{.Name}} {{.Replicas}}") == "sums 0/2 (3/3 completed)"
+    shown = cli.ok("service", "ps", "--no-trunc", "sums", "--format", "{{.Name}} {{.DesiredState}} {{.CurrentState}} {{.Error}}")
+    assert sorted(line.split()[0] for line in shown.splitlines() if " Complete Complete " in line) == ["sums.1", "sums.2", "sums.3"]
+    assert shown.count("non-zero exit (3)") == 3
+    assert cli.ok("service", "logs", "--raw", "sums").splitlines().count("slot 2") == 2
+    cli.ok("service", "create", "--name", "everywhere", "--mode", "global-job", IMAGE, "true")
+    assert cli.ok("service", "ls", "--filter", "mode=global-job", "--format", "{{.Replicas}}") == "0/0 (3/3 completed)"
+    cli.ok("service", "update", "--force", "everywhere")
+    assert len(cli.ok("service", "ps", "-q", "everywhere").split()) == 6
+    refused = cli.fails("service", "create", "--mode", "replicated-job", "--label", "com.meshd.cron.schedule=0 25 * * *", IMAGE)
+    assert "bad schedule '0 25 * * *': bad hour" in refused
+    scheduled = ["--label", "com.meshd.cron.schedule=*/2 * * * * *", "--label", "com.meshd.cron.concurrency=forbid"]
+    cli.ok("service", "create", "--name", "tick", "--mode", "replicated-job", *scheduled, IMAGE, "true")
+    wait_until(lambda: cli.ok("service", "ps", "tick", "--format", "{{.CurrentState}}").count("Complete") >= 2, 60, "it ran twice")
+    assert "next run" in cli.ok("service", "inspect", "--pretty", "tick")
+
+
 def test_stack_deploy(lab: Lab, cli: Cli, tmp_path: Path) -> None:
     compose = tmp_path / "compose.yml"
     compose.write_text(

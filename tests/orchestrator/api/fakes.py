@@ -317,6 +317,9 @@ class FakeControl:
         return changes
 
     def _service(self, snapshot: Snapshot, service: Service) -> list[Change]:
+        """The tasks of jobs are left to the test."""
+        if service.job_status is not None:
+            return []
         changes: list[Change] = []
         mode = service.spec.mode.replicated
         count = mode.replicas if mode is not None and mode.replicas is not None else 1

@@ -120,7 +120,8 @@ async def test_cli_life_of_a_service(cluster: Setup, cli: Cli) -> None:
     assert "4/4" in await cli("service", "ls")
     await cli("service", "update", "--env-add", "C=D", "--no-resolve-image", "web")
     shown = (await cli.json("service", "inspect", "web"))[0]
-    assert shown["Spec"]["TaskTemplate"]["ContainerSpec"]["Env"] == ["A=B", "C=D"]
+    # the CLI writes variables in any order
+    assert sorted(shown["Spec"]["TaskTemplate"]["ContainerSpec"]["Env"]) == ["A=B", "C=D"]
     assert shown["PreviousSpec"]["TaskTemplate"]["ContainerSpec"]["Env"] == ["A=B"]
     await cli("service", "rollback", "web")
     shown = (await cli.json("service", "inspect", "web"))[0]

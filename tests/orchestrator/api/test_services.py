@@ -10,7 +10,8 @@ from urllib.parse import quote
 import pytest
 
 from orchestrator.api import validate
-from orchestrator.model import Claim, Service, Task
+from orchestrator.model import Claim, Service, Task, TaskState, TaskStatus, Version
+from orchestrator.store.base import Put
 from tests.orchestrator.api.fakes import Setup
 
 INVALID = "rpc error: code = InvalidArgument desc = "
@@ -335,3 +336,88 @@ async def test_versions_in_the_path(manager: Setup) -> None:
     assert text.startswith("client version 1.0 is too old. Minimum supported API version is 1.24,")
     for method, path in (("GET", "/nosuch"), ("PUT", "/services"), ("GET", "/swarm/nosuch")):
         assert await manager.refused(method, path) == (404, "page not found")
+
+
+# ---- jobs -----------------------------------------------------------------------------------------------------------------------
+
+
+def a_job(name: str = "job", total: int | None = None, concurrent: int | None = None, **more: Any) -> dict[str, Any]:
+    mode = {key: value for key, value in (("TotalCompletions", total), ("MaxConcurrent", concurrent)) if value is not None}
+    return {**a_spec(name), "Mode": {"ReplicatedJob": mode}, **more}
+
+
+@pytest.mark.parametrize(
+    ("total", "concurrent", "stored"), [(None, None, (1, 1)), (3, None, (3, 1)), (None, 2, (2, 2)), (5, 2, (5, 2)), (0, None, (0, 1))]
+)
+async def test_a_jobs_numbers_are_filled_in_as_docker_does(
+    cluster: Setup, total: int | None, concurrent: int | None, stored: tuple[int, int]
+) -> None:
+    await cluster.ok("POST", "/services/create", a_job(total=total, concurrent=concurrent))
+    shown = await cluster.ok("GET", "/services/job")
+    assert shown["Spec"]["Mode"] == {"ReplicatedJob": {"TotalCompletions": stored[0], "MaxConcurrent": stored[1]}}
+    assert shown["JobStatus"]["JobIteration"] == {"Index": 0} and shown["JobStatus"]["LastExecution"]
+    assert "UpdateConfig" not in (await cluster.ok("GET", "/services/job?insertDefaults=true"))["Spec"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        (a_job(total=-1), "Number of replicas must be non-negative"),
+        (a_job(total=2, concurrent=0), "Maximum concurrent tasks of a job must be at least 1"),
+        (a_job(UpdateConfig={"Parallelism": 1}), "UpdateConfig: a job has no rolling update"),
+        (a_job(Labels={"com.meshd.cron.schedule": "every day"}), "label com.meshd.cron.schedule: bad schedule 'every day'"),
+        (a_spec(Labels={"com.meshd.cron.schedule": "@daily"}), "only jobs have a schedule"),
+    ],
+)
+async def test_jobs_that_can_not_be_are_refused(cluster: Setup, spec: dict[str, Any], says: str) -> None:
+    status, text = await cluster.refused("POST", "/services/create", spec)
+    assert status == 400 and says in text
+    assert await cluster.ok("GET", "/services") == []
+
+
+async def test_tasks_of_a_job_are_shown_as_the_docker_cli_counts_them(cluster: Setup) -> None:
+    created = await cluster.ok("POST", "/services/create", a_job(total=2, concurrent=2))
+    service = cluster.store.snapshot().service(created["ID"])
+    assert service is not None
+    states = {1: TaskState.RUNNING, 2: TaskState.COMPLETE}
+    for slot, state in states.items():
+        task = Task(
+            id=f"t{slot}",
+            service_id=service.id,
+            slot=slot,
+            spec=service.spec.task_template,
+            status=TaskStatus(state=state),
+            job_iteration=Version(),
+            mesh_service_name="job",
+        )
+        await cluster.store.commit([Put(task)])
+    shown = await filtered(cluster, "/tasks", {"service": ["job"], "_up-to-date": ["true"]})
+    assert [(task.get("Slot", 0), task["DesiredState"], task["JobIteration"]) for task in shown] == [
+        (0, "complete", {"Index": 0}),
+        (1, "complete", {"Index": 0}),
+    ]
+    assert [task["Slot"] for task in await filtered(cluster, "/tasks", {"service": ["job"]})] == [1, 2]
+    assert [task["ID"] for task in await filtered(cluster, "/tasks", {"desired-state": ["complete"]})] == ["t1", "t2"]
+    [listed] = await cluster.ok("GET", "/services?status=true")
+    assert listed["ServiceStatus"] == {"RunningTasks": 1, "DesiredTasks": 2, "CompletedTasks": 1}
+    await cluster.ok("POST", "/services/create", {**a_spec("other"), "Mode": {"GlobalJob": {}}})
+    for mode, names in (("replicated-job", ["job"]), ("global-job", ["other"]), ("replicated", [])):
+        assert [obj["Spec"]["Name"] for obj in await filtered(cluster, "/services", {"mode": [mode]})] == names
+
+
+async def test_a_cron_job_says_when_it_runs(cluster: Setup) -> None:
+    labels = {"com.meshd.cron.schedule": "0 3 * * *", "com.meshd.cron.timezone": "Asia/Shanghai"}
+    await cluster.ok("POST", "/services/create", a_job(Labels=labels))
+    shown = await cluster.ok("GET", "/services/job")
+    assert shown["UpdateStatus"]["State"] == "completed", "the docker CLI waits for nothing then"
+    assert "schedule '0 3 * * *'; next run 20" in shown["UpdateStatus"]["Message"] and "19:00:00 UTC" in shown["UpdateStatus"]["Message"]
+    assert "LastExecution" not in shown["JobStatus"]
+    forced = shown["Spec"]
+    forced["TaskTemplate"]["ForceUpdate"] = 1
+    forced["Labels"]["com.meshd.cron.concurrency"] = "forbid"
+    await cluster.ok("POST", f"/services/job/update?version={shown['Version']['Index']}", forced)
+    shown = await cluster.ok("GET", "/services/job")
+    assert shown["JobStatus"]["LastExecution"] and "is under way" in shown["UpdateStatus"]["Message"]
+    forced["TaskTemplate"]["ForceUpdate"] = 2
+    status, text = await cluster.refused("POST", f"/services/job/update?version={shown['Version']['Index']}", forced)
+    assert status == 400 and "has a run under way and forbids two at once" in text

@@ -7,7 +7,7 @@ after each one the laws that no fault may break are checked.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -15,6 +15,8 @@ import msgspec
 from orchestrator.control.batches import batches
 from orchestrator.control.context import Context, NetworkAcks
 from orchestrator.control.eligibility import gone
+from orchestrator.control.jobs import first_status
+from orchestrator.control.labels import cron_rule
 from orchestrator.control.loops import LOOPS
 from orchestrator.control.slots import live, slot_key, wanted
 from orchestrator.control.status import advance
@@ -28,6 +30,7 @@ from orchestrator.model import (
     ContainerSpec,
     ContainerStatus,
     EndpointSpec,
+    GlobalJob,
     GlobalService,
     Network,
     NetworkAttachmentConfig,
@@ -39,6 +42,7 @@ from orchestrator.model import (
     Placement,
     Platform,
     PortConfig,
+    ReplicatedJob,
     ReplicatedService,
     ResourceObject,
     RestartPolicy,
@@ -80,12 +84,16 @@ def spec(
     constraints: list[str] | None = None,
     ports: list[PortConfig] | None = None,
     networks: Sequence[str] = ("net",),
+    mode: ServiceMode | None = None,
+    labels: dict[str, str] | None = None,
 ) -> ServiceSpec:
-    """replicas None = global."""
-    mode = ServiceMode(global_=GlobalService()) if replicas is None else ServiceMode(replicated=ReplicatedService(replicas=replicas))
+    """replicas None = global; `mode` overrides it."""
+    if mode is None:
+        mode = ServiceMode(global_=GlobalService()) if replicas is None else ServiceMode(replicated=ReplicatedService(replicas=replicas))
     return ServiceSpec(
         name=name,
         mode=mode,
+        labels=labels,
         task_template=TaskSpec(
             container_spec=ContainerSpec(image=image),
             restart_policy=restart,
@@ -96,6 +104,13 @@ def spec(
         rollback_config=rollback_config,
         endpoint_spec=EndpointSpec(ports=ports) if ports else None,
     )
+
+
+def job(total: int | None, concurrent: int = 1, **fields: object) -> ServiceSpec:
+    """total None = on every node."""
+    replicated = ReplicatedJob(total_completions=total, max_concurrent=concurrent)
+    mode = ServiceMode(global_job=GlobalJob()) if total is None else ServiceMode(replicated_job=replicated)
+    return spec("job", mode=mode, **fields)  # type: ignore[arg-type]
 
 
 def scaled(service_spec: ServiceSpec, replicas: int) -> ServiceSpec:
@@ -130,11 +145,12 @@ def node(id: str, **changes: object) -> Node:
 
 @dataclass
 class World:
-    """`pace`: how long an agent needs from one state to the next. `open`: connections that draining tasks still have.
-    `mute`: nodes that run but never acknowledge."""
+    """`pace`: how long an agent needs from one state to the next. `ask_every`: fates are asked so often.
+    `open`: connections that draining tasks still have. `mute`: nodes that run but never acknowledge."""
 
     pace: timedelta = timedelta(milliseconds=100)
     fate: Fate | None = None
+    ask_every: timedelta = timedelta(milliseconds=100)
     loops: Sequence[Loop] = LOOPS
     snapshot: Snapshot = field(default_factory=Snapshot)
     now: datetime = START
@@ -153,11 +169,16 @@ class World:
         world.write(Put(cluster), Put(Network(id="net", name="net", ipam=IPAM())), *(Put(node(f"n{i}")) for i in range(1, nodes + 1)))
         return world
 
+    def successor(self) -> World:
+        """The same cluster under a new leader: nothing but the snapshot goes over to it."""
+        return replace(self)
+
     # ---- what a user does ------------------------------------------------------------------------------------------------------
 
     def create(self, service_spec: ServiceSpec) -> str:
         id = f"s-{service_spec.name}"
-        self.write(Put(Service(id=id, created_at=self.now, updated_at=self.now, spec=service_spec)))
+        job_status = first_status(service_spec, self.now)
+        self.write(Put(Service(id=id, created_at=self.now, updated_at=self.now, spec=service_spec, job_status=job_status)))
         return id
 
     def update(self, service_id: str, service_spec: ServiceSpec) -> None:
@@ -326,15 +347,14 @@ class World:
         return TaskStatus(timestamp=self.now, state=state, message=message, container_status=ContainerStatus(container_id="c", pid=1))
 
     def _next_agent_move(self) -> datetime | None:
-        """The next time at which an agent could have something to do; fates are asked ten times a second."""
-        tenth = timedelta(milliseconds=100)
+        """The next time at which an agent could have something to do."""
         times = []
         for task in self._attended():
             due = task.status.timestamp + self.pace
             if due > self.now:
                 times.append(due)
             elif self.fate is not None:
-                times.append(self.now + tenth)
+                times.append(self.now + self.ask_every)
         return min(times, default=None)
 
     def _acks(self) -> NetworkAcks:
@@ -389,6 +409,9 @@ def check_slot(snapshot: Snapshot, service_id: str, key: int | str) -> None:
     tasks = [task for task in snapshot.tasks_of_service(service_id) if slot_key(task) == key and not gone(snapshot, task)]
     let_run = [task for task in tasks if task.desired_state is TaskState.RUNNING]
     service = snapshot.service(service_id)
+    rule = cron_rule(service.spec) if service is not None else None
+    if rule is not None and rule.concurrency == "allow":
+        return
     start_first = service is not None and "start-first" in {
         config.order for config in (service.spec.update_config, service.spec.rollback_config) if config is not None
     }

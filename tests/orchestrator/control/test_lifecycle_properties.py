@@ -94,9 +94,7 @@ def perform(world: World, service: str, deed: str, argument: str | int, doomed: 
         case "connections", int(count):
             world.open.update({task.id: count for task in world.tasks(service)})
         case "new leader", _:
-            heir = World(snapshot=world.snapshot, now=world.now, fate=world.fate, lost=world.lost, mute=world.mute, open=world.open)
-            heir._ids = world._ids
-            return heir
+            return world.successor()
     event(deed)
     return world
 
