@@ -20,20 +20,19 @@ from orchestrator.dispatcher.tls_app import ManagerSide
 from orchestrator.errors import ConfigError, MeshdError, StoreError, StoreUnavailable
 from orchestrator.ids import new_id
 from orchestrator.model import Cluster
+from orchestrator.quorum import PROMOTION_TIMEOUT_S, Quorum
 from orchestrator.security import secretbox
 from orchestrator.security.admission import split_endpoint
 from orchestrator.store import etcd_tls
 from orchestrator.store.base import Change
 from orchestrator.store.etcd import EtcdStore
 from orchestrator.store.etcd_client import EtcdClient
-from orchestrator.store.etcd_process import EtcdConfig, EtcdProcess, peer_url
+from orchestrator.store.etcd_process import EtcdConfig, EtcdProcess
 from orchestrator.store.leadership import LeadershipLoop
 
 log = logging.getLogger(__name__)
 
 _RESTART_PAUSE_S = 0.5
-# a joining manager pulls the whole state before it may vote
-_PROMOTION_TIMEOUT_S = 120.0
 BUNDLE_CA_CERT, BUNDLE_CA_KEY, BUNDLE_CLUSTER = "etcd-ca.crt", "etcd-ca.key", "etcd-initial-cluster"
 
 
@@ -92,11 +91,11 @@ class Manager:
             )
         )
         self._tasks: list[asyncio.Task[None]] = []
-        self._background: set[asyncio.Task[None]] = set()
         self._leading: asyncio.Task[None] | None = None
         self._client: EtcdClient | None = None
         self._store: EtcdStore | None = None
         self._leadership: LeadershipLoop | None = None
+        self._quorum: Quorum | None = None
         self._dispatcher: Dispatcher | None = None
 
     @property
@@ -107,12 +106,16 @@ class Manager:
     @property
     def side(self) -> ManagerSide:
         """What the node's TLS server serves because this node is a manager."""
-        assert self._dispatcher is not None, "the manager is not started"
-        return ManagerSide(self.store, self._dispatcher, self._bundle)
+        assert self._dispatcher is not None and self._quorum is not None, "the manager is not started"
+        return ManagerSide(self.store, self._dispatcher, self._bundle, self._quorum.record)
 
     @property
     def etcd_version(self) -> str:
         return self._etcd.version
+
+    async def check(self) -> None:
+        """ConfigError: this machine can't run etcd."""
+        await self._etcd.check()
 
     async def start(self, first_objects: Sequence[Change] = ()) -> None:
         """Serving when it returns. first_objects: what a new cluster starts with.
@@ -150,14 +153,29 @@ class Manager:
         self._driver = ControlDriver(
             self._store, LOOPS, fence=self._leadership.fence, acks=self._dispatcher.acks, now=self._now, new_id=new_id
         )
+        self._quorum = Quorum(
+            self._client,
+            self._store,
+            node_id=self._config.node_id,
+            peer_port=self._config.peer_port,
+            fence=self._leadership.fence,
+            now=self._now,
+        )
         self._tasks.append(asyncio.create_task(self._leadership.run(), name="leadership"))
+
+    async def withdraw(self) -> None:
+        """Before a node that leaves the cluster stops: the other managers count without it."""
+        if self._quorum is not None:
+            await self._quorum.withdraw()
 
     async def stop(self) -> None:
         """Ends what it started; data stays on disk."""
-        for task in [*reversed(self._tasks), *self._background, *([self._leading] if self._leading else [])]:
+        for task in [*reversed(self._tasks), *([self._leading] if self._leading else [])]:
             if task.get_name() != "etcd":
                 await _cancelled(task)
         self._leading = None
+        if self._quorum is not None:
+            await self._quorum.stop()
         if self._store is not None:
             await self._store.close()
         if self._client is not None:
@@ -191,43 +209,29 @@ class Manager:
 
     async def _lead(self) -> None:
         assert self._dispatcher is not None
-        await asyncio.gather(_forever(self._dispatcher.lead, "dispatcher"), _forever(self._driver.run, "control"))
+        assert self._quorum is not None
+        await asyncio.gather(
+            _forever(self._dispatcher.lead, "dispatcher"), _forever(self._driver.run, "control"), _forever(self._quorum.lead, "quorum")
+        )
 
     async def _bundle(self, node_id: str, addr: str) -> dict[str, str]:
-        """What a joining manager needs for its etcd; from here on the new member is a learner of the cluster."""
-        assert self._client is not None
+        """What a joining manager needs for its etcd; from here on its member is a learner of the cluster."""
+        assert self._quorum is not None
         cluster = self._cluster()
-        url = peer_url(split_endpoint(addr)[0], self._config.peer_port)
-        member, members = await self._client.add_learner(url)
-        log.info("manager joins node=%s etcd_member=%x peer=%s", node_id, member.id, url)
-        task = asyncio.create_task(self._promote(member.id, node_id), name=f"promote {node_id}")
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        named = [f"{node_id if other.id == member.id else other.name}={peer}" for other in members for peer in other.peer_urls]
         return {
             BUNDLE_CA_CERT: cluster.mesh_etcd_ca_cert,
             BUNDLE_CA_KEY: cluster.mesh_etcd_ca_key,
-            BUNDLE_CLUSTER: ",".join(named),
+            BUNDLE_CLUSTER: await self._quorum.welcome(node_id, addr),
         }
-
-    async def _promote(self, member_id: int, node_id: str) -> None:
-        assert self._client is not None
-        try:
-            await self._client.promote(member_id, timeout_s=_PROMOTION_TIMEOUT_S)
-            log.info("manager votes node=%s etcd_member=%x", node_id, member_id)
-        except StoreError as error:
-            log.error("manager never got in step node=%s etcd_member=%x error=%s action=remove-member", node_id, member_id, error)
-            with contextlib.suppress(StoreError):
-                await self._client.remove(member_id)
 
     async def _until_voting(self) -> None:
         client = self._etcd.client()
         try:
-            async with asyncio.timeout(_PROMOTION_TIMEOUT_S):
+            async with asyncio.timeout(PROMOTION_TIMEOUT_S):
                 while (await _status_or_none(client)) in (None, True):
                     await asyncio.sleep(0.1)
         except TimeoutError:
-            raise StoreUnavailable(f"this manager's etcd was not made a voting member within {_PROMOTION_TIMEOUT_S:g} s") from None
+            raise StoreUnavailable(f"this manager's etcd was not made a voting member within {PROMOTION_TIMEOUT_S:g} s") from None
         finally:
             await client.close()
 

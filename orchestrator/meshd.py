@@ -39,10 +39,11 @@ from orchestrator.ids import new_id
 from orchestrator.local_state import LocalState
 from orchestrator.model import Cluster, JoinTokens, Network, Node
 from orchestrator.node import NodeRuntime, NodeSettings
+from orchestrator.role_follower import RoleFollower
 from orchestrator.security import ca, secretbox, tokens
 from orchestrator.security.admission import DEFAULT_PORT, join_endpoint, split_endpoint
 from orchestrator.security.identity import Credentials, Identity
-from orchestrator.security.join import join
+from orchestrator.security.join import ask_for_promotion, join, renew
 from orchestrator.store.base import Store
 from orchestrator.version import VERSION
 
@@ -53,6 +54,7 @@ log = logging.getLogger(__name__)
 
 _CERTIFICATES = "certificates"
 _ETCD = "etcd"
+_RESUME_RETRY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +108,11 @@ class Meshd:
         self._local: LocalState | None = None
         self._manager: Manager | None = None
         self._node: NodeRuntime | None = None
-        # one init, join or leave at a time; what comes meanwhile is told so
+        # one init, join, leave or change of role at a time; what comes meanwhile is told so
         self._changing = asyncio.Lock()
         self._error = ""
+        self._roles = RoleFollower(self._change_role)
+        self._resuming: asyncio.Task[None] | None = None
 
     # ---- Backend -------------------------------------------------------------------------------------------------------------
 
@@ -116,9 +120,10 @@ class Meshd:
     def state(self) -> NodeState:
         if self._local is None:
             return "pending" if self._changing.locked() and self._credentials is not None else "inactive"
-        if self._credentials is not None and self._credentials.identity.role == "manager":
-            return "manager" if self._manager is not None else "error"
-        return "worker"
+        if self._manager is not None:
+            return "manager"
+        # a manager that waits for its quorum is no worker; one that becomes a manager is, until it is one
+        return "error" if self._resuming is not None else "worker"
 
     @property
     def node_id(self) -> str:
@@ -242,11 +247,14 @@ class Meshd:
             # first of all: a crash from here on must not come back as a member
             local_state.erase(self._config.state_dir)
             self._local = None
+            self._roles.stop()
             node, self._node = self._node, None
             if node is not None:
                 await node.leave()
+            await self._stop_resuming()
             manager, self._manager = self._manager, None
             if manager is not None:
+                await manager.withdraw()
                 await manager.stop()
             self._credentials = None
             self._error = ""
@@ -281,24 +289,100 @@ class Meshd:
         if credentials is None:
             raise ConfigError(f"{self._config.state_dir} says this node is in a cluster, but its certificate is gone; leave and join again")
         self._credentials, self._local = credentials, local
-        manager = None
-        if credentials.identity.role == "manager":
-            from orchestrator.manager import Manager
-
-            manager = Manager(self._manager_config(local))
+        # without etcd's data it is on its way to be a manager, or no longer one: the leader says which
+        if credentials.identity.role == "manager" and (self._config.state_dir / _ETCD / "data" / "member").exists():
+            self._resuming = asyncio.create_task(self._resume_manager(local), name="resume-manager")
         await self._start_node()
-        while manager is not None:
+        if self._resuming is not None:
+            await asyncio.wait({self._resuming})
+            if not self._resuming.cancelled():
+                self._resuming.result()
+            self._resuming = None
+
+    async def _resume_manager(self, local: LocalState) -> None:
+        from orchestrator.manager import Manager
+
+        manager = Manager(self._manager_config(local))
+        while True:
             try:
                 await manager.start()
             except StoreUnavailable as error:
                 self._error = str(error)
                 log.warning("manager waits error=%s", error)
+            except ConfigError as error:
+                # the node's tasks go on; and a member that was removed meanwhile ends like this, until the leader tells it so
+                self._error = str(error)
+                log.error("manager can't start error=%s retry_in_s=%g", error, _RESUME_RETRY_S)
+                await asyncio.sleep(_RESUME_RETRY_S)
             else:
                 self._manager, self._error = manager, ""
-                break
+                return
+
+    async def _stop_resuming(self) -> None:
+        if self._resuming is not None:
+            self._resuming.cancel()
+            await asyncio.wait({self._resuming})
+
+    # ---- roles ---------------------------------------------------------------------------------------------------------------
+
+    async def _change_role(self, role: str) -> None:
+        """Be what the leader says. A crash anywhere in between is taken up by the next start: the leader says it again."""
+        async with self._changing:
+            if self._local is None:
+                return
+            if role == "manager" and self._manager is None and self._resuming is None:
+                await self._become_manager()
+            elif role == "worker" and (self._manager is not None or self._credential_role() == "manager"):
+                await self._become_worker()
+
+    async def _become_manager(self) -> None:
+        from orchestrator.manager import Manager
+
+        assert self._local is not None and self._credentials is not None
+        config = self._manager_config(self._local, joining=True)
+        await Manager(config).check()
+        if self._credential_role() != "manager":
+            await renew(self._credentials, self._local.managers)
+        bundle = await ask_for_promotion(self._credentials, self._local.managers, config.addr)
+        self._clear_etcd()
+        local, manager = self._joining_manager(self._local, bundle)
+        local_state.save(self._config.state_dir, local)
+        self._local = local
+        try:
+            await manager.start()
+        except BaseException:
+            # a learner whose data is gone is replaced at the next try
+            self._clear_etcd()
+            raise
+        self._manager = manager
+        log.info("promoted cluster=%s node=%s", local.cluster_id, local.node_id)
+
+    async def _become_worker(self) -> None:
+        assert self._local is not None and self._credentials is not None
+        await self._stop_resuming()
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            await manager.stop()
+        self._clear_etcd()
+        self._local = msgspec.structs.replace(self._local, etcd_cluster="")
+        local_state.save(self._config.state_dir, self._local)
+        if self._credential_role() == "manager":
+            await renew(self._credentials, self._local.managers)
+        self._error = ""
+        log.info("demoted cluster=%s node=%s", self._local.cluster_id, self._local.node_id)
+
+    def _credential_role(self) -> str:
+        return self._credentials.identity.role if self._credentials is not None else ""
+
+    def _clear_etcd(self) -> None:
+        shutil.rmtree(self._config.state_dir / _ETCD, ignore_errors=True)
+
+    # ---- life, continued -----------------------------------------------------------------------------------------------------
 
     async def stop(self) -> None:
         """End this process's part; containers, kernel tables and dnsd go on."""
+        self._roles.stop()
+        await self._stop_resuming()
         if self._node is not None:
             await self._node.stop()
         if self._manager is not None:
@@ -349,7 +433,9 @@ class Meshd:
             managers=local.managers,
             manager_side=lambda: self._manager.side if self._manager else None,
             on_managers=self._remember_managers,
+            on_role=self._roles.told,
         )
+        self._roles.start()
         await node.start()
         self._node = node
 
@@ -404,7 +490,7 @@ class Meshd:
     def _clear(self) -> None:
         """Remove what an earlier membership, or an attempt that failed, left on disk."""
         shutil.rmtree(self._config.state_dir / _CERTIFICATES, ignore_errors=True)
-        shutil.rmtree(self._config.state_dir / _ETCD, ignore_errors=True)
+        self._clear_etcd()
         local_state.erase(self._config.state_dir)
 
     @contextlib.asynccontextmanager

@@ -75,6 +75,7 @@ class NodeRuntime:
         managers: Sequence[str],
         manager_side: Callable[[], ManagerSide | None],
         on_managers: Callable[[tuple[str, ...]], None],
+        on_role: Callable[[str], None],
         vxlan_port: int = 4789,
     ) -> None:
         self._settings = settings
@@ -82,6 +83,7 @@ class NodeRuntime:
         self._mesh = mesh
         self._managers = tuple(managers)
         self._on_managers = on_managers
+        self._on_role = on_role
         self._vxlan_port = vxlan_port
         self._runtime = DockerRuntime(
             engine_url=settings.engine,
@@ -170,7 +172,9 @@ class NodeRuntime:
 
     async def _agent_once(self) -> None:
         description = await self._described()
-        session = AgentSession(over_tls(self._credentials), self._managers, description, self._on_rows, on_managers=self._heard_managers)
+        session = AgentSession(
+            over_tls(self._credentials), self._managers, description, self._on_rows, on_managers=self._heard_managers, on_role=self._on_role
+        )
         agent = Agent(
             node_id=self._credentials.identity.node_id,
             data_addr=self._settings.data_addr,

@@ -1,7 +1,7 @@
 """Nodes: list, inspect, update (labels, role, availability), remove.
 
-Edge: routes over the store. Source: Docker Engine API 1.44 /nodes; swarmkit manager/controlapi/node.go. A node's role comes
-from the token it joined with and stays.
+Edge: routes over the store. Source: Docker Engine API 1.44 /nodes; swarmkit manager/controlapi/node.go. A changed role is only
+written here: the leader and the node itself bring it about (`membership`).
 """
 
 from __future__ import annotations
@@ -41,11 +41,6 @@ async def update_node(request: web.Request) -> web.Response:
         access.in_sequence(node.version.index, seen)
         if node.spec.role == "manager" and spec.role == "worker":
             _refuse_demotion(snapshot, node)
-        if node.spec.role != spec.role:
-            raise validate.unsupported(
-                "the role of a node is fixed while it is in the cluster: let it leave, then join it with the "
-                f"{spec.role} token (docker swarm join-token {spec.role})"
-            )
         return [Put(replace(node, spec=spec, updated_at=access.now()))]
 
     await access.commit(store, plan)

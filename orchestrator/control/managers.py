@@ -21,7 +21,8 @@ def managers(snapshot: Snapshot, context: Context) -> Decision:
         status = node.manager_status
         if status is None:
             continue
-        reachability = "reachable" if node.id == leader or node.status.state == "ready" else "unreachable"
+        heard = node.status.state == "ready" and node.mesh_disconnected_since is None
+        reachability = "reachable" if node.id == leader or heard else "unreachable"
         wanted = msgspec.structs.replace(status, reachability=reachability, leader=node.id == leader)
         if wanted != status:
             steps.append((Put(msgspec.structs.replace(node, manager_status=wanted, updated_at=context.now)),))

@@ -183,12 +183,13 @@ class Redirect(msgspec.Struct, frozen=True, kw_only=True, tag="redirect"):
 
 
 class Complete(msgspec.Struct, frozen=True, kw_only=True, tag="complete"):
-    """managers: "ip:port" of all managers, to be remembered for reconnecting."""
+    """managers: "ip:port" of all managers, to be remembered for reconnecting. role: what the node is to be, "manager" or "worker"."""
 
     revision: int
     rows: tuple[msgspec.Raw, ...]
     managers: tuple[str, ...] = ()
     heartbeat_s: float = 5.0
+    role: str = ""
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
@@ -196,6 +197,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
     put: tuple[msgspec.Raw, ...] = ()
     removed: tuple[str, ...] = ()
     managers: tuple[str, ...] | None = None
+    role: str | None = None
 
 
 class StatusesStored(msgspec.Struct, frozen=True, kw_only=True, tag="stored"):

@@ -38,6 +38,7 @@ from orchestrator.dispatcher.parts import AssignmentParts, Differences, Parts
 from orchestrator.dispatcher.reports import Presence, absent
 from orchestrator.dispatcher.writer import ReportWriter
 from orchestrator.errors import Compacted, RemoteProtocolError, StoreUnavailable
+from orchestrator.membership import role_of
 from orchestrator.model import Node
 from orchestrator.security.admission import managers_of
 from orchestrator.security.peer import Peer
@@ -72,13 +73,14 @@ _decoder: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAgent
 class _Session:
     """One agent. `shown` is what its rows are once everything sent has arrived."""
 
-    __slots__ = ("acks", "closing", "dirty", "managers", "peer", "shown", "stored", "stored_sent", "wire")
+    __slots__ = ("acks", "closing", "dirty", "managers", "peer", "role", "shown", "stored", "stored_sent", "wire")
 
     def __init__(self, peer: Peer, wire: Connection) -> None:
         self.peer, self.wire = peer, wire
         self.acks = AgentAcks()
         self.shown: Parts = {}
         self.managers: tuple[str, ...] = ()
+        self.role = ""
         self.dirty = asyncio.Event()
         self.stored = self.stored_sent = 0
         self.closing: tuple[int, str] | None = None
@@ -179,7 +181,8 @@ class Dispatcher:
         woken = 0
         for session in list(self._sessions.values()):
             now_due = parts.of(session.peer.node_id)
-            if _same(session.shown, now_due) and session.managers == managers:
+            known = session.managers == managers and session.role == role_of(snapshot.node(session.peer.node_id))
+            if known and _same(session.shown, now_due):
                 session.acks.processed(snapshot.revision)
                 continue
             session.dirty.set()
@@ -329,20 +332,23 @@ class Dispatcher:
     async def _send_rows(self, session: _Session, parts: AssignmentParts, *, complete: bool) -> None:
         revision, due, managers = parts.snapshot.revision, parts.of(session.peer.node_id), managers_of(parts.snapshot)
         put, removed = self._differences.between(session.shown, due)
+        role = role_of(parts.snapshot.node(session.peer.node_id))
         new_managers = managers if managers != session.managers else None
-        session.shown, session.managers = due, managers
+        new_role = role if role != session.role else None
+        session.shown, session.managers, session.role = due, managers, role
         rows = tuple(map(msgspec.Raw, put.values()))
         if complete:
             session.acks.sent(revision)
-            await _send(session.wire, Complete(revision=revision, rows=rows, managers=managers, heartbeat_s=self._heartbeat_s()))
+            heartbeat_s = self._heartbeat_s()
+            await _send(session.wire, Complete(revision=revision, rows=rows, managers=managers, heartbeat_s=heartbeat_s, role=role))
         elif put or removed:
             session.acks.sent(revision)
-            await _send(session.wire, Delta(revision=revision, put=rows, removed=removed, managers=new_managers))
+            await _send(session.wire, Delta(revision=revision, put=rows, removed=removed, managers=new_managers, role=new_role))
         else:
             # Only knowledge about managers: nothing to apply, so nothing to acknowledge.
             session.acks.processed(revision)
-            if new_managers is not None:
-                await _send(session.wire, Delta(revision=revision, managers=new_managers))
+            if new_managers is not None or new_role is not None:
+                await _send(session.wire, Delta(revision=revision, managers=new_managers, role=new_role))
 
     # ---- acknowledgements -----------------------------------------------------------------------------------------------------
 

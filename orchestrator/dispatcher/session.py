@@ -52,7 +52,8 @@ _row_decoder: msgspec.msgpack.Decoder[Row] = msgspec.msgpack.Decoder(Row)
 class AgentSession:
     """`run()` until cancelled. on_rows(revision, put, removed, complete) is awaited, one call at a time, in order.
 
-    After each on_rows the owner owes an `applied(revision, ...)` once the node shows it. managers: "ip:port".
+    After each on_rows the owner owes an `applied(revision, ...)` once the node shows it. managers: "ip:port". on_role("manager" or
+    "worker") is called with every session's start and when the role changes.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class AgentSession:
         on_rows: OnRows,
         *,
         on_managers: Callable[[tuple[str, ...]], None] = lambda managers: None,
+        on_role: Callable[[str], None] = lambda role: None,
         random_: random.Random | None = None,
     ) -> None:
         self._connect = connect
@@ -70,6 +72,7 @@ class AgentSession:
         self._description = description
         self._on_rows = on_rows
         self._on_managers = on_managers
+        self._on_role = on_role
         self._random = random_ or random.Random()
         self._unstored: dict[str, tuple[int, TaskReport]] = {}
         self._sequence = 0
@@ -179,6 +182,7 @@ class AgentSession:
         # An acknowledgement of before tells this leader nothing about its own assignment.
         self._applied = None
         self._remember(first.managers)
+        self._on_role(first.role)
         sending = asyncio.create_task(self._send(connection, first.heartbeat_s))
         try:
             await self._on_rows(first.revision, _rows(first.rows), [], True)
@@ -196,12 +200,15 @@ class AgentSession:
             case Delta():
                 if message.managers is not None:
                     self._remember(message.managers)
+                if message.role is not None:
+                    self._on_role(message.role)
                 if message.put or message.removed:
                     await self._on_rows(message.revision, _rows(message.put), list(message.removed), False)
             case StatusesStored():
                 self._unstored = {id: kept for id, kept in self._unstored.items() if kept[0] > message.sequence}
             case Complete():
                 self._remember(message.managers)
+                self._on_role(message.role)
                 await self._on_rows(message.revision, _rows(message.rows), [], True)
             case Redirect():
                 raise RemoteProtocolError("the manager sent a redirect in the middle of a session")

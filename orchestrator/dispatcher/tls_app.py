@@ -1,8 +1,8 @@
 """The node's TLS server (port 2377): what it answers, and to whom.
 
 Edge: aiohttp routes over the listener. Everyone may fetch the root certificate; a join token opens `join`; a certificate of a node
-that is still in the store opens `renew` and `dispatcher`; a manager's certificate opens the node's Engine. On workers, which have no
-store, only the root certificate and the Engine are served.
+that is still in the store opens `renew`, `dispatcher` and, if the node is to be a manager, `promote`; a manager's certificate opens the
+node's Engine. On workers, which have no store, only the root certificate and the Engine are served.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from orchestrator.dispatcher.server import Dispatcher
 from orchestrator.errors import Conflict, MeshdError, StoreUnavailable
 from orchestrator.model import Node
 from orchestrator.security import admission
-from orchestrator.security.admission import JoinQuestion, RenewQuestion
+from orchestrator.security.admission import JoinQuestion, PromoteAnswer, PromoteQuestion, RenewQuestion
 from orchestrator.security.identity import Credentials
 from orchestrator.security.listener import TlsListener
 from orchestrator.security.peer import Peer, peer_of
@@ -35,6 +35,8 @@ A = TypeVar("A")
 MAX_BODY_BYTES = 64 * 1024
 BODY_TIMEOUT_S = 10.0
 JOIN_TIMEOUT_S = 15.0
+# etcd takes one learner at a time and wants rest between two changes
+PROMOTE_TIMEOUT_S = 40.0
 _JOIN_TRIES = 8
 _CERTIFICATE_NEEDED = "a certificate of a node of this cluster is needed"
 _WORKER = "this node is not a manager of the cluster: ask one of its managers"
@@ -42,11 +44,13 @@ _WORKER = "this node is not a manager of the cluster: ask one of its managers"
 
 @dataclass(frozen=True, slots=True)
 class ManagerSide:
-    """What a manager serves besides. bundle(node id, "ip:port"): what only a joining manager gets, such as etcd's CA."""
+    """What a manager serves besides. bundle(node id, "ip:port"): what only a joining manager gets, such as etcd's CA.
+    record(node id, "ip:port"): a node of the cluster has become a manager."""
 
     store: Store
     dispatcher: Dispatcher
     bundle: Callable[[str, str], Awaitable[dict[str, str]]]
+    record: Callable[[str, str], Awaitable[None]]
 
 
 class NodeServer:
@@ -72,6 +76,7 @@ class NodeServer:
         app.router.add_get("/v1/ca", self._root_certificate)
         app.router.add_post("/v1/join", self._join)
         app.router.add_post("/v1/renew", self._renew)
+        app.router.add_post("/v1/promote", self._promote)
         app.router.add_get("/v1/dispatcher", self._dispatch)
         app.router.add_route("*", "/v1/engine/{path:.*}", self._engine_request)
         # A client that hangs up ends its request here too: a followed log would else be read for ever.
@@ -148,6 +153,18 @@ class NodeServer:
         question = await _body(request, RenewQuestion)
         answer = admission.renew(side.store.snapshot(), question.csr, peer.node_id, peer.address, self._now())
         return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+    async def _promote(self, request: web.Request) -> web.Response:
+        """A node that was told to be a manager asks for its place among them."""
+        side = self._manager_side()
+        peer, node = self._member(request, side)
+        question = await _body(request, PromoteQuestion)
+        addr = admission.promoted(node, peer.role, question, peer.address)
+        async with asyncio.timeout(PROMOTE_TIMEOUT_S):
+            bundle = await side.bundle(node.id, addr)
+            await side.record(node.id, addr)
+        log.info("node promoted node=%s address=%s", node.id, addr)
+        return web.Response(body=msgspec.json.encode(PromoteAnswer(bundle=bundle)), content_type="application/json")
 
     async def _dispatch(self, request: web.Request) -> web.StreamResponse:
         side = self._manager_side()

@@ -220,15 +220,26 @@ class Lab:
         self.layout.record_file.write_text(json.dumps(record))
         self._make_switch()
         for node in self.nodes:
-            if not node.init_pid:
-                self._progress(f"starting {node.name} ({node.address})")
-                self._start_node(node.layout, meshd=meshd)
+            self._begin(node, meshd=meshd)
         for node in self.nodes:
-            self._progress(f"waiting for {node.name}")
-            node.wait_ready(60, meshd=meshd)
-            self._import_images(node)
+            self._await(node, meshd=meshd)
         if meshd and cluster:
             self._form_cluster(managers)
+
+    def start(self, node: Node) -> None:
+        """Bring one killed node back, whatever it is to the cluster by now."""
+        self._begin(node, meshd=True)
+        self._await(node, meshd=True)
+
+    def _begin(self, node: Node, *, meshd: bool) -> None:
+        if not node.init_pid:
+            self._progress(f"starting {node.name} ({node.address})")
+            self._start_node(node.layout, meshd=meshd)
+
+    def _await(self, node: Node, *, meshd: bool) -> None:
+        self._progress(f"waiting for {node.name}")
+        node.wait_ready(60, meshd=meshd)
+        self._import_images(node)
 
     def down(self) -> None:
         """End and remove everything of this lab, whatever state a crash left it in."""
@@ -344,6 +355,8 @@ class Lab:
             if client.info()["Swarm"]["LocalNodeState"] == "inactive":
                 self._progress(f"swarm init on {first.name}")
                 client.api.init_swarm(advertise_addr=first.address)
+            # one that was killed finds its quorum first
+            wait_until(lambda: bool(client.info()["Swarm"]["ControlAvailable"]), 30, f"{first.name} is a manager again")
             tokens = client.api.inspect_swarm()["JoinTokens"]
             for number, node in enumerate(others, start=2):
                 other = node.docker()

@@ -69,6 +69,19 @@ class RenewAnswer(msgspec.Struct, frozen=True, kw_only=True):
     managers: tuple[str, ...] = ()
 
 
+class PromoteQuestion(msgspec.Struct, frozen=True, kw_only=True):
+    """addr: "ip:port" at which the new manager is reached."""
+
+    addr: str = ""
+
+
+class PromoteAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    bundle: dict[str, str]
+
+    def __repr__(self) -> str:
+        return "PromoteAnswer(bundle=...)"
+
+
 def admit(snapshot: Snapshot, question: JoinQuestion, peer_address: str, now: datetime) -> tuple[list[Change], JoinAnswer]:
     """The write that makes the node, and its answer. Refused: 400 bad input, 403 wrong token, 409 already in with another role.
 
@@ -123,6 +136,15 @@ def renew(snapshot: Snapshot, csr: str, node_id: str, peer_address: str, now: da
     except RemoteProtocolError as error:
         raise Refused(400, str(error)) from None
     return RenewAnswer(certificate=certificate, root_certificate=cluster.mesh_ca_cert, managers=managers_of(snapshot))
+
+
+def promoted(node: Node, certified: ca.Role, question: PromoteQuestion, peer_address: str) -> str:
+    """ "ip:port" of the node as a manager. Refused: 403 nobody made it one, or its certificate does not say so yet; 400 bad address."""
+    if node.spec.role != "manager":
+        raise Refused(403, f"node {node.id} is a worker: `docker node promote {node.id}` at a manager makes it one")
+    if certified != "manager":
+        raise Refused(403, f"node {node.id} shows a worker's certificate: it has to be renewed first")
+    return _endpoint(question.addr, peer_address)
 
 
 def managers_of(snapshot: Snapshot) -> tuple[str, ...]:

@@ -24,6 +24,8 @@ from orchestrator.security import ca, tokens
 from orchestrator.security.admission import (
     JoinAnswer,
     JoinQuestion,
+    PromoteAnswer,
+    PromoteQuestion,
     RenewAnswer,
     RenewQuestion,
     join_endpoint,
@@ -37,6 +39,7 @@ A = TypeVar("A")
 _MAX_ANSWER_BYTES = 1 << 20
 _CONNECT_TIMEOUT_S = 5.0
 _REQUEST_TIMEOUT_S = 15.0
+_PROMOTION_TIMEOUT_S = 45.0
 _ROUND_PAUSE_S = 0.5
 
 
@@ -119,6 +122,26 @@ async def renew(credentials: Credentials, managers: Sequence[str], *, now: Calla
     raise ConfigError("the node's certificate could not be renewed: " + ("; ".join(reasons) or "no manager is known"))
 
 
+async def ask_for_promotion(credentials: Credentials, managers: Sequence[str], addr: str) -> dict[str, str]:
+    """What this node needs for its etcd; it is a learner of the cluster from here on. addr: "ip:port" of this node.
+
+    ConfigError: no manager did it, each with its reason. ApiError(403): nobody made this node a manager.
+    """
+    reasons = []
+    for endpoint in managers:
+        if endpoint == addr:
+            continue
+        try:
+            question = PromoteQuestion(addr=addr)
+            answer = await _ask(
+                endpoint, "/v1/promote", question, PromoteAnswer, credentials.client_context(), timeout_s=_PROMOTION_TIMEOUT_S
+            )  # fmt: skip
+            return answer.bundle
+        except _TryAgain as error:
+            reasons.append(f"{endpoint}: {error}")
+    raise ConfigError("this node could not become a manager: " + ("; ".join(reasons) or "no other manager is known"))
+
+
 async def renew_forever(
     credentials: Credentials,
     managers: Callable[[], Sequence[str]],
@@ -166,8 +189,10 @@ async def _root_certificate(endpoint: str, token: tokens.Token) -> str:
     return root
 
 
-async def _ask(endpoint: str, path: str, question: msgspec.Struct, answer: type[A], context: ssl.SSLContext) -> A:
-    status, body = await _fetch("POST", endpoint, path, msgspec.json.encode(question), context)
+async def _ask(
+    endpoint: str, path: str, question: msgspec.Struct, answer: type[A], context: ssl.SSLContext, *, timeout_s: float = _REQUEST_TIMEOUT_S
+) -> A:
+    status, body = await _fetch("POST", endpoint, path, msgspec.json.encode(question), context, timeout_s)
     if status == 403:
         text = _message(status, body)
         # Docker's daemon passes the manager's gRPC error on, prefix included.
@@ -182,9 +207,11 @@ async def _ask(endpoint: str, path: str, question: msgspec.Struct, answer: type[
         raise _TryAgain("its answer can't be read; does it run another version of meshd?") from None
 
 
-async def _fetch(method: str, endpoint: str, path: str, body: bytes | None, context: ssl.SSLContext) -> tuple[int, bytes]:
+async def _fetch(
+    method: str, endpoint: str, path: str, body: bytes | None, context: ssl.SSLContext, timeout_s: float = _REQUEST_TIMEOUT_S
+) -> tuple[int, bytes]:
     """_TryAgain: no connection, no valid peer, no answer; the reason in a few words."""
-    timeout = aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT_S, sock_connect=_CONNECT_TIMEOUT_S)
+    timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=_CONNECT_TIMEOUT_S)
     connector = aiohttp.TCPConnector(ssl=context, force_close=True)
     headers = {"Content-Type": "application/json"} if body is not None else {}
     try:

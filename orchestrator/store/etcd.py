@@ -30,11 +30,17 @@ from orchestrator.store.etcd_codec import PREFIX, PREFIX_END, decode, key, parse
 from orchestrator.store.etcd_tls import TLSFiles
 from orchestrator.store.snapshot import Snapshot
 from orchestrator.store.subscription import MAX_BACKLOG, Subscribers, Subscription
-from orchestrator.store.transaction import MAX_CHANGES, check_conflicts, check_shape
+from orchestrator.store.transaction import MAX_CHANGES, check_conflicts, check_shape, stored_at
 
 log = logging.getLogger(__name__)
 
 _PAGE = 2_000
+# long enough for a slow disk, short enough that a write lost with Raft's leader is soon sent to the next one
+_TRY_S = 1.5
+_LEAST_TRY_S = 0.1
+_RETRY_PAUSE_S = 0.05
+# longer than an election takes: from then on writes fail soon instead of hoping
+_LONG_BREAK_S = 4.0
 _BACKOFF_MIN_S = 0.1
 _BACKOFF_MAX_S = 1.0
 # etcd ends a watch that asks for it when its member has no leader; without this the watch just falls silent
@@ -64,6 +70,8 @@ class EtcdStore:
         self._listed = asyncio.Event()
         self._stale = True
         self._available = False
+        # when the watch broke, by the loop's clock; 0 while it stands
+        self._broken_at_s = 0.0
         self._subscribers = Subscribers(max_backlog)
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
         self._ticket = itertools.count()
@@ -112,9 +120,7 @@ class EtcdStore:
         request = transaction(changes)
         if self._closed:
             raise StoreUnavailable("the store is closed")
-        # with one endpoint, wait out its restart within the timeout (the request has not been sent yet); with several, the follower
-        # is about to choose another one
-        answer = await call(self._kv().Txn(request, timeout=self._timeout_s, wait_for_ready=len(self._channels) == 1), "writing to etcd")
+        answer, sure = await self._written(request)
         revision = int(answer.header.revision)
         if answer.succeeded:
             await self._reached(revision)
@@ -122,8 +128,37 @@ class EtcdStore:
         # whoever plans again must see what beat him
         with contextlib.suppress(StoreUnavailable):
             await self._reached(revision)
+        if not sure and (done := stored_at(self._snapshot, changes)):
+            return done
         check_conflicts(self._snapshot, changes)
         raise Conflict("the objects were changed by someone else, and back again")
+
+    async def _written(self, request: Any) -> tuple[Any, bool]:
+        """etcd's answer to the transaction, and whether no earlier try of it may have been stored.
+
+        A follower hands a write to the Raft leader it knows, and one handed to a leader that has just died is lost without a word: so
+        it is sent again, within the timeout. Twice does no harm: the second finds the versions of the first.
+        """
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + self._timeout_s
+        if self._broken_at_s and loop.time() - self._broken_at_s > _LONG_BREAK_S:
+            end_s = loop.time() + min(_TRY_S, self._timeout_s)
+        sure = True
+        while True:
+            left_s = end_s - loop.time()
+            try:
+                # with one endpoint, wait out its restart; with several, the follower is about to choose another one
+                attempt = self._kv().Txn(request, timeout=min(_TRY_S, left_s), wait_for_ready=len(self._channels) == 1)
+                return await call(attempt, "writing to etcd"), sure
+            except StoreUnavailable as error:
+                sure = False
+                if self._closed or end_s - loop.time() < _LEAST_TRY_S:
+                    if self._broken_at_s:
+                        raise StoreUnavailable(
+                            f"no majority of the managers can be reached, nothing can be changed until then ({error})"
+                        ) from None
+                    raise
+                await asyncio.sleep(_RETRY_PAUSE_S)
 
     def watch(self) -> Subscription:
         return self._subscribers.subscribe(self._snapshot)
@@ -199,6 +234,7 @@ class EtcdStore:
             finally:
                 self._available = False
             failures += 1
+            self._broken_at_s = self._broken_at_s or asyncio.get_running_loop().time()
             self._current = (self._current + 1) % len(self._channels)
             await asyncio.sleep(min(_BACKOFF_MAX_S, _BACKOFF_MIN_S * 2 ** min(failures - 1, 10)))
 
@@ -221,6 +257,7 @@ class EtcdStore:
                     # behind what we have seen: a backup was restored, or the member lags (then the list makes it catch up)
                     raise Compacted(f"etcd is at revision {response.header.revision}, before this copy's {self._snapshot.revision}")
                 self._available = True
+                self._broken_at_s = 0.0
                 yield response.events
         except grpc.aio.AioRpcError as error:
             raise translate(error, "watching etcd") from error

@@ -158,8 +158,8 @@ class EtcdProcess:
         """Status and membership, through this member; the caller closes it."""
         return EtcdClient(self.config.endpoint, self.config.tls)
 
-    async def start(self) -> None:
-        """Running, not yet healthy. ConfigError: no etcd, one that must not be used, an unusable directory."""
+    async def check(self) -> None:
+        """ConfigError: no etcd here, or one that must not be used."""
         binary = shutil.which(self.config.binary)
         if binary is None:
             raise ConfigError(f"there is no {self.config.binary} in PATH: install etcd-server")
@@ -168,6 +168,10 @@ class EtcdProcess:
         )
         output, _ = await probe.communicate()
         self.version = check_version(output.decode(errors="replace"))
+
+    async def start(self) -> None:
+        """Running, not yet healthy. ConfigError: no etcd, one that must not be used, an unusable directory."""
+        await self.check()
         try:
             # etcd insists on a data directory that only its owner can enter
             self.config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)

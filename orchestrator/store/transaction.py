@@ -59,6 +59,31 @@ def check_conflicts(snapshot: Snapshot, changes: Sequence[Change]) -> None:
                     raise conflict(change, found)
 
 
+def stored_at(snapshot: Snapshot, changes: Sequence[Change]) -> int:
+    """The revision these very changes were stored at, 0 = they were not: for a write whose answer was lost.
+
+    Objects carry the writer's time and ids, so equal contents at a newer version are this write and no other's. Changes that
+    only delete are done when nothing is left.
+    """
+    revisions: set[int] = set()
+    for change in changes:
+        if isinstance(change, Guard):
+            continue
+        existing = snapshot.raw(*key_of(change))
+        if isinstance(change, Delete):
+            if existing is not None:
+                return 0
+            continue
+        if existing is None or existing.version.index <= change.obj.version.index:
+            return 0
+        if msgspec.structs.replace(existing, version=change.obj.version) != change.obj:
+            return 0
+        revisions.add(existing.version.index)
+    if any(isinstance(change, Delete) for change in changes) and not revisions:
+        return snapshot.revision
+    return revisions.pop() if len(revisions) == 1 else 0
+
+
 def conflict(change: Change, found: int) -> Conflict:
     """found: the ModRevision that the key is at (0 = absent)."""
     kind, id = key_of(change)

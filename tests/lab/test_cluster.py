@@ -15,9 +15,9 @@ import pytest
 from orchestrator.lab import processes
 from orchestrator.lab.lab import Lab, Node, wait_until
 from orchestrator.lab.probe import Log, Probe, dns_addresses, http_get, in_network
+from tests.lab.cli import IMAGE, Cli
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
-IMAGE = "meshd/demo:v1"
 
 
 @pytest.fixture(scope="module")
@@ -50,40 +50,6 @@ def cli(lab: Lab) -> Iterator[Cli]:
         for kind in ("secret", "config"):
             for name in cli.ok(kind, "ls", "-q").split():
                 cli.ok(kind, "rm", name)
-
-
-class Cli:
-    def __init__(self, node: Node) -> None:
-        self.node = node
-
-    def run(self, *arguments: str, input: str | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        command = ["docker", "-H", f"unix://{self.node.layout.meshd_socket}", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, input=input, timeout=timeout)
-
-    def ok(self, *arguments: str, input: str | None = None) -> str:
-        done = self.run(*arguments, input=input)
-        assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}{done.stdout}"
-        return done.stdout.strip()
-
-    def fails(self, *arguments: str, input: str | None = None) -> str:
-        done = self.run(*arguments, input=input)
-        assert done.returncode != 0, f"docker {' '.join(arguments)} was accepted: {done.stdout}"
-        return done.stderr.strip()
-
-    def json(self, *arguments: str) -> list[dict[str, object]]:
-        parsed: list[dict[str, object]] = json.loads(self.ok(*arguments))
-        return parsed
-
-    def _replicas(self, service: str) -> str:
-        return self.ok("service", "ls", "--filter", f"name={service}", "--format", "{{.Replicas}}")
-
-    def create(self, name: str, *options: str, replicas: str = "3/3", command: tuple[str, ...] = ()) -> None:
-        """A service whose tasks run when this returns; quicker than the CLI, which watches another 5 s whether they stay."""
-        self.ok("service", "create", "-d", "--name", name, *options, IMAGE, *command)
-        self.wait_replicas(name, replicas)
-
-    def wait_replicas(self, service: str, replicas: str, deadline_s: float = 40) -> None:
-        wait_until(lambda: self._replicas(service).split(" ")[0] == replicas, deadline_s, f"{service} has {replicas} replicas")
 
 
 def task_containers(node: Node, service: str = "") -> list[str]:

@@ -21,6 +21,7 @@ from orchestrator.errors import Conflict
 from orchestrator.model import (
     ContainerSpec,
     Leadership,
+    ManagerStatus,
     Network,
     NetworkAttachment,
     NetworkReference,
@@ -84,6 +85,7 @@ class Agent:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     on_revision: Callable[[int], None] = lambda revision: None
     task: asyncio.Task[None] | None = None
+    roles: list[str] = field(default_factory=list)
 
     async def on_rows(self, revision: int, put: list[Row], removed: list[str], complete: bool) -> None:
         await self.gate.wait()
@@ -131,7 +133,7 @@ class Lab:
             self.store, node_id=node_id, decrypt=decrypt, fence=lambda: made.fence, poke=lambda: pokes.append(1),
             heartbeat_s=heartbeat_s, absent_after_s=0.3,
         )  # fmt: skip
-        side = ManagerSide(self.store, dispatcher, no_bundle)
+        side = ManagerSide(self.store, dispatcher, no_bundle, self._recorded)
         server = NodeServer(credentials, engine_socket=engine_socket, manager=lambda: side, host="127.0.0.1", port=0)
         made = Manager(credentials, server, dispatcher, pokes)
         await server.start()
@@ -142,6 +144,9 @@ class Lab:
         if lead:
             await self.lead(made)
         return made
+
+    async def _recorded(self, node_id: str, addr: str) -> None:
+        await self.put(msgspec.structs.replace(self.node(node_id), manager_status=ManagerStatus(addr=addr)))
 
     async def lead(self, manager: Manager) -> None:
         known = self.store.snapshot().leader
@@ -177,7 +182,8 @@ class Lab:
             await made.on_rows(revision, put, removed, complete)
 
         description = NodeDescription(hostname=node_id, mesh_data_addr="127.0.0.1")
-        made = Agent(AgentSession(over_tls(credentials), addresses, description, on_rows), node_id)
+        roles: list[str] = []
+        made = Agent(AgentSession(over_tls(credentials), addresses, description, on_rows, on_role=roles.append), node_id, roles=roles)
         if not held:
             made.gate.set()
         made.task = asyncio.create_task(made.session.run())

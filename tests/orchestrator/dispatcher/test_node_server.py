@@ -17,17 +17,18 @@ import aiohttp
 import msgspec
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
 from yarl import URL
 
 from orchestrator.dispatcher.messages import Heartbeat, Hello
 from orchestrator.dispatcher.tls_app import MAX_BODY_BYTES, NodeServer
 from orchestrator.errors import ApiError, ConfigError
-from orchestrator.model import Node, NodeDescription
+from orchestrator.model import ManagerStatus, Node, NodeDescription
 from orchestrator.security import ca
 from orchestrator.security import join as joining
 from orchestrator.security import listener as listener_module
 from orchestrator.security.identity import ANY_MANAGER, Credentials, unverified_context
-from orchestrator.security.join import join, renew
+from orchestrator.security.join import ask_for_promotion, join, renew
 from orchestrator.store.base import Delete
 from tests.orchestrator.security.clusters import TestCluster, now
 
@@ -334,6 +335,33 @@ async def test_renew(lab: Lab, manager: Manager) -> None:
     with pytest.raises(ConfigError, match=r"127\.0\.0\.1:1: .*refused"):
         await renew(credentials, ["127.0.0.1:1"])
     assert credentials.identity is new
+
+
+async def test_promotion_needs_the_store_s_word_and_a_manager_s_certificate(lab: Lab, manager: Manager) -> None:
+    credentials = await lab.cluster.node("w1")
+    agent = await lab.agent("w1", credentials=credentials)
+    await until(lambda: agent.roles == ["worker"])
+    with pytest.raises(ApiError, match="w1 is a worker: `docker node promote w1`") as refused:
+        await ask_for_promotion(credentials, [manager.addr], "127.0.0.1:5")
+    assert refused.value.status == 403
+    node = lab.node("w1")
+    await lab.put(replace(node, spec=replace(node.spec, role="manager")))
+    await until(lambda: agent.roles == ["worker", "manager"])
+    with pytest.raises(ApiError, match="worker's certificate"):
+        await ask_for_promotion(credentials, [manager.addr], "127.0.0.1:5")
+    assert (await renew(credentials, [manager.addr])).role == "manager"
+    # its own address is never asked
+    bundle = await ask_for_promotion(credentials, ["127.0.0.1:5", "127.0.0.1:1", manager.addr], "127.0.0.1:5")
+    assert bundle == {"etcd": "w1 at 127.0.0.1:5"}
+    assert lab.node("w1").manager_status == ManagerStatus(addr="127.0.0.1:5")
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:1: .*refused"):
+        await ask_for_promotion(credentials, ["127.0.0.1:1"], "127.0.0.1:5")
+    # demoted: a manager for itself until its member is out
+    node = lab.node("w1")
+    await lab.put(replace(node, spec=replace(node.spec, role="worker")))
+    await lab.put(replace(lab.node("w1"), manager_status=None))
+    await until(lambda: agent.roles == ["worker", "manager", "worker"])
+    assert (await renew(credentials, [manager.addr])).role == "worker"
 
 
 async def test_renewal_comes_by_itself(lab: Lab, manager: Manager) -> None:

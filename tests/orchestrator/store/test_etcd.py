@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import itertools
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from aetcd.rpc import kv_pb2
@@ -16,8 +17,9 @@ from aetcd.rpc import rpc_pb2_grpc as stubs
 from orchestrator.errors import Conflict, StoreUnavailable
 from orchestrator.model import Claim, Node, Version
 from orchestrator.store import Delete, Event, Guard, Put, Store, wait_for
+from orchestrator.store import etcd as etcd_module
 from orchestrator.store.etcd import EtcdStore
-from orchestrator.store.etcd_client import open_channel
+from orchestrator.store.etcd_client import call, open_channel
 from orchestrator.store.etcd_codec import MAX_BYTES
 from orchestrator.store.etcd_tls import create_ca, issue, write_files
 from orchestrator.store.subscription import Subscription
@@ -279,6 +281,45 @@ async def test_three_members_write_on_without_the_leader_and_stop_without_quorum
     await eventually(lambda: contents(beside[0].snapshot()) == contents(beside[1].snapshot()) == contents(everywhere.snapshot()))
     for store in (everywhere, *beside):
         await store.close()
+
+
+async def test_a_write_lost_with_raft_s_leader_is_sent_again(etcds_of: Make) -> None:
+    etcds = etcds_of(3)
+    leader = await etcds.leader()
+    beside = await etcds.open((leader + 1) % 3, timeout_s=10.0)
+    etcds.kill(leader)
+    revisions = await asyncio.gather(*(beside.commit([Put(Claim(id=f"k{i}"))]) for i in range(20)))
+    assert len(set(revisions)) == 20
+    assert {claim.id for claim in beside.snapshot().all(Claim)} == {f"k{i}" for i in range(20)}
+    await beside.close()
+
+
+async def test_a_write_whose_answer_was_lost_is_known_for_what_it_was(etcds_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stored, but the answer never came: the second try finds the first. Somebody else's write in between stays a conflict."""
+    etcds = etcds_of(1)
+    store = await etcds.open()
+    other = await etcds.open()
+    lost: list[int] = []
+
+    async def call_and_lose(request: Awaitable[Any], what: str) -> Any:
+        answer = await call(request, what)
+        if what == "writing to etcd" and not lost:
+            lost.append(int(answer.header.revision))
+            raise StoreUnavailable("the answer was lost")
+        return answer
+
+    monkeypatch.setattr(etcd_module, "call", call_and_lose)
+    assert await store.commit([Put(Claim(id="a", owner="me")), Put(Claim(id="b", owner="me"))]) == lost[0]
+    lost.clear()
+    assert await store.commit([Delete("claim", "b")]) >= lost[0]
+    assert store.snapshot().claim("b") is None
+    version = store.snapshot().claim("a").version  # type: ignore[union-attr]
+    await other.commit([Put(Claim(id="a", owner="them", version=version))])
+    lost.clear()
+    with pytest.raises(Conflict, match="claim a was changed by someone else"):
+        await store.commit([Put(Claim(id="a", owner="me again", version=version))])
+    await store.close()
+    await other.close()
 
 
 async def test_a_member_that_tells_the_past_again_is_not_believed(etcds_of: Make) -> None:

@@ -1,0 +1,44 @@
+"""The stock docker CLI against one node of a lab."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+from orchestrator.lab.lab import Node, wait_until
+
+IMAGE = "meshd/demo:v1"
+
+
+class Cli:
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    def run(self, *arguments: str, input: str | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        command = ["docker", "-H", f"unix://{self.node.layout.meshd_socket}", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, input=input, timeout=timeout)
+
+    def ok(self, *arguments: str, input: str | None = None) -> str:
+        done = self.run(*arguments, input=input)
+        assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}{done.stdout}"
+        return done.stdout.strip()
+
+    def fails(self, *arguments: str, input: str | None = None) -> str:
+        done = self.run(*arguments, input=input)
+        assert done.returncode != 0, f"docker {' '.join(arguments)} was accepted: {done.stdout}"
+        return done.stderr.strip()
+
+    def json(self, *arguments: str) -> list[dict[str, object]]:
+        parsed: list[dict[str, object]] = json.loads(self.ok(*arguments))
+        return parsed
+
+    def _replicas(self, service: str) -> str:
+        return self.ok("service", "ls", "--filter", f"name={service}", "--format", "{{.Replicas}}")
+
+    def create(self, name: str, *options: str, replicas: str = "3/3", command: tuple[str, ...] = ()) -> None:
+        """A service whose tasks run when this returns; quicker than the CLI, which watches another 5 s whether they stay."""
+        self.ok("service", "create", "-d", "--name", name, *options, IMAGE, *command)
+        self.wait_replicas(name, replicas)
+
+    def wait_replicas(self, service: str, replicas: str, deadline_s: float = 40) -> None:
+        wait_until(lambda: self._replicas(service).split(" ")[0] == replicas, deadline_s, f"{service} has {replicas} replicas")

@@ -1,0 +1,171 @@
+"""Three managers: promoted, killed, stopped, demoted, gone; the tasks and who asks for them notice nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.lab import processes
+from orchestrator.lab.lab import Lab, Node, wait_until
+from orchestrator.lab.probe import Log, Probe, http_get
+from tests.lab.cli import Cli
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with tempfile.TemporaryDirectory(prefix="lab-") as directory:
+        lab = Lab(Path(directory) / "m", "198.51.100.0/24")
+        try:
+            lab.up(3)
+            Cli(lab.nodes[0]).create("web", "--replicas", "3", "-p", "8080:80")
+            yield lab
+        finally:
+            lab.down()
+            assert processes.marked(lab.layout.marker) == []
+
+
+def managers(node: Node) -> dict[str, str]:
+    """Host name -> "Leader", "Reachable" or "Unreachable", as this node shows it; {} while it is no manager."""
+    done = Cli(node).run("node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}")
+    shown = (line.split() for line in done.stdout.splitlines() if done.returncode == 0)
+    return {words[0]: words[1] for words in shown if len(words) == 2}
+
+
+def leader_seen_by(node: Node) -> str:
+    return next((name for name, status in managers(node).items() if status == "Leader"), "")
+
+
+def tasks(cli: Cli) -> str:
+    """Ids and nodes of web's tasks; every task that was ever made is in it."""
+    return cli.ok("service", "ps", "web", "--no-trunc", "--format", "{{.ID}} {{.Node}}")
+
+
+def three_managers(lab: Lab) -> Node:
+    """All three nodes are managers and say so; returns the leader."""
+
+    def agreed() -> bool:
+        views = [managers(node) for node in lab.nodes]
+        return all(sorted(view.values()) == ["Leader", "Reachable", "Reachable"] for view in views) and views[0] == views[1] == views[2]
+
+    if not agreed():
+        cli = Cli(next(node for node in lab.nodes if leader_seen_by(node)))
+        cli.ok("node", "promote", *(node.name for node in lab.nodes))
+        wait_until(agreed, 60, "three managers agree")
+    return lab.node(leader_seen_by(lab.nodes[0]))
+
+
+def others(lab: Lab, node: Node) -> list[Node]:
+    return [other for other in lab.nodes if other.name != node.name]
+
+
+def written(node: Node, name: str) -> Callable[[], bool]:
+    """A write at this node is acknowledged; a name that is taken was written by a try whose answer was lost."""
+
+    def attempt() -> bool:
+        done = Cli(node).run("service", "create", "-d", "--name", name, "--replicas", "0", "meshd/demo:v1")
+        return done.returncode == 0 or "already exists" in done.stderr or "conflicts with an existing object" in done.stderr
+
+    return attempt
+
+
+@contextlib.contextmanager
+def nobody_notices(lab: Lab, ask: Node) -> Iterator[None]:
+    """No request to the published port fails, no task is touched."""
+    before = tasks(Cli(ask))
+    log = Log()
+    probe = Probe(log, "x", "port", f"/run/netns/{lab.layout.switch}", 20, lambda: http_get(ask.address, 8080))
+    try:
+        yield
+    finally:
+        probe.stop()
+    assert [answer.error for answer in log.failed(0)] == []
+    assert log.count(0) > 0
+    assert tasks(Cli(ask)) == before
+
+
+def test_promoted_workers_are_managers_that_answer_and_a_killed_leader_is_replaced(lab: Lab) -> None:
+    leader = three_managers(lab)
+    ask, also = others(lab, leader)
+    with nobody_notices(lab, ask):
+        pid = leader.pid_of("meshd")
+        leader.kill("meshd")
+        wait_until(lambda: leader_seen_by(ask) not in ("", leader.name), 15, "another manager leads")
+        wait_until(written(also, "after-the-kill"), 10, "writes go on")
+        wait_until(lambda: leader.pid_of("meshd") not in (0, pid), 20, "meshd is back")
+        assert three_managers(lab).name != ""
+
+
+def test_a_leader_that_was_stopped_does_no_harm_when_it_goes_on(lab: Lab) -> None:
+    leader = three_managers(lab)
+    ask, _ = others(lab, leader)
+    pid = leader.pid_of("meshd")
+    with nobody_notices(lab, ask):
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: leader_seen_by(ask) not in ("", leader.name), 30, "another manager leads")
+            wait_until(written(ask, "while-it-slept"), 10, "writes go on")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        three_managers(lab)
+        assert leader.pid_of("meshd") == pid
+        assert "while-it-slept" in Cli(leader).ok("service", "ls", "--format", "{{.Name}}")
+
+
+def test_a_leader_is_demoted_and_goes_on_as_a_worker_with_its_tasks(lab: Lab) -> None:
+    leader = three_managers(lab)
+    ask, also = others(lab, leader)
+    with nobody_notices(lab, ask):
+        Cli(leader).ok("node", "demote", leader.name)
+        wait_until(lambda: leader.name not in managers(ask), 40, "it is no manager any more")
+        wait_until(lambda: "Worker nodes can't be used" in Cli(leader).run("node", "ls").stderr, 30, "it knows")
+        wait_until(lambda: leader.pid_of("etcd") == 0, 10, "its etcd is gone")
+        wait_until(written(ask, "with-two"), 20, "two managers write")
+        # two of two: neither may be lost without the other
+        wait_until(lambda: sorted(managers(ask).values()) == ["Leader", "Reachable"], 20, "two managers agree")
+        Cli(ask).ok("node", "demote", also.name)
+        wait_until(lambda: managers(ask) == {ask.name: "Leader"}, 40, "one manager is left")
+        assert "attempting to demote the last manager of the swarm" in Cli(ask).fails("node", "demote", ask.name)
+        wait_until(written(ask, "with-one"), 20, "it writes alone")
+    three_managers(lab)
+
+
+def test_a_dead_manager_is_demoted_and_removed_and_comes_back_as_nobody(lab: Lab) -> None:
+    leader = three_managers(lab)
+    ask, dead = others(lab, leader)
+    dead.kill("all")
+    cli = Cli(ask)
+    wait_until(lambda: managers(ask).get(dead.name) == "Unreachable", 30, "it is unreachable")
+    assert "It must be demoted to worker before removal" in cli.fails("node", "rm", dead.name)
+    assert "loss of quorum" in cli.fails("node", "demote", ask.name)
+    cli.ok("node", "demote", dead.name)
+    wait_until(lambda: dead.name not in managers(ask), 40, "its member is out")
+    wait_until(lambda: cli.run("node", "rm", dead.name).returncode == 0, 60, "it is down and removed")
+    wait_until(written(ask, "without-the-dead"), 10, "writes go on")
+    cli.wait_replicas("web", "3/3")
+    lab.start(dead)
+    Cli(dead).ok("swarm", "leave", "--force")
+    token = cli.ok("swarm", "join-token", "-q", "manager")
+    Cli(dead).ok("swarm", "join", "--token", token, "--advertise-addr", dead.address, f"{ask.address}:2377")
+    wait_until(lambda: sorted(managers(ask).values()) == ["Leader", "Reachable", "Reachable"], 40, "it joined anew")
+
+
+def test_a_manager_that_leaves_is_not_counted_any_more(lab: Lab) -> None:
+    """Of two left by force one is enough: Swarm would have lost its quorum."""
+    leader = three_managers(lab)
+    ask, also = others(lab, leader)
+    assert "Use `--force` to suppress this message" in Cli(also).fails("swarm", "leave")
+    for leaving in (leader, also):
+        Cli(leaving).ok("swarm", "leave", "--force")
+        wait_until(lambda leaving=leaving: leaving.name not in managers(ask), 30, f"{leaving.name} is no manager")
+    wait_until(written(ask, "alone"), 15, "the last one writes")
+    for leaving in (leader, also):
+        wait_until(lambda leaving=leaving: Cli(ask).run("node", "rm", leaving.name).returncode == 0, 30, f"{leaving.name} is removed")
+    assert managers(ask) == {ask.name: "Leader"}
