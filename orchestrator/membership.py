@@ -82,9 +82,7 @@ def plan(nodes: Sequence[Node], members: Sequence[Member], own_node_id: str) -> 
         rest = [voter for voter in voters if voter.id != member.id]
         healthy = [voter for voter in rest if voter.name in reachable]
         if not member.is_learner and len(healthy) <= len(rest) // 2:
-            why = (
-                f"node {node.id} stays a manager until more managers are reachable: {len(healthy)} of the {len(rest)} that would remain are"
-            )
+            why = f"node {node.id} stays a manager for now: without it {len(healthy)} of {len(rest)} could be reached, which is no majority"
             continue
         if node.id != own_node_id:
             return Remove(member.id, node.id)
