@@ -5,6 +5,7 @@ Edge: importing is free of side effects, `NodeMesh.apply` is not.
 
 from __future__ import annotations
 
+from mesh.drift import Difference
 from mesh.errors import ConfigError, KernelError, KernelUnsupported, MeshError, NamespaceGone
 from mesh.linux.check import check_kernel, detect_balancer
 from mesh.model import (
@@ -21,12 +22,14 @@ from mesh.model import (
     Sandbox,
     VirtualService,
 )
-from mesh.node import NodeMesh, Report
+from mesh.node import Comparison, NodeMesh, Report, Totals
 
 __all__ = [
     "Backend",
     "Balancer",
+    "Comparison",
     "ConfigError",
+    "Difference",
     "HostPort",
     "IpvsScheduler",
     "KernelError",
@@ -42,6 +45,7 @@ __all__ = [
     "RemoteEndpoint",
     "Report",
     "Sandbox",
+    "Totals",
     "VirtualService",
     "check_kernel",
     "detect_balancer",

@@ -8,13 +8,17 @@ again or something fails.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from mesh.address import address_of_gateway_port
+from mesh.drift import Difference, differences
 from mesh.errors import MeshError
 from mesh.facts import Facts
 from mesh.linux.kernel import Kernel
@@ -22,22 +26,47 @@ from mesh.linux.namespace import Namespaces, open_namespace, setns
 from mesh.model import NodeState
 from mesh.plan import Attach, Op, plan
 from mesh.render import Names, Rendered, render
-from mesh.table import HOST, NamespaceTable
+from mesh.table import EMPTY, HOST, OWN_NAMESPACE, NamespaceTable
 
 T = TypeVar("T")
+log = logging.getLogger("mesh")
+DRIFT_LINES = 20
+"""Log lines of one resync, before the rest is counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one apply did. `drift`: those of `ops` that undid a change somebody else made since the last apply (only known on resync).
+    """What one apply did. `drift`: what others had changed since the last apply and now is as it should be (only known on resync).
 
     errors: by object: "network:<id>", "endpoint:<network id>/<endpoint id>", "sandbox:<id>", "host_port:<port>/<protocol>", or
     "namespace:<name>" for a kernel refusal; what has no error is in place.
     """
 
     ops: tuple[Op, ...] = ()
-    drift: tuple[Op, ...] = ()
+    drift: tuple[Difference, ...] = ()
     errors: Mapping[str, MeshError] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What an apply would do, and what that is about. errors: as in Report."""
+
+    ops: tuple[Op, ...]
+    differences: tuple[Difference, ...]
+    errors: Mapping[str, MeshError]
+
+
+@dataclass(slots=True)
+class Totals:
+    """Since this process began, to be exported by whoever embeds the library. operations, drift: by kind. errors: objects that failed, each
+    time an apply met them."""
+
+    applies: int = 0
+    resyncs: int = 0
+    errors: int = 0
+    busy_s: float = 0.0
+    operations: Counter[str] = field(default_factory=Counter)
+    drift: Counter[str] = field(default_factory=Counter)
 
 
 class NodeMesh:
@@ -56,13 +85,34 @@ class NodeMesh:
         self._facts: Facts | None = None
         self._underlay: str | None = None
         self._balancer: str | None = None
+        self.totals = Totals()
 
     async def apply(self, state: NodeState, *, resync: bool = False) -> Report:
         """Make the kernel so. Raises ConfigError when the state as a whole makes no sense, KernelUnsupported
         when its balancer is not to be had (nothing is changed then); failures of single
         objects are in the report. Without `resync` what is known of the kernel is what the last apply left there.
         """
-        return await self._run(lambda: self._apply(state, resync))
+        return await self._run(lambda: self._timed(state, resync))
+
+    async def compare(self, state: NodeState) -> Comparison:
+        """What `apply` would do now; nothing is changed. Raises as `apply` does."""
+
+        def work() -> Comparison:
+            rendered = render(state, self._kernel.facts(state), self._names)
+            actual = self._kernel.read(rendered.tables)
+            desired = _frozen(rendered, actual)
+            return Comparison(tuple(plan(desired, actual)), tuple(differences(desired, actual)), rendered.errors)
+
+        return await self._run(work)
+
+    async def read(self) -> Mapping[str, NamespaceTable]:
+        """All that is ours in the kernel, by namespace ("" is the host's). What lies inside containers is not looked at."""
+
+        def work() -> Mapping[str, NamespaceTable]:
+            self._kernel.discover()
+            return self._kernel.read({})
+
+        return await self._run(work)
 
     async def open_connections(self, addresses: Mapping[str, set[str]]) -> dict[tuple[str, str], int]:
         """Open TCP connections of this node's clients by (network id, backend address), for the addresses asked for; 0 where there are
@@ -82,6 +132,7 @@ class NodeMesh:
 
         def remove() -> Report:
             self._applied = None
+            self._kernel.discover()
             actual = self._kernel.read({})
             return self._execute(plan({HOST: NamespaceTable()}, actual), {}, {}, ())[0]
 
@@ -93,6 +144,23 @@ class NodeMesh:
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    def _timed(self, state: NodeState, resync: bool) -> Report:
+        began = time.monotonic()
+        self.totals.applies += 1
+        self.totals.resyncs += resync
+        try:
+            report = self._apply(state, resync)
+        finally:
+            self.totals.busy_s += time.monotonic() - began
+        self.totals.errors += len(report.errors)
+        self.totals.operations.update(type(op).__name__ for op in report.ops)
+        self.totals.drift.update(one.kind for one in report.drift)
+        for one in report.drift[:DRIFT_LINES]:
+            log.warning("drift namespace=%s kind=%r name=%r state=%s", one.namespace or "host", one.kind, one.name, one.state)
+        if len(report.drift) > DRIFT_LINES:
+            log.warning("drift more=%d", len(report.drift) - DRIFT_LINES)
+        return report
 
     def _apply(self, state: NodeState, resync: bool) -> Report:
         whole = resync or self._applied is None or self._facts is None
@@ -107,17 +175,22 @@ class NodeMesh:
         assert actual is not None
         desired = _frozen(rendered, actual)
         ops = plan(desired, actual)
-        drift: tuple[Op, ...] = ()
+        drift: tuple[Difference, ...] = ()
         if resync and self._applied is not None:
-            expected = set(map(_key, plan(self._applied, actual)))
-            drift = tuple(op for op in ops if _key(op) in expected)
+            drift = tuple(one for one in differences(self._applied, actual) if not self._ended(one, facts))
         report, complete = self._execute(ops, rendered.errors, rendered.owners, drift)
         self._applied = dict(desired) if complete else None
         self._facts, self._underlay, self._balancer = facts, state.underlay, state.balancer
         return report
 
+    def _ended(self, difference: Difference, facts: Facts) -> bool:
+        """A link that went with its container, by itself."""
+        applied = self._applied.get(difference.namespace, EMPTY) if self._applied else EMPTY
+        attachment = applied.attachments.get(difference.name) if difference.kind == "link" else None
+        return attachment is not None and attachment.netns_id not in (OWN_NAMESPACE, facts.netns.get(attachment.netns))
+
     def _execute(
-        self, ops: list[Op], known: Mapping[str, MeshError], owners: Mapping[tuple[str, str], str], drift: tuple[Op, ...]
+        self, ops: list[Op], known: Mapping[str, MeshError], owners: Mapping[tuple[str, str], str], drift: tuple[Difference, ...]
     ) -> tuple[Report, bool]:
         """Run what can be run: a failure skips the rest of its namespace (later operations build on earlier ones), not the others'. The
         link of one container is nobody's foundation."""
@@ -167,7 +240,3 @@ def _frozen(rendered: Rendered, actual: Mapping[str, NamespaceTable]) -> dict[st
         else:
             desired.pop(name, None)
     return desired
-
-
-def _key(op: Op) -> str:
-    return repr(op)

@@ -63,11 +63,9 @@ class Kernel:
             )
         if underlay is None:
             raise ConfigError("underlay", f"no interface of this node has the address {state.underlay}")
-        self._iptables = docker_user.tool()
-        if state.balancer == "ipvs":
-            self._ipvs_family = ipvs_netlink.family_id()
-            if self._ipvs_family is None:
-                raise KernelUnsupported("use IPVS", errno.ENOENT, "the kernel has no ip_vs: choose the nftables balancer")
+        self.discover()
+        if state.balancer == "ipvs" and self._ipvs_family is None:
+            raise KernelUnsupported("use IPVS", errno.ENOENT, "the kernel has no ip_vs: choose the nftables balancer")
         host_id = inode("/proc/thread-self/ns/net")
         assert host_id is not None
         return Facts(
@@ -81,6 +79,11 @@ class Kernel:
             has_ipv6=sysctl.exists("net.ipv6.conf.all.disable_ipv6"),
             has_docker_user=self._iptables is not None,
         )
+
+    def discover(self) -> None:
+        """Find out by what means to look: an Engine's chain, IPVS."""
+        self._iptables = docker_user.tool()
+        self._ipvs_family = ipvs_netlink.family_id()
 
     def netns_inodes(self, state: NodeState) -> dict[str, int | None]:
         paths = {s.netns for s in state.sandboxes} | {e.netns for n in state.networks for e in n.local}
