@@ -53,7 +53,7 @@ def main() -> int:
         elif arguments.control is not None:
             asyncio.run(_run_process(arguments.control, arguments.state_file))
         else:
-            asyncio.run(_run_zone(arguments.zone, arguments.listen or [_DEFAULT_LISTEN]))
+            asyncio.run(_run_zone(arguments.zone, arguments.listen or [_DEFAULT_LISTEN], arguments.metrics))
     except ConfigError as error:
         for line in str(error).splitlines():
             print(f"dnsd: {line}", file=sys.stderr)
@@ -74,6 +74,7 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument(
         "--listen", action="append", metavar="ADDRESS:PORT", help=f"with --zone, any number of times (default: {_DEFAULT_LISTEN})"
     )
+    parser.add_argument("--metrics", metavar="ADDRESS:PORT", help="with --zone: serve Prometheus metrics there, over HTTP")
     parser.add_argument("--check", action="store_true", help="with --zone: only say what is wrong with it; exit code 2 if anything is")
     parser.add_argument("--version", action="version", version=f"dnsd {VERSION}")
     arguments = parser.parse_args()
@@ -81,8 +82,8 @@ def _parsed() -> argparse.Namespace:
         parser.error("give either --control SOCK or --zone FILE")
     if arguments.state_file is not None and arguments.control is None:
         parser.error("--state-file goes with --control")
-    if arguments.zone is None and (arguments.check or arguments.listen):
-        parser.error("--listen and --check go with --zone")
+    if arguments.zone is None and (arguments.check or arguments.listen or arguments.metrics):
+        parser.error("--listen, --metrics and --check go with --zone")
     return arguments
 
 
@@ -101,13 +102,18 @@ async def _run_process(control_path: Path, state_path: Path | None) -> None:
         await server.close()
 
 
-async def _run_zone(zone_path: Path, listens: list[str]) -> None:
+async def _run_zone(zone_path: Path, listens: list[str], metrics_listen: str | None) -> None:
     ended = _end_signal()
     server = Server()
     zone = ZoneServer(server, zone_path, listens)
     _on_signal(signal.SIGHUP, zone.reload)
     try:
         endpoints = await zone.open()
+        if metrics_listen is not None:
+            # Its library costs memory that the node's process need not spend.
+            from dnsd import metrics
+
+            metrics.serve(server, metrics_listen)
         _settle()
         print(f"dnsd: serving {zone_path} on {', '.join(map(endpoint_text, endpoints))}", flush=True)
         watching = asyncio.create_task(zone.watch())

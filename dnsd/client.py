@@ -18,7 +18,11 @@ from dnsd.messages import (
     AppliedReply,
     Apply,
     Ask,
+    Explain,
+    Explained,
     Hello,
+    Log,
+    Logged,
     Missing,
     Refused,
     Reply,
@@ -29,7 +33,7 @@ from dnsd.messages import (
     frame,
     read_reply,
 )
-from dnsd.model import Applied, DnsState, Status, ZoneSpec
+from dnsd.model import Applied, DnsState, Explanation, Status, ZoneSpec
 from dnsd.version import VERSION
 
 # dnsd starts in a quarter of a second; a client that comes first waits for it.
@@ -74,19 +78,32 @@ class Client:
             return await self._persist(converse)
 
     async def status(self) -> Status:
-        async def converse() -> Status:
-            await self._connect()
-            reply = await self._exchange(Ask())
-            if not isinstance(reply, StatusReply):
-                raise RemoteProtocolError(f"dnsd answered status with {type(reply).__name__}")
-            return reply.status
+        reply = await self._ask(Ask(), StatusReply)
+        return reply.status
 
-        async with self._calling:
-            return await self._persist(converse)
+    async def explain(self, asker: str, name: str, kind: str = "A") -> Explanation:
+        """See `Server.explain`. ConfigError: the sentence says what is wrong with the asker, the name or the type."""
+        reply = await self._ask(Explain(asker, name, kind), Explained)
+        return reply.explanation
+
+    async def log(self, asker: str, *, on: bool = True, after: int = 0) -> Logged:
+        """Switch the log of that asker's queries on or off, and read it: those with a number greater than `after`."""
+        return await self._ask(Log(asker, on, after), Logged)
 
     async def close(self) -> None:
         async with self._calling:
             self._drop()
+
+    async def _ask(self, request: Request, expected: type[_T]) -> _T:
+        async def converse() -> _T:
+            await self._connect()
+            reply = await self._exchange(request)
+            if not isinstance(reply, expected):
+                raise RemoteProtocolError(f"dnsd answered {type(request).__name__} with {type(reply).__name__}")
+            return reply
+
+        async with self._calling:
+            return await self._persist(converse)
 
     async def _persist(self, converse: Callable[[], Awaitable[_T]]) -> _T:
         """Tries again on a fresh connection until the deadline: dnsd may just be starting, or starting again."""

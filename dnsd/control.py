@@ -19,7 +19,11 @@ from dnsd.messages import (
     AppliedReply,
     Apply,
     Ask,
+    Explain,
+    Explained,
     Hello,
+    Log,
+    Logged,
     Missing,
     Refused,
     Reply,
@@ -116,6 +120,16 @@ class Control:
                 return Welcome(VERSION, tuple(self._known))
             case Ask():
                 return StatusReply(self._server.status())
+            case Explain():
+                try:
+                    return Explained(await self._server.explain(request.asker, request.name, request.kind))
+                except ConfigError as error:
+                    return Refused(str(error))
+            case Log():
+                try:
+                    return Logged(*self._server.log(request.asker, on=request.on, after=request.after))
+                except ConfigError as error:
+                    return Refused(str(error))
             case Apply():
                 # One at a time, and in the order they came: the last word must win in the file as well.
                 async with self._applying:

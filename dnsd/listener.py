@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from time import perf_counter
 from typing import Any
 
@@ -30,12 +30,12 @@ _RECEIVE_BYTES = 4096
 # Questions of one scope that wait for other servers: far fewer than all scopes may have (`Forwarder`), so that none starves the rest.
 _MAX_WAITING = 256
 
-# The query as it came, who asked (an address as sockets have it), and the response; None: it was not answered.
+# The query as it came, who asked (an address as sockets have it; () = over TCP), and the response; None: it was not answered.
 QueryLog = Callable[[bytes, tuple[Any, ...], bytes | None], None]
 
 
 class Listener:
-    """counters and traffic are the server's. log: told of every query over UDP and its response, while it is set.
+    """counters and traffic are the server's. log: told of every query and its response, while it is set.
 
     `close` may be called at any time, also from a callback; answers still under way are dropped.
     """
@@ -131,10 +131,15 @@ class Listener:
         if isinstance(response, bytes):
             self._traffic.count((label_of(response),))
             self._traffic.own_s.observe(perf_counter() - since)
+        if self.log is not None and not isinstance(response, Forward):
+            self.log(packet, (), response)
         return response
 
-    def _resolve_tcp(self, forward: Forward) -> Awaitable[bytes]:
-        return self._resolve(forward, wire.MAX_TCP_BYTES)
+    async def _resolve_tcp(self, forward: Forward) -> bytes:
+        response = await self._resolve(forward, wire.MAX_TCP_BYTES)
+        if self.log is not None:
+            self.log(b"", (), response)
+        return response
 
     # -- both -----------------------------------------------------------------------------------------------------------------
 

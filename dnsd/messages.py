@@ -10,6 +10,10 @@ travels as its own encoded bytes, once: afterwards both sides call it by its dig
                           <-        Applied, or Missing (digests it no longer has: send Apply again with them), or Refused
     Ask                   ->
                           <-        Status
+    Explain               ->
+                          <-        Explained, or Refused
+    Log                   ->        (switches it on or off, and reads it)
+                          <-        Logged, or Refused
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import hashlib
 import msgspec
 
 from dnsd.errors import RemoteProtocolError
-from dnsd.model import Applied, ScopeSpec, Status
+from dnsd.model import Applied, Explanation, QueryLogged, ScopeSpec, Status
 
 # A zone of 100,000 tasks is some 15 MB.
 MAX_FRAME_BYTES = 256 << 20
@@ -42,6 +46,22 @@ class Ask(msgspec.Struct, frozen=True, tag="status"):
     """For the Status."""
 
 
+class Explain(msgspec.Struct, frozen=True, tag="explain"):
+    """asker: a task's name, the beginning of it, its service's name or its id. kind: the record type, as text."""
+
+    asker: str
+    name: str
+    kind: str
+
+
+class Log(msgspec.Struct, frozen=True, tag="log"):
+    """Whether that asker's queries are to be remembered from now on; and give those with a number greater than `after`."""
+
+    asker: str
+    on: bool
+    after: int = 0
+
+
 class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
     version: str
     zones: tuple[str, ...]
@@ -59,14 +79,26 @@ class StatusReply(msgspec.Struct, frozen=True, tag="status"):
     status: Status
 
 
+class Explained(msgspec.Struct, frozen=True, tag="explained"):
+    explanation: Explanation
+
+
+class Logged(msgspec.Struct, frozen=True, tag="logged"):
+    """asker: its full name. was_on: whether its queries were remembered before."""
+
+    asker: str
+    was_on: bool
+    queries: tuple[QueryLogged, ...]
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """The request made no sense; nothing was changed."""
 
     reason: str
 
 
-Request = Hello | Apply | Ask
-Reply = Welcome | Missing | AppliedReply | StatusReply | Refused
+Request = Hello | Apply | Ask | Explain | Log
+Reply = Welcome | Missing | AppliedReply | StatusReply | Explained | Logged | Refused
 
 _encoder = msgspec.msgpack.Encoder()
 _requests = msgspec.msgpack.Decoder(Request)

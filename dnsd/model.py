@@ -131,8 +131,70 @@ class UpstreamStatus(msgspec.Struct, frozen=True, kw_only=True):
     rtt_s: float
 
 
+class TaskShown(msgspec.Struct, frozen=True, kw_only=True):
+    """A task that a name stands for. state: "serving", or why it is left out. offered: all the same, because nothing serves."""
+
+    name: str
+    addresses: tuple[str, ...]
+    state: str
+    offered: bool = False
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer, and why it is what it is.
+
+    scope: who asked; asker: by name. networks: those it sees, in order. rcode and records are of the very answer it gets.
+    origin: "zone", "cache", "upstream", or "" for a name nobody is asked about. network: whose table answered. upstreams: who is asked,
+    in order. rule: the naming rule that decided, a sentence. tasks: all that the name stands for. notes: what else mattered.
+    """
+
+    scope: str
+    asker: str
+    networks: tuple[str, ...]
+    stack: str
+    name: str
+    type: str
+    rcode: str
+    records: tuple[str, ...]
+    origin: str
+    rule: str
+    network: str = ""
+    tasks: tuple[TaskShown, ...] = ()
+    upstreams: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class QueryLogged(msgspec.Struct, frozen=True, kw_only=True):
+    """One query of a scope whose queries are logged. at: Unix time. rcode "": it was not answered."""
+
+    number: int
+    at: float
+    client: str
+    name: str
+    type: str
+    rcode: str
+    records: tuple[str, ...]
+
+
+class AnswerCount(msgspec.Struct, frozen=True, kw_only=True):
+    """type "" : the question could not be read."""
+
+    type: str
+    rcode: str
+    count: int
+
+
+class Durations(msgspec.Struct, frozen=True, kw_only=True):
+    """buckets[i]: how many took at most bounds_s[i] and more than the bound before; the last one has no bound."""
+
+    bounds_s: tuple[float, ...]
+    buckets: tuple[int, ...]
+    sum_s: float
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """upstreams: the node's own resolvers as of now. health: of every upstream that was ever asked."""
+    """upstreams: the node's own resolvers as of now. health: of every upstream that was ever asked. answers: since the start.
+    own, forwarded: how long answers took that were known here, and those for which others had to be asked."""
 
     version: str
     pid: int
@@ -141,4 +203,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     scopes: tuple[ScopeStatus, ...]
     upstreams: tuple[str, ...]
     health: tuple[UpstreamStatus, ...]
+    answers: tuple[AnswerCount, ...]
+    own: Durations
+    forwarded: Durations
     counters: dict[str, int]

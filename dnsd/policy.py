@@ -27,8 +27,9 @@ class Policy:
     upstreams: Upstreams = None
     routes: tuple[tuple[bytes, Upstreams], ...] = ()
 
-    def routed(self, name: bytes) -> bool:
-        return any(_is_below(name, domain) for domain, _ in self.routes)
+    def route_of(self, name: bytes) -> bytes | None:
+        """The domain whose servers know the name."""
+        return next((domain for domain, _ in self.routes if _is_below(name, domain)), None)
 
     def upstreams_of(self, name: bytes) -> Upstreams:
         for domain, upstreams in self.routes:

@@ -17,8 +17,8 @@ from dnsd.zone import EXISTS, Found, Zone
 
 # Denials and odd types may be asked for without end; what exists is asked for again and refills quickly.
 _MEMO_LIMIT = 8192
-_LOCALHOST = names.name_of("localhost") or b""
-_LOOPBACK = (b"\x7f\0\0\1", bytes(15) + b"\1")
+LOCALHOST = names.name_of("localhost") or b""
+LOOPBACK = (b"\x7f\0\0\1", bytes(15) + b"\1")
 _turns = count()
 
 
@@ -33,14 +33,15 @@ class Forward:
 class View:
     """`respond` never raises for any packet. What is not ours and, by the policy, not to be forwarded does not exist."""
 
-    __slots__ = ("_memo", "_stack_prefix", "forward", "policy", "zones")
+    __slots__ = ("_memo", "forward", "policy", "prefixes", "zones")
 
     def __init__(self, zones: tuple[Zone, ...], stack: str = "", *, policy: Policy | None = None) -> None:
         self.zones = zones
         self.policy = policy or Policy()
         # Also the flag "recursion available" of every answer.
         self.forward = self.policy.forward or bool(self.policy.routes)
-        self._stack_prefix = f"{stack.lower()}_".encode() if stack else b""
+        # What names are looked up with, in that order: the asker's own stack comes first.
+        self.prefixes = (f"{stack.lower()}_".encode(), b"") if stack else (b"",)
         self._memo: dict[bytes, Answer] = {}
 
     def respond(self, packet: bytes, tcp: bool = False) -> bytes | Forward | None:
@@ -95,14 +96,14 @@ class View:
     def find(self, name: bytes) -> Found | None:
         """What a name stands for here. The asker's own stack comes first, then its networks in order; a name that can be reached
         on one network goes before one that merely exists on another. Never mixed: the same name may be two things."""
-        if name == _LOCALHOST:
-            return Found(addresses=_LOOPBACK, ttl_s=0)
+        if name == LOCALHOST:
+            return Found(addresses=LOOPBACK, ttl_s=0)
         packed = names.reverse_address(name)
         if packed is not None:
-            if packed in _LOOPBACK:
-                return Found(pointer=_LOCALHOST)
+            if packed in LOOPBACK:
+                return Found(pointer=LOCALHOST)
             return next((found for zone in self.zones if (found := zone.pointer(packed))), None)
-        for prefix in (self._stack_prefix, b"") if self._stack_prefix else (b"",):
+        for prefix in self.prefixes:
             exists = None
             for zone in self.zones:
                 found = zone.find(name, prefix)
@@ -118,7 +119,7 @@ class View:
 
     def denies(self, name: bytes) -> bool:
         """Whether an unknown name is ours to deny rather than the outside's to know."""
-        if self.policy.routed(name):
+        if self.policy.route_of(name):
             return False
         if not self.policy.forward:
             return True

@@ -15,13 +15,29 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dnsd.counters import QueryCounters
+from dnsd import presentation, wire
+from dnsd.counters import BOUNDS_S, Histogram, QueryCounters
 from dnsd.errors import ConfigError, DnsError
+from dnsd.explain import find_asker, reason_of
 from dnsd.forward import Forwarder
 from dnsd.listener import Listener
-from dnsd.model import Applied, DnsState, ScopeSpec, ScopeStatus, Status, ZoneSpec, ZoneStatus
+from dnsd.model import (
+    AnswerCount,
+    Applied,
+    DnsState,
+    Durations,
+    Explanation,
+    QueryLogged,
+    ScopeSpec,
+    ScopeStatus,
+    Status,
+    ZoneSpec,
+    ZoneStatus,
+)
+from dnsd.names import name_of, text_of
 from dnsd.policy import policy_of
-from dnsd.resolve import View
+from dnsd.query_log import QueryLog
+from dnsd.resolve import Forward, View
 from dnsd.resolvers import Endpoint, NodeResolvers, endpoint_text, parse_endpoint
 from dnsd.sockets import OWN_NETNS, Opened, Request, netns_id, open_all
 from dnsd.version import VERSION
@@ -60,6 +76,7 @@ class Server:
         self._listeners: dict[_Place, Listener] = {}
         self._places: dict[str, _Place] = {}
         self._reasons: dict[str, str] = {}
+        self._logs: dict[str, QueryLog] = {}
         self._own: tuple[Endpoint, ...] = ()
         self._applying = asyncio.Lock()
         self._watcher: asyncio.Task[None] | None = None
@@ -113,6 +130,7 @@ class Server:
         self._scopes = {scope.id: scope for scope in state.scopes}
         self._places = {want.scope.id: place for place, want in wanted.items()}
         self._reasons = dict(failed)
+        self._attach_logs()
         own_id = netns_id(OWN_NETNS)
         self._own = tuple(listener.address for listener in self._listeners.values() if listener.netns_id == own_id)
         self.counters["applied"] += 1
@@ -160,7 +178,65 @@ class Server:
             scopes=tuple(scopes),
             upstreams=tuple(endpoint_text(endpoint) for endpoint in self._forwarder.upstreams()),
             health=self._forwarder.health.status(time.monotonic()),
+            answers=tuple(
+                AnswerCount(type=presentation.type_text(qtype) if qtype else "", rcode=presentation.rcode_text(rcode), count=count)
+                for qtype, rcode, count in self.traffic.by_type_and_rcode()
+            ),
+            own=_durations(self.traffic.own_s),
+            forwarded=_durations(self.traffic.forwarded_s),
             counters=dict(sorted(counters.items())),
+        )
+
+    def asker(self, reference: str) -> tuple[str, str]:
+        """(scope id, name) of the one scope meant: by its task's name, the beginning of it, its service or its id. ConfigError: none,
+        or several."""
+        return find_asker(reference, self._scopes, self._zones.values())
+
+    def log(self, reference: str, *, on: bool, after: int = 0) -> tuple[str, bool, tuple[QueryLogged, ...]]:
+        """Remember the queries of that asker from now on, or no longer; its name, whether they were so far, those later than `after`."""
+        scope_id, asker = self.asker(reference)
+        before = self._logs.pop(scope_id, None)
+        if on:
+            self._logs[scope_id] = before or QueryLog()
+        self._attach_logs()
+        return asker, before is not None, before.after(after) if before else ()
+
+    async def explain(self, reference: str, name: str, kind: str = "A") -> Explanation:
+        """What that asker is answered, and why. The answer is a real one: other servers are asked if need be."""
+        scope_id, asker = self.asker(reference)
+        scope = self._scopes[scope_id]
+        view = self._views.get(_seen(scope))
+        if view is None:
+            raise ConfigError(f"{asker} has no DNS: {self._reasons.get(scope_id, 'it is not open')}")
+        wire_name, qtype = name_of(name), presentation.type_number(kind)
+        if wire_name is None:
+            raise ConfigError(f"{name!r} is no name: expected labels of 1 to 63 bytes between dots, 253 in all")
+        reason = reason_of(view, wire_name)
+        question = wire_name + qtype.to_bytes(2) + wire.IN.to_bytes(2)
+        response = view.respond(wire.write_query(b"\0\0", question, edns=True), tcp=True)
+        upstreams: tuple[Endpoint, ...] = ()
+        if isinstance(response, Forward):
+            upstreams = self._forwarder.upstreams(response.upstreams)
+            kept = self._forwarder.kept(response, wire.MAX_TCP_BYTES)
+            reason.origin = "cache" if kept else "upstream" if upstreams else ""
+            response = kept or await self._forwarder.resolve(response, wire.MAX_TCP_BYTES)
+        assert response is not None
+        rcode, records = presentation.answer_text(response)
+        return Explanation(
+            scope=scope_id,
+            asker=asker,
+            networks=tuple(zone.spec.name for zone in view.zones),
+            stack=scope.stack,
+            name=text_of(wire_name),
+            type=presentation.type_text(qtype),
+            rcode=rcode,
+            records=records,
+            origin=reason.origin,
+            rule=reason.rule,
+            network=reason.network,
+            tasks=reason.tasks,
+            upstreams=tuple(map(endpoint_text, upstreams)),
+            notes=tuple(reason.notes),
         )
 
     async def close(self) -> None:
@@ -182,7 +258,7 @@ class Server:
 
     def _view(self, scope: ScopeSpec, zones: Mapping[str, Zone], views: dict[_Seen, View], problems: list[str]) -> View:
         """Scopes that see the same share a view; one whose zones did not change stays, with all the answers it has built."""
-        seen = (scope.networks, scope.stack, scope.forward, scope.upstreams)
+        seen = _seen(scope)
         if seen not in views:
             visible = tuple(zones[network] for network in scope.networks if network in zones)
             policy, said = policy_of(scope, [zone.spec for zone in visible])
@@ -191,6 +267,12 @@ class Server:
             same = old is not None and len(old.zones) == len(visible) and all(a is b for a, b in zip(old.zones, visible, strict=True))
             views[seen] = old if old is not None and same else View(visible, scope.stack, policy=policy)
         return views[seen]
+
+    def _attach_logs(self) -> None:
+        self._logs = {scope_id: log for scope_id, log in self._logs.items() if scope_id in self._scopes}
+        for scope_id, place in self._places.items():
+            if place in self._listeners:
+                self._listeners[place].log = self._logs.get(scope_id)
 
     # -- namespaces that die --------------------------------------------------------------------------------------------------
 
@@ -226,6 +308,14 @@ def _check(state: DnsState) -> None:
         twice = sorted(name for name, times in Counter(ids).items() if times > 1)
         if twice:
             raise ConfigError(f"{what} {twice[0]!r} is given more than once")
+
+
+def _seen(scope: ScopeSpec) -> _Seen:
+    return scope.networks, scope.stack, scope.forward, scope.upstreams
+
+
+def _durations(histogram: Histogram) -> Durations:
+    return Durations(bounds_s=BOUNDS_S, buckets=tuple(histogram.buckets), sum_s=histogram.sum_s)
 
 
 def _is_local(host: str) -> bool:

@@ -12,13 +12,13 @@ Names that several services or containers share are answered with all of them, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from dnsd.model import ServiceName, TaskName, ZoneSpec
 from dnsd.names import labels_of, name_of, packed_address, wire_name
 
-_TASKS = b"\x05tasks"
+TASKS = b"\x05tasks"
 _PROTOCOLS = (b"_tcp", b"_udp", b"_sctp")
 
 
@@ -137,7 +137,7 @@ class Zone:
     def find(self, name: bytes, stack_prefix: bytes = b"") -> Found | None:
         """What `name` stands for; None: no such name here. stack_prefix ("x_"): find `x_db` when asked for `db`."""
         found = self._find(name, b"\0", stack_prefix)
-        if found is None and (bare := self._without_suffix(name)):
+        if found is None and (bare := self.without_suffix(name)):
             found = self._find(bare, self.suffix, stack_prefix)
         return found
 
@@ -149,9 +149,14 @@ class Zone:
         full = name[:-1] + (self.suffix or b"\0")
         return Found(pointer=full if len(full) <= 255 else name, ttl_s=self.spec.task_ttl_s)
 
+    def named(self, name: bytes) -> tuple[Sequence[ServiceName], Sequence[TaskName]]:
+        """What has exactly this name (without the network's): services, and tasks named by it directly."""
+        entry = self._entries.get(name)
+        return (entry.services, entry.tasks) if entry is not None else ((), ())
+
     def covers(self, name: bytes) -> bool:
         """Whether `name` is the network's own name or below it: ours to deny."""
-        return bool(self.suffix) and (name == self.suffix or self._without_suffix(name) is not None)
+        return bool(self.suffix) and (name == self.suffix or self.without_suffix(name) is not None)
 
     def is_parent(self, name: bytes) -> bool:
         """Whether some name exists below `name` (an empty non-terminal, RFC 8020): it exists then, without records."""
@@ -165,27 +170,28 @@ class Zone:
             if self.suffix:
                 parents.add(self.suffix)
             self._parents = frozenset(parents)
-        if name in self._parents or (name == _TASKS + b"\0" and self.has_services):
+        if name in self._parents or (name == TASKS + b"\0" and self.has_services):
             return True
         labels = labels_of(name)
         if len(labels) < 2 or labels[0] not in _PROTOCOLS:
             return False
         entry_name = wire_name(labels[1:])
-        owner = self._entries.get(entry_name) or self._entries.get(self._without_suffix(entry_name) or b"")
+        owner = self._entries.get(entry_name) or self._entries.get(self.without_suffix(entry_name) or b"")
         return owner is not None and any(port.protocol.encode() == labels[0][1:] for s in owner.services for port in s.ports)
 
-    def _without_suffix(self, name: bytes) -> bytes | None:
+    def without_suffix(self, name: bytes) -> bytes | None:
+        """None: the name isn't below the network's."""
         suffix = self.suffix
         if suffix and len(name) > len(suffix) and name.endswith(suffix):
             return name[: -len(suffix)] + b"\0"
         return None
 
     def _find(self, name: bytes, tail: bytes, stack_prefix: bytes) -> Found | None:
-        entry = self._entries.get(_prefixed(name, stack_prefix))
+        entry = self._entries.get(prefixed(name, stack_prefix))
         if entry is not None:
             return self._addresses(entry)
-        if name.startswith(_TASKS) and name[6]:
-            entry = self._entries.get(_prefixed(name[6:], stack_prefix))
+        if name.startswith(TASKS) and name[6]:
+            entry = self._entries.get(prefixed(name[6:], stack_prefix))
             if entry is not None and entry.services:
                 return self._task_addresses(entry)
         if name[1:2] == b"_":
@@ -221,7 +227,7 @@ class Zone:
         labels = labels_of(name)
         if len(labels) < 3 or labels[1] not in _PROTOCOLS:
             return None
-        entry = self._entries.get(_prefixed(wire_name(labels[2:]), stack_prefix))
+        entry = self._entries.get(prefixed(wire_name(labels[2:]), stack_prefix))
         if entry is None:
             return None
         wanted, protocol = labels[0][1:].decode(errors="replace"), labels[1][1:].decode()
@@ -249,7 +255,7 @@ class Zone:
         )
 
 
-def _prefixed(name: bytes, prefix: bytes) -> bytes:
+def prefixed(name: bytes, prefix: bytes) -> bytes:
     """`prefix` put before the first label; b"" (which is no name) if that label gets too long."""
     if not prefix or not name[0]:
         return name

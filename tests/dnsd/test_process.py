@@ -68,6 +68,23 @@ async def test_apply_status_and_a_clean_end(process: Process, client: Client) ->
         await fast.status()
 
 
+async def test_explanations_and_logs_over_the_control_socket(process: Process, client: Client) -> None:
+    process.start()
+    port = free_port()
+    await client.apply(DnsState(zones=(zone(),), scopes=(scope(port, id="t"),)))
+    explanation = await client.explain("web.1", "tasks.web")
+    assert (explanation.asker, explanation.records, explanation.network) == ("web.1.x", ("tasks.web. 0 IN A 10.0.0.9",), "neta")
+    assert not (await client.log("web")).was_on
+    assert asked(port) == ["10.0.0.2"]
+    logged = await client.log("web.1.x", on=False)
+    assert (logged.asker, logged.was_on, [(one.name, one.rcode) for one in logged.queries]) == ("web.1.x", True, [("web.", "NOERROR")])
+    for call in (client.explain("wob", "web"), client.log("wob")):
+        with pytest.raises(ConfigError, match=r"no task 'wob' on this node: did you mean web\.1\.x\?"):
+            await call
+    # The same connection goes on.
+    assert [(one.type, one.rcode, one.count) for one in (await client.status()).answers] == [("A", "NOERROR", 1)]
+
+
 async def test_killed_and_back_from_the_state_file(process: Process, client: Client) -> None:
     running = process.start()
     port = free_port()

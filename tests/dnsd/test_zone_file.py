@@ -200,7 +200,7 @@ def test_check(process: Process, tmp_path: Path) -> None:
         ([], "give either --control SOCK or --zone FILE"),
         (["--zone", "a", "--control", "b"], "give either --control SOCK or --zone FILE"),
         (["--zone", "a", "--state-file", "b"], "--state-file goes with --control"),
-        (["--control", "b", "--check"], "--listen and --check go with --zone"),
+        (["--control", "b", "--check"], "--listen, --metrics and --check go with --zone"),
         (["--zone", "/nonexistent.toml"], "the zone file /nonexistent.toml can't be read: No such file or directory"),
         (["--zone", "/etc/passwd"], "the zone file /etc/passwd must end in .toml, .yaml or .yml"),
         (["--zone", "/nonexistent.toml", "--listen", "here"], "'here' is no address"),
