@@ -37,6 +37,7 @@ def main() -> None:
     meshd lab up                 a whole cluster on this machine, to try it
     meshd demo                   watch the main job, measured
     meshd doctor                 is this machine ready to be a node?
+    meshd dns query web --as TASK   what a task of this node is answered, and why
     """
 
 
@@ -86,13 +87,15 @@ def demo(keep: bool, figures: bool, state_dir: str) -> None:
     play(Path(state_dir), keep=keep, with_figures=figures, console=console)
 
 
-def _add_lab() -> None:
+def _add_groups() -> None:
+    from orchestrator.dns_cli import dns
     from orchestrator.lab.cli import lab
 
+    main.add_command(dns)
     main.add_command(lab)
 
 
-_add_lab()
+_add_groups()
 
 if __name__ == "__main__":
     main()

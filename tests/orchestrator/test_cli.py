@@ -18,9 +18,9 @@ def _run(*arguments: str) -> Result:
 
 def test_help_teaches_the_way_from_nothing_to_a_cluster() -> None:
     text = _run("--help").output
-    for word in ("daemon", "docker -H unix:///run/meshd/meshd.sock swarm init", "lab", "demo", "doctor"):
+    for word in ("daemon", "docker -H unix:///run/meshd/meshd.sock swarm init", "lab", "demo", "doctor", "dns"):
         assert word in text
-    for command in ("daemon", "lab", "demo", "doctor"):
+    for command in ("daemon", "lab", "demo", "doctor", "dns"):
         result = _run(command, "--help")
         assert result.exit_code == 0
         assert result.output.count("\n") > 5
