@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from dnsd import loop
 from dnsd.control import Control
 from dnsd.errors import ConfigError
 from dnsd.resolvers import endpoint_text
@@ -51,9 +52,9 @@ def main() -> int:
             zone = read_zone(arguments.zone)
             print(f"dnsd: {arguments.zone} is good: {len(zone.services)} services, {len(zone.containers)} hosts, network {zone.name}")
         elif arguments.control is not None:
-            asyncio.run(_run_process(arguments.control, arguments.state_file))
+            loop.run(_run_process(arguments.control, arguments.state_file))
         else:
-            asyncio.run(_run_zone(arguments.zone, arguments.listen or [_DEFAULT_LISTEN], arguments.metrics))
+            loop.run(_run_zone(arguments.zone, arguments.listen or [_DEFAULT_LISTEN], arguments.metrics))
     except ConfigError as error:
         for line in str(error).splitlines():
             print(f"dnsd: {line}", file=sys.stderr)

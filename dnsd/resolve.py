@@ -7,19 +7,32 @@ Source: RFC 1034 4.3, RFC 2308 (NODATA, NXDOMAIN), RFC 6761 (localhost), RFC 802
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, cycle, repeat
 
-from dnsd import names, wire
+from dnsd import datagrams, names, wire
+from dnsd.counters import label
+from dnsd.datagrams import Row
 from dnsd.policy import Policy, Upstreams
 from dnsd.wire import Answer, Query
 from dnsd.zone import EXISTS, Found, Zone
 
-# Denials and odd types may be asked for without end; what exists is asked for again and refills quickly.
-_MEMO_LIMIT = 8192
 LOCALHOST = names.name_of("localhost") or b""
 LOOPBACK = (b"\x7f\0\0\1", bytes(15) + b"\1")
 _turns = count()
+
+# Longer packets are looked up no more than `datagrams` copies of them.
+_MAX_PACKET_BYTES = datagrams.HEAD_BYTES - 1
+# Of an answer of more records not every rotation is prebuilt: it would take more room than the rest together.
+_MAX_ROTATIONS = 32
+# What an entry costs beside its bytes, seen with tracemalloc.
+_ANSWER_BYTES = 900
+_ROW_BYTES = 250
+
+# What is found in `View.rows` where nothing is: its label is no answer's.
+UNKNOWN_ROW: Row = (0, 0, 0, 0, -1, b"")
+UNKNOWN: Iterator[Row] = repeat(UNKNOWN_ROW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,49 +43,65 @@ class Forward:
     upstreams: Upstreams = None
 
 
+class Room:
+    """Bounds what views remember together. When it is full all of it goes: what is asked for again is soon there again."""
+
+    def __init__(self, limit_bytes: int = 8 << 20) -> None:
+        self._limit_bytes = limit_bytes
+        self._used_bytes: dict[View, int] = {}
+        self._total_bytes = 0
+
+    def take(self, view: View, size_bytes: int) -> None:
+        """Before `view` remembers that much."""
+        if self._total_bytes + size_bytes > self._limit_bytes:
+            for other in self._used_bytes:
+                other.forget()
+            self._used_bytes.clear()
+            self._total_bytes = 0
+        self._used_bytes[view] = self._used_bytes.get(view, 0) + size_bytes
+        self._total_bytes += size_bytes
+
+    def leave(self, view: View) -> None:
+        """`view` is not used any more."""
+        self._total_bytes -= self._used_bytes.pop(view, 0)
+
+
 class View:
-    """`respond` never raises for any packet. What is not ours and, by the policy, not to be forwarded does not exist."""
+    """`respond` never raises for any packet. What is not ours and, by the policy, not to be forwarded does not exist.
 
-    __slots__ = ("_memo", "forward", "policy", "prefixes", "zones")
+    rows: a packet without its id, in lower case -> its responses in turns, each to be filled in with the id and question asked.
+    """
 
-    def __init__(self, zones: tuple[Zone, ...], stack: str = "", *, policy: Policy | None = None) -> None:
+    __slots__ = ("_answers", "_room", "forward", "policy", "prefixes", "rows", "zones")
+
+    def __init__(self, zones: tuple[Zone, ...], stack: str = "", *, policy: Policy | None = None, room: Room | None = None) -> None:
         self.zones = zones
         self.policy = policy or Policy()
         # Also the flag "recursion available" of every answer.
         self.forward = self.policy.forward or bool(self.policy.routes)
+        self.rows: dict[bytes, Iterator[Row]] = {}
         # What names are looked up with, in that order: the asker's own stack comes first.
         self.prefixes = (f"{stack.lower()}_".encode(), b"") if stack else (b"",)
-        self._memo: dict[bytes, Answer] = {}
+        self._answers: dict[bytes, Answer] = {}
+        self._room = room or Room()
+
+    def forget(self) -> None:
+        self.rows.clear()
+        self._answers.clear()
 
     def respond(self, packet: bytes, tcp: bool = False) -> bytes | Forward | None:
         """The response; Forward; or None: such a packet gets no answer."""
-        # The hot path: an ordinary query whose answer is known, without building anything but the response. Should the zero
-        # byte lie inside a label, the key is cut too early and matches nothing: equal bytes are an equal question.
-        end = packet.find(b"\0", 12) + 5
-        if end > 16 and packet[2:3] < b"\x02" and packet[4:10] == b"\0\1\0\0\0\0":
-            answer = self._memo.get(packet[12 : end - 4].lower() + packet[end - 4 : end])
-            if answer is not None:
-                tail = packet[end:]
-                if not tail:
-                    if packet[10:12] == b"\0\0":
-                        limit = wire.MAX_TCP_BYTES if tcp else wire.CLASSIC_UDP_BYTES
-                        return answer.write(packet[:2], packet[12:end], packet[2], 0, limit)
-                elif (
-                    packet[10:12] == b"\0\1"
-                    and tail[:3] == b"\0\0\x29"
-                    and tail[6:7] == b"\0"
-                    and len(tail) > 10
-                    and len(tail) == 11 + tail[9] * 256 + tail[10]
-                ):
-                    size = tail[3] * 256 + tail[4]
-                    size = wire.MAX_TCP_BYTES if tcp else min(max(size, wire.CLASSIC_UDP_BYTES), wire.MAX_UDP_BYTES)
-                    return answer.write(packet[:2], packet[12:end], packet[2], 1, size)
+        if not tcp:
+            row = next(self.rows.get(packet[2:].lower(), UNKNOWN))
+            if row is not UNKNOWN_ROW:
+                return datagrams.write_row(row, packet)
         query = wire.read_query(packet)
         if not isinstance(query, Query):
             return query
-        return self.answer(query, tcp)
+        return self.answer(query, b"" if tcp else packet)
 
-    def answer(self, query: Query, tcp: bool = False) -> bytes | Forward:
+    def answer(self, query: Query, packet: bytes = b"") -> bytes | Forward:
+        """packet: what the query came in, over UDP; over TCP there is none, and no limit to the size."""
         qtype = query.qtype
         if query.qclass not in (wire.IN, wire.CLASS_ANY) or qtype in (wire.AXFR, wire.IXFR):
             return wire.failure(query, wire.REFUSED, recursion_available=self.forward)
@@ -80,18 +109,33 @@ class View:
             # Meta types: never data, never forwarded.
             return wire.failure(query, wire.FORMERR if qtype == wire.OPT else wire.NOTIMP, recursion_available=self.forward)
         key = query.key
-        answer = self._memo.get(key)
+        answer = self._answers.get(key)
+        again = answer is not None
         if answer is None:
             answer = self._build(query.name, qtype)
             if answer is None:
                 if not query.recursion_desired:
                     return wire.failure(query, wire.REFUSED, recursion_available=self.forward)
                 return Forward(query, self.policy.upstreams_of(query.name))
-            if len(self._memo) >= _MEMO_LIMIT:
-                self._memo.clear()
-            self._memo[key] = answer
-        size = wire.MAX_TCP_BYTES if tcp else query.size_bytes
-        return answer.write(query.id, query.question, int(query.recursion_desired), int(query.edns), size)
+            self._room.take(self, _ANSWER_BYTES + answer.size_bytes)
+            self._answers[key] = answer
+        response = answer.write(query, query.size_bytes if packet else wire.MAX_TCP_BYTES)
+        if again and packet:
+            # From now on it is answered without being read.
+            self._keep_rows(packet, query, answer)
+        return response
+
+    def _keep_rows(self, packet: bytes, query: Query, answer: Answer) -> None:
+        end = wire.HEADER_BYTES + len(query.question)
+        fixed = packet[2 : wire.HEADER_BYTES] + packet[end - 4 :]
+        # Packets with options of EDNS are all different. Letters outside the name have a case that counts.
+        bare = len(packet) == end + (wire.BARE_OPT_BYTES if query.edns else 0)
+        if not bare or len(packet) > _MAX_PACKET_BYTES or answer.count > _MAX_ROTATIONS or fixed.lower() != fixed or fixed.upper() != fixed:
+            return
+        responses = [answer.write(query, query.size_bytes) for _ in range(max(1, answer.count))]
+        rows = [datagrams.row_of(response, len(query.question), label(query.qtype, answer.rcode)) for response in responses]
+        self._room.take(self, _ROW_BYTES * (1 + len(rows)) + len(packet) + sum(map(len, responses)))
+        self.rows[packet[2:].lower()] = cycle(rows)
 
     def find(self, name: bytes) -> Found | None:
         """What a name stands for here. The asker's own stack comes first, then its networks in order; a name that can be reached

@@ -14,9 +14,11 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from dnsd import presentation, wire
 from dnsd.counters import BOUNDS_S, Histogram, QueryCounters
+from dnsd.datagrams import Batch
 from dnsd.errors import ConfigError, DnsError
 from dnsd.explain import find_asker, reason_of
 from dnsd.forward import Forwarder
@@ -37,7 +39,7 @@ from dnsd.model import (
 from dnsd.names import name_of, text_of
 from dnsd.policy import policy_of
 from dnsd.query_log import QueryLog
-from dnsd.resolve import Forward, View
+from dnsd.resolve import Forward, Room, View
 from dnsd.resolvers import Endpoint, NodeResolvers, endpoint_text, parse_endpoint
 from dnsd.sockets import OWN_NETNS, Opened, Request, netns_id, open_all
 from dnsd.version import VERSION
@@ -69,6 +71,8 @@ class Server:
     def __init__(self, resolvers: NodeResolvers | None = None) -> None:
         self.counters: Counter[str] = Counter()
         self.traffic = QueryCounters()
+        self._batch = cache(Batch)
+        self._room = Room()
         self._forwarder = Forwarder(resolvers, own=self._is_own)
         self._zones: dict[str, Zone] = {}
         self._views: dict[_Seen, View] = {}
@@ -123,9 +127,14 @@ class Server:
             listener.view = wanted[place].view
         for want, result in zip(missing, opened, strict=True):
             if isinstance(result, Opened):
-                self._listeners[want.place] = Listener(result, want.view, self._forwarder, self.counters, self.traffic)
+                self._listeners[want.place] = Listener(
+                    result, want.view, self._forwarder, self.counters, self.traffic, self._batch(result.udp.family)
+                )
             else:
                 failed[want.scope.id] = str(result)
+        for seen, view in self._views.items():
+            if views.get(seen) is not view:
+                self._room.leave(view)
         self._zones, self._views = zones, views
         self._scopes = {scope.id: scope for scope in state.scopes}
         self._places = {want.scope.id: place for place, want in wanted.items()}
@@ -265,7 +274,7 @@ class Server:
             problems += said
             old = self._views.get(seen)
             same = old is not None and len(old.zones) == len(visible) and all(a is b for a, b in zip(old.zones, visible, strict=True))
-            views[seen] = old if old is not None and same else View(visible, scope.stack, policy=policy)
+            views[seen] = old if old is not None and same else View(visible, scope.stack, policy=policy, room=self._room)
         return views[seen]
 
     def _attach_logs(self) -> None:

@@ -8,7 +8,10 @@ Source: RFC 1035, RFC 6891 (EDNS0), RFC 2308 (SOA in negative answers), RFC 2782
 from __future__ import annotations
 
 import struct
+from array import array
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import accumulate
 
 from dnslib import DNSRecord
 
@@ -30,6 +33,7 @@ MAX_TCP_BYTES = 65535
 _OWNER_IS_QUESTION = b"\xc0\x0c"
 _OPT_ANSWER = struct.pack("!BHHIH", 0, OPT, ADVERTISED_UDP_BYTES, 0, 0)
 _OPT_BADVERS = struct.pack("!BHHIH", 0, OPT, ADVERTISED_UDP_BYTES, (BADVERS >> 4) << 24, 0)
+BARE_OPT_BYTES = len(_OPT_ANSWER)
 _DO_BIT = 0x8000
 
 
@@ -197,12 +201,12 @@ def failure(query: Query, rcode: int, *, recursion_available: bool = True) -> by
 
 
 class Answer:
-    """Everything about one question but the asker: prebuilt once, then written out with an id, the asker's case and a rotation.
+    """Everything about one question but the asker: prebuilt once, then written out for a query, each time starting with the next record.
 
     records are of the answer section; authority and additional are whole sections already packed, with their record counts.
     """
 
-    __slots__ = ("_additional", "_authority", "_ends", "_flags", "_plain", "_records", "count", "turn")
+    __slots__ = ("_additional", "_authority", "_ends", "_records", "_recursion_available", "_turn", "count", "rcode", "size_bytes")
 
     def __init__(
         self,
@@ -215,55 +219,35 @@ class Answer:
         recursion_available: bool,
         turn: int = 0,
     ) -> None:
+        self.rcode = rcode
         self.count = len(records)
-        self.turn = turn
+        self._turn = turn
         # Twice in a row, so that each rotation is one slice.
-        self._records = b"".join(records) * (2 if self.count > 1 else 1)
-        ends, at = [0], 0
-        for record in records + (records if self.count > 1 else []):
-            at += len(record)
-            ends.append(at)
-        self._ends = ends
+        twice = records * 2 if self.count > 1 else records
+        self._records = b"".join(twice)
+        self._ends = array("I", accumulate(map(len, twice), initial=0))
         self._authority = (authority, authorities)
         self._additional = (b"".join(additional or ()), len(additional or ()))
-        self._flags = (0x84, (0x80 if recursion_available else 0) | rcode)
-        # Flags and counts by (edns, recursion desired): the part between id and question of an answer that fits.
-        self._plain = [
-            bytes((0x84 | rd, self._flags[1])) + struct.pack("!HHHH", 1, self.count, authorities, self._additional[1] + edns)
-            for edns in (0, 1)
-            for rd in (0, 1)
-        ]
+        self._recursion_available = 0x80 if recursion_available else 0
+        self.size_bytes = len(self._records) + 4 * len(self._ends) + len(self._additional[0])
 
-    def write(self, query_id: bytes, question: bytes, recursion_desired: int, edns: int, size_bytes: int) -> bytes:
-        """The response, at most `size_bytes` long. Successive calls start with successive records."""
+    def write(self, query: Query, size_bytes: int) -> bytes:
+        """The response, at most `size_bytes` long. What doesn't fit: additional records go first, without a word (RFC 2181, 9). Then
+        as many answers as fit are sent with TC: resolvers that don't retry over TCP (musl before 1.2.4) still have some addresses."""
         count = self.count
-        if count > 1:
-            start = self.turn = (self.turn + 1) % count
-            ends = self._ends
-            records = self._records[ends[start] : ends[start + count]]
-        else:
-            start, records = 0, self._records
-        opt = _OPT_ANSWER if edns else b""
-        response = (
-            query_id + self._plain[edns * 2 + recursion_desired] + question + records + self._authority[0] + self._additional[0] + opt
-        )
-        if len(response) <= size_bytes:
-            return response
-        return self._write_cut(query_id, question, recursion_desired, edns, size_bytes, start)
-
-    def _write_cut(self, query_id: bytes, question: bytes, rd: int, edns: int, size_bytes: int, start: int) -> bytes:
-        """Additional records go first, without a word (RFC 2181, 9). Then as many answers as fit, and TC: resolvers that don't
-        retry over TCP (musl before 1.2.4) then still have some addresses."""
-        opt = _OPT_ANSWER if edns else b""
-        room = size_bytes - HEADER_BYTES - len(question) - len(opt)
+        start = self._turn = (self._turn + 1) % count if count else 0
         ends = self._ends
-        fits = self.count
-        while fits and ends[start + fits] - ends[start] > room:
-            fits -= 1
-        truncated = fits < self.count and size_bytes < MAX_TCP_BYTES
-        flags = bytes((self._flags[0] | rd | (2 if truncated else 0), self._flags[1]))
-        counts = struct.pack("!HHHH", 1, fits, 0, edns)
-        return query_id + flags + counts + question + self._records[ends[start] : ends[start + fits]] + opt
+        opt = _OPT_ANSWER if query.edns else b""
+        room = size_bytes - HEADER_BYTES - len(query.question) - len(opt)
+        (authority, authorities), (additional, additionals) = self._authority, self._additional
+        if ends[start + count] - ends[start] + len(authority) + len(additional) > room:
+            authority, authorities, additional, additionals = b"", 0, b"", 0
+            count = bisect_right(ends, ends[start] + room, start, start + count + 1) - start - 1
+        truncated = count < self.count and size_bytes < MAX_TCP_BYTES
+        flags = bytes((0x84 | query.recursion_desired | (2 if truncated else 0), self._recursion_available | self.rcode))
+        counts = struct.pack("!HHHH", 1, count, authorities, additionals + query.edns)
+        records = self._records[ends[start] : ends[start + count]]
+        return query.id + flags + counts + query.question + records + authority + additional + opt
 
 
 # -- what other servers say -----------------------------------------------------------------------------------------------------
