@@ -18,9 +18,12 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from mesh.address import address_of_gateway_port
+from mesh.balance import TABLE
 from mesh.drift import Difference, differences
 from mesh.errors import MeshError
 from mesh.facts import Facts
+from mesh.host import GATEWAY_LINK
+from mesh.linux.events import Events
 from mesh.linux.kernel import Kernel
 from mesh.linux.namespace import Namespaces, open_namespace, setns
 from mesh.model import NodeState
@@ -30,6 +33,12 @@ from mesh.table import EMPTY, HOST, OWN_NAMESPACE, NamespaceTable
 
 T = TypeVar("T")
 log = logging.getLogger("mesh")
+QUIET_S = 0.1
+"""From the first event to the word that something changed: what belongs together comes together."""
+
+WATCH_S = 1.0
+"""Between two such words at least: a resync costs up to 100 ms of CPU."""
+
 DRIFT_LINES = 20
 """Log lines of one resync, before the rest is counted."""
 
@@ -85,6 +94,8 @@ class NodeMesh:
         self._facts: Facts | None = None
         self._underlay: str | None = None
         self._balancer: str | None = None
+        self._events: Events | None = None
+        self._applying = 0
         self.totals = Totals()
 
     async def apply(self, state: NodeState, *, resync: bool = False) -> Report:
@@ -92,7 +103,40 @@ class NodeMesh:
         when its balancer is not to be had (nothing is changed then); failures of single
         objects are in the report. Without `resync` what is known of the kernel is what the last apply left there.
         """
-        return await self._run(lambda: self._timed(state, resync))
+        self._applying += 1
+        try:
+            return await self._run(lambda: self._timed(state, resync))
+        finally:
+            self._applying -= 1
+            if self._events is not None and not self._applying:
+                # what came meanwhile was our own doing
+                self._events.drain()
+
+    async def watch(self, on_change: Callable[[], None]) -> None:
+        """From now on `on_change` is called when somebody else may have changed something of ours: time for `apply(resync=True)`. Not
+        everything is heard at once (`mesh.linux.events`): resync at an interval as well. Until `close`."""
+        loop = asyncio.get_running_loop()
+        events = self._events = await self._run(self._listen)
+        word: asyncio.TimerHandle | None = None
+        silent_until = 0.0
+
+        def speak() -> None:
+            nonlocal word, silent_until
+            word, silent_until = None, loop.time() + WATCH_S
+            on_change()
+
+        def heard() -> None:
+            nonlocal word
+            if events.drain() and not self._applying and word is None:
+                word = loop.call_at(max(loop.time() + QUIET_S, silent_until), speak)
+
+        loop.add_reader(events.links, heard)
+        loop.add_reader(events.nft, heard)
+
+    def _listen(self) -> Events:
+        events = Events(self._names.table, TABLE, (self._names.gateway_bridge, self._names.uplink, GATEWAY_LINK))
+        self._kernel.followed_by(events)
+        return events
 
     async def compare(self, state: NodeState) -> Comparison:
         """What `apply` would do now; nothing is changed. Raises as `apply` does."""
@@ -140,6 +184,11 @@ class NodeMesh:
 
     async def close(self) -> None:
         """Let go of the thread. The kernel keeps what was applied."""
+        if self._events is not None:
+            for listening in (self._events.links, self._events.nft):
+                asyncio.get_running_loop().remove_reader(listening)
+            self._events.close()
+            self._events = None
         await asyncio.get_running_loop().run_in_executor(None, self._executor.shutdown)
 
     async def _run(self, work: Callable[[], T]) -> T:
@@ -180,6 +229,8 @@ class NodeMesh:
             drift = tuple(one for one in differences(self._applied, actual) if not self._ended(one, facts))
         report, complete = self._execute(ops, rendered.errors, rendered.owners, drift)
         self._applied = dict(desired) if complete else None
+        if self._events is not None:
+            self._kernel.followed_by(self._events)
         self._facts, self._underlay, self._balancer = facts, state.underlay, state.balancer
         return report
 

@@ -23,6 +23,7 @@ from mesh.errors import ConfigError, KernelError, KernelUnsupported, NamespaceGo
 from mesh.facts import Facts
 from mesh.linux import conntrack, docker_user, link, nftables, rows, sysctl
 from mesh.linux import ipvs as ipvs_netlink
+from mesh.linux.events import Events
 from mesh.linux.namespace import Namespaces, inode, inside, open_namespace
 from mesh.linux.netlink import NETLINK_ROUTE, Netlink
 from mesh.model import NodeState
@@ -88,6 +89,10 @@ class Kernel:
     def netns_inodes(self, state: NodeState) -> dict[str, int | None]:
         paths = {s.netns for s in state.sandboxes} | {e.netns for n in state.networks for e in n.local}
         return {path: inode(path) for path in paths}
+
+    def followed_by(self, events: Events) -> None:
+        """Have our namespaces heard."""
+        events.follow(self._namespaces.path(n) for n in self._namespaces.names() if self._names.owns_namespace(n))
 
     # ---------------------------------------------------------------- reading
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -326,6 +327,33 @@ async def test_damage_is_repaired(pair: Pair, what: str) -> None:
     assert bed.asked("a1", VIP).keys() == {"a1", "b1"}
     assert bed.ask("out", "192.0.2.1", 8080) in ("a2", "b2")
     assert bed.ask("a1", "192.0.2.2", 8080) in ("a2", "b2")
+
+
+HEARD = (
+    "tunnel row",
+    "bridge row",
+    "vip",
+    "rule",
+    "element",
+    "host table",
+    "tunnel device",
+    "container's link down",
+    "uplink",
+    "namespace",
+)
+
+
+@pytest.mark.parametrize("what", HEARD)
+async def test_damage_is_heard_of(pair: Pair, what: str) -> None:
+    """Without waiting for the next resync."""
+    bed, mesh = pair.bed, pair.meshes["a"]
+    prefix = bed.prefix("a")
+    await mesh.apply(pair.state("a"), resync=True)
+    said = asyncio.Event()
+    await mesh.watch(said.set)
+    sh(DAMAGE[what].format(n1=f"{prefix}-n1", host=bed.space("a0"), prefix=prefix, c=bed.space("a1")))
+    await asyncio.wait_for(said.wait(), 10)
+    assert (await mesh.apply(pair.state("a"), resync=True)).drift
 
 
 async def test_killed_between_operations_the_next_process_converges(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
