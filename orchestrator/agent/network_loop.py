@@ -50,11 +50,17 @@ class NetworkLoop:
         self._on_change = on_change
         self._timing = timing or Timing()
         self._wanted: Wanted | None = None
+        # Tried: last given to mesh and dnsd. In force: all of that is so. Shown: what other nodes depend on is so, balancers and DNS,
+        # but for those of the networks left behind; an endpoint that can't be attached holds nobody else's drain.
+        self._tried: Wanted | None = None
         self._in_force: Wanted | None = None
+        self._shown: Wanted | None = None
+        self._behind: frozenset[str] = frozenset()
         self._changed = asyncio.Event()
         self._owed = False
         self._suspect = True
         self._retry_s = 0.0
+        self._retry_at = 0.0
         self.attached: frozenset[str] = frozenset()
         self.errors: dict[str, str] = {}
 
@@ -75,6 +81,10 @@ class NetworkLoop:
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
+        try:
+            await self._mesh.watch(self.resync)
+        except MeshError as error:
+            log.warning("watch failed, drift is found by resync only error=%s", error)
         resync_at = loop.time() + self._timing.resync_s
         while True:
             try:
@@ -86,26 +96,29 @@ class NetworkLoop:
             wanted = self._wanted
             if wanted is None:
                 continue
-            due = loop.time() >= resync_at
-            if due or self._suspect or self._retry_s:
+            due = loop.time() >= resync_at or bool(self._retry_s and loop.time() >= self._retry_at)
+            if due or self._suspect:
                 resync_at = loop.time() + self._timing.resync_s
                 await self._apply(wanted, resync=True)
-            elif self._in_force is None or wanted.state != self._in_force.state or wanted.names != self._in_force.names:
+            elif self._tried is None or (wanted.state, wanted.names) != (self._tried.state, self._tried.names):
                 await self._apply(wanted, resync=False)
             else:
-                self._in_force = wanted
+                self._in_force = self._in_force and wanted
+                self._shown = self._shown and wanted
             await self._acknowledge()
 
     def _pause_s(self, until_resync_s: float) -> float:
+        pause_s = until_resync_s
         if self._retry_s:
-            return self._retry_s
-        if self._in_force is not None and self._in_force.draining:
-            return min(until_resync_s, self._timing.drain_poll_s)
-        return max(0.0, until_resync_s)
+            pause_s = min(pause_s, self._retry_at - asyncio.get_running_loop().time())
+        if self._shown is not None and self._shown.draining:
+            pause_s = min(pause_s, self._timing.drain_poll_s)
+        return max(0.0, pause_s)
 
     async def _apply(self, wanted: Wanted, *, resync: bool) -> None:
         """Afterwards `attached` and `errors` tell the truth about `wanted`; it is in force if all of it is."""
         self._suspect = False
+        self._tried = wanted
         errors: dict[str, str] = {}
         before = self._in_force
         mesh_due = resync or before is None or wanted.state != before.state
@@ -131,9 +144,12 @@ class NetworkLoop:
         else:
             attached = frozenset(_place(s.id, s.netns) for s in wanted.state.sandboxes if s.id not in by_task)
         self._in_force = None if errors else wanted
+        self._shown = None if broken else wanted
+        self._behind = frozenset(n.id for n in wanted.state.networks if any(_of_network(key, n.id) for key in errors))
         if errors and errors != self.errors:
             log.warning("network_apply incomplete revision=%d errors=%s", wanted.revision, errors)
         self._retry_s = min(max(self._retry_s * 2, self._timing.retry_first_s), self._timing.retry_last_s) if errors else 0.0
+        self._retry_at = asyncio.get_running_loop().time() + self._retry_s
         if attached != self.attached or by_task != self.errors:
             self.attached, self.errors = attached, by_task
             self._on_change()
@@ -146,8 +162,8 @@ class NetworkLoop:
         return dict((await self._names.apply(wanted.names)).failed)
 
     async def _acknowledge(self) -> None:
-        """Only what is in force whole. Counts of connections come with the revision that made their endpoints drain."""
-        wanted = self._in_force
+        """Only what is shown. Counts of connections come with the revision that made their endpoints drain."""
+        wanted = self._shown
         if wanted is None or not (self._owed or wanted.draining):
             return
         counts: dict[str, int] = {}
@@ -164,7 +180,7 @@ class NetworkLoop:
                     counts[task_id] = counts.get(task_id, 0) + found.get(place, 0)
         if self._wanted is not None and self._wanted.revision == wanted.revision:
             self._owed = False
-        self._session.applied(wanted.revision, counts)
+        self._session.applied(wanted.revision, counts, self._behind)
 
 
 def place(task_id: str, pid: int) -> str:
@@ -207,6 +223,12 @@ def _concerns(key: str, ids: set[str], netns: str) -> bool:
     if kind == "endpoint":
         return rest.partition("/")[2].partition("-")[0] in ids
     return (rest or kind) in ids
+
+
+def _of_network(key: str, id: str) -> bool:
+    """Whether the error is one of the network's namespace as a whole: its balancer may show an older picture."""
+    kind, _, rest = key.partition(":")
+    return (kind == "network" and rest == id) or (kind == "namespace" and rest.endswith(f"-{id}"))
 
 
 def _same_zones(old: DnsState, new: DnsState) -> DnsState:

@@ -5,7 +5,7 @@ Pure: types only. `mesh.NodeMesh`, `dnsd.client.Client` and `dispatcher.session.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from dnsd.model import Applied, DnsState
@@ -25,6 +25,10 @@ class Mesh(Protocol):
         """resync: compare with the kernel itself, not with what is remembered of it."""
         ...
 
+    async def watch(self, on_change: Callable[[], None]) -> None:
+        """From now on call `on_change` when somebody else may have changed something of ours."""
+        ...
+
     async def open_connections(self, addresses: Mapping[str, set[str]]) -> dict[tuple[str, str], int]:
         """By (network id, address): connections of this node's balancers to it that are still open."""
         ...
@@ -39,4 +43,4 @@ class Session(Protocol):
 
     def report(self, statuses: Iterable[TaskReport]) -> None: ...
 
-    def applied(self, revision: int, open_connections: Mapping[str, int]) -> None: ...
+    def applied(self, revision: int, open_connections: Mapping[str, int], behind: frozenset[str] = frozenset()) -> None: ...

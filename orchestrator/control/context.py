@@ -15,11 +15,13 @@ from datetime import datetime, timedelta
 class NetworkAcks:
     """What the agents have said. `applied(node_id)`: highest revision that node's balancers and DNS are known to show
     (a node with nothing outstanding counts as having the newest); None = not connected. `open(task_id)`: connections still
-    open to a draining task, summed over all nodes; None = some node that is in sync has not reported yet.
+    open to a draining task, summed over all nodes; None = some node that is in sync has not reported yet. `behind(node_id)`: networks
+    on which that node could not do what it acknowledged.
     """
 
     applied: Callable[[str], int | None] = field(default=lambda node_id: None)
     open: Callable[[str], int | None] = field(default=lambda task_id: None)
+    behind: Callable[[str], frozenset[str]] = field(default=lambda node_id: frozenset())
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def everyone_shows(snapshot: Snapshot, acks: NetworkAcks, task: Task) -> bool:
         shown = acks.applied(node.id)
         if shown is None and (unreachable(node) or node.mesh_disconnected_since is not None):
             continue
-        if shown is None or shown < task.version.index:
+        if shown is None or shown < task.version.index or acks.behind(node.id) & networks:
             return False
     return True
 

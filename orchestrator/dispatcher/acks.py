@@ -7,16 +7,18 @@ its rows were compared with.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
 
 # Open counts of one agent; far more than tasks ever drain at once on the networks of one node.
 MAX_OPEN_COUNTS = 20_000
+MAX_BEHIND = 20_000
 
 
 class AgentAcks:
     """Revisions only grow. Nothing counts before the first complete assignment has been acknowledged."""
 
-    __slots__ = ("_acked", "_open", "_outstanding", "_processed", "_synced")
+    __slots__ = ("_acked", "_open", "_outstanding", "_processed", "_synced", "behind")
 
     def __init__(self) -> None:
         self._processed = 0
@@ -25,6 +27,8 @@ class AgentAcks:
         self._outstanding: deque[tuple[int, int]] = deque()
         self._open: dict[str, int] = {}
         self._synced = False
+        # networks on which it shows less than what it acknowledged
+        self.behind: frozenset[str] = frozenset()
 
     def processed(self, revision: int) -> None:
         """The agent's rows were compared with `revision`; what differs has been passed to `sent` before."""
@@ -34,9 +38,10 @@ class AgentAcks:
         self._outstanding.append((self._processed, revision))
         self.processed(revision)
 
-    def acknowledge(self, revision: int, open_connections: Mapping[str, int]) -> bool:
+    def acknowledge(self, revision: int, open_connections: Mapping[str, int], behind: Iterable[str] = ()) -> bool:
         """The agent's word. True: what is known of it has changed. An agent can't acknowledge what it was never sent."""
-        before = (self.applied, self._open)
+        before = (self.applied, self._open, self.behind)
+        self.behind = frozenset(islice(behind, MAX_BEHIND))
         last = None
         while self._outstanding and self._outstanding[0][1] <= revision:
             last = self._outstanding.popleft()[1]
@@ -45,7 +50,7 @@ class AgentAcks:
         if self._synced and revision >= self._acked and len(open_connections) <= MAX_OPEN_COUNTS:
             # A report made before the newest acknowledgement would show connections of an older picture.
             self._open = {task_id: count for task_id, count in open_connections.items() if count > 0}
-        return before != (self.applied, self._open)
+        return before != (self.applied, self._open, self.behind)
 
     @property
     def applied(self) -> int:

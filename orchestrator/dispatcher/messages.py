@@ -151,10 +151,12 @@ class Statuses(msgspec.Struct, frozen=True, kw_only=True, tag="statuses"):
 
 
 class Applied(msgspec.Struct, frozen=True, kw_only=True, tag="applied"):
-    """The balancers and DNS of this node show revision `revision`. open_connections: draining task id -> connections still open."""
+    """The balancers and DNS of this node show revision `revision`. open_connections: draining task id -> connections still open. behind:
+    networks whose balancer could not be changed, and may show an older picture."""
 
     revision: int
     open_connections: dict[str, int] = {}
+    behind: tuple[str, ...] = ()
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):

@@ -118,7 +118,7 @@ class Dispatcher:
         self._parts: AssignmentParts | None = None
         self._differences = Differences()
         self._writer = ReportWriter(store, fence, now)
-        self.acks = NetworkAcks(applied=self._applied, open=self._open)
+        self.acks = NetworkAcks(applied=self._applied, open=self._open, behind=self._behind)
 
     @property
     def connected(self) -> frozenset[str]:
@@ -279,7 +279,7 @@ class Dispatcher:
                     continue
                 match message:
                     case Applied():
-                        if session.acks.acknowledge(message.revision, message.open_connections):
+                        if session.acks.acknowledge(message.revision, message.open_connections, message.behind):
                             self._poke()
                     case Statuses():
                         self._writer.report(session.peer.node_id, message.reports, _stored(session, message.sequence))
@@ -356,6 +356,10 @@ class Dispatcher:
         session = self._sessions.get(node_id)
         return session.acks.applied if session else None
 
+    def _behind(self, node_id: str) -> frozenset[str]:
+        session = self._sessions.get(node_id)
+        return session.acks.behind if session else frozenset()
+
     def _open(self, task_id: str) -> int | None:
         """None while a connected node of one of the task's networks has not shown the task's newest version yet."""
         snapshot = self._store.snapshot()
@@ -368,7 +372,7 @@ class Dispatcher:
             node = snapshot.node(node_id)
             if node is None or not any(attachment.network_id in networks for attachment in node.mesh_attachments or ()):
                 continue
-            if session.acks.applied < task.version.index:
+            if session.acks.applied < task.version.index or session.acks.behind & networks:
                 return None
             total += session.acks.open(task_id)
         return total

@@ -104,9 +104,9 @@ class AgentSession:
             self._unstored[report.task_id] = (self._sequence, report)
         self._dirty.set()
 
-    def applied(self, revision: int, open_connections: Mapping[str, int]) -> None:
-        """This node's balancers and DNS show `revision`. Sent every time, also with the same numbers."""
-        self._applied = Applied(revision=revision, open_connections=dict(open_connections))
+    def applied(self, revision: int, open_connections: Mapping[str, int], behind: frozenset[str] = frozenset()) -> None:
+        """This node's balancers and DNS show `revision`, but for the networks `behind`. Sent every time, also with the same numbers."""
+        self._applied = Applied(revision=revision, open_connections=dict(open_connections), behind=tuple(sorted(behind)))
         self._dirty.set()
 
     def describe(self, description: NodeDescription) -> None:

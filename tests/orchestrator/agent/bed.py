@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,7 @@ class FakeMesh:
     broken: bool = False
     errors: dict[str, object] = field(default_factory=dict)
     applying: int = 0
+    on_change: Callable[[], None] | None = None
 
     async def apply(self, state: NodeState, *, resync: bool = False) -> _Report:
         assert not self.applying, "one apply at a time"
@@ -70,6 +71,9 @@ class FakeMesh:
             return _Report(errors)
         finally:
             self.applying -= 1
+
+    async def watch(self, on_change: Callable[[], None]) -> None:
+        self.on_change = on_change
 
     async def open_connections(self, addresses: Mapping[str, set[str]]) -> dict[tuple[str, str], int]:
         return {(network, address): self.open.get(address, 0) for network, wanted in addresses.items() for address in wanted}
@@ -96,6 +100,7 @@ class Managers:
         self.tasks: dict[str, Task] = {}
         self.history: dict[str, list[TaskState]] = {}
         self.applied_: list[tuple[int, dict[str, int]]] = []
+        self.behind: frozenset[str] = frozenset()
         self.revision = 0
         self.connected = True
         self.agent: Agent | None = None
@@ -113,8 +118,9 @@ class Managers:
                 self.tasks[task.id] = advanced
                 self.send(task.id)
 
-    def applied(self, revision: int, open_connections: Mapping[str, int]) -> None:
+    def applied(self, revision: int, open_connections: Mapping[str, int], behind: frozenset[str] = frozenset()) -> None:
         self.applied_.append((revision, dict(open_connections)))
+        self.behind = behind
 
     # ---- what a test does
 

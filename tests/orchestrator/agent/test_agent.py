@@ -308,11 +308,11 @@ async def test_no_start_without_network_or_dns(bed: AgentBed) -> None:
     await until(lambda: ("start_held", "t1") in bed.engine.calls, "held")
     await asyncio.sleep(0.05)
     assert ("release", "t1") not in bed.engine.calls
+    assert bed.managers.applied_ == []
     bed.mesh.broken = False
     await until(lambda: bed.mesh.states, "applied")
     await asyncio.sleep(0.05)
     assert ("release", "t1") not in bed.engine.calls
-    assert bed.managers.applied_ == []
     bed.names.failed = {}
     await reaches(bed, "t1", S.RUNNING)
     assert bed.mesh.resyncs >= 1
@@ -368,6 +368,40 @@ async def test_one_broken_sandbox_keeps_nobody_else_waiting(bed: AgentBed) -> No
     bed.managers.add("t2")
     await reaches(bed, "t2", S.RUNNING)
     assert bed.managers.state("t1") is S.STARTING
+
+
+async def test_what_others_changed_is_looked_at_at_once(bed: AgentBed) -> None:
+    await bed.start()
+    bed.managers.add("t1")
+    await reaches(bed, "t1", S.RUNNING)
+    await until(lambda: bed.mesh.on_change is not None, "listening")
+    before = bed.mesh.resyncs
+    assert bed.mesh.on_change is not None
+    bed.mesh.on_change()
+    await until(lambda: bed.mesh.resyncs > before, "resync")
+
+
+@pytest.mark.parametrize(
+    ("error", "behind"),
+    [
+        ("sandbox:t1", set()),
+        ("endpoint:app/t1-1", set()),
+        ("host_port:80/tcp", set()),
+        ("network:app", {"app"}),
+        ("namespace:mesh-app", {"app"}),
+    ],
+)
+async def test_what_can_not_be_put_into_place_holds_no_drain_of_others(bed: AgentBed, error: str, behind: set[str]) -> None:
+    """The managers are told how far the node is all the same, and which networks' balancers are not."""
+    await bed.start()
+    bed.managers.add("t1")
+    bed.managers.add("t2")
+    await reaches(bed, "t2", S.RUNNING)
+    bed.mesh.errors = {error: "no"}
+    bed.managers.change("t2", desired_state=S.SHUTDOWN)
+    since = bed.managers.revision
+    await until(lambda: (since, {"t2": 0}) in bed.managers.applied_, "told")
+    assert bed.managers.behind == behind
 
 
 async def test_a_slow_pull_blocks_no_stop_and_can_be_given_up(bed: AgentBed) -> None:

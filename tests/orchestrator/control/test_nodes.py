@@ -278,8 +278,11 @@ SHOWN = [None, 9, 10, 11]
 @pytest.mark.parametrize("open_connections", [None, 0, 2])
 @pytest.mark.parametrize("other_has_network", [False, True])
 @pytest.mark.parametrize("known_lost", [False, True])
-def test_release_rule(own: int | None, other: int | None, open_connections: int | None, other_has_network: bool, known_lost: bool) -> None:
-    """Exhaustive: released early only if every node that counts shows version 10 and no connection is open."""
+@pytest.mark.parametrize("behind", [(), ("net",), ("another",)])
+def test_release_rule(
+    own: int | None, other: int | None, open_connections: int | None, other_has_network: bool, known_lost: bool, behind: tuple[str, ...]
+) -> None:
+    """Exhaustive: released early only if every node that counts shows version 10, on this network, and no connection is open."""
     attachment = [NodeAttachment(network_id="net", addr="10.0.0.2/20")]
     lost_since = START if known_lost else None
     task = Task(
@@ -298,7 +301,11 @@ def test_release_rule(own: int | None, other: int | None, open_connections: int 
         snapshot = snapshot.with_object(
             node(id, mesh_attachments=attachment if has else None, mesh_disconnected_since=lost_since if shown is None else None)
         )
-    acks = NetworkAcks(applied=lambda id: own if id == "own" else other, open=lambda id: open_connections)
+    acks = NetworkAcks(
+        applied=lambda id: own if id == "own" else other,
+        open=lambda id: open_connections,
+        behind=lambda id: frozenset(behind if id == "other" else ()),
+    )
 
     def released(after_s: float) -> bool:
         context = Context(now=START + timedelta(seconds=after_s), new_id=lambda: "x", acks=acks)
@@ -306,7 +313,8 @@ def test_release_rule(own: int | None, other: int | None, open_connections: int 
         assert decision.steps or decision.wakeup == START + timedelta(seconds=10)
         return bool(decision.steps)
 
-    shows = [(shown is None and known_lost) or (shown is not None and shown >= 10) for _, shown, counts in nodes if counts]
+    up_to_date = [(id, shown is not None and shown >= 10 and not (id == "other" and "net" in behind)) for id, shown, _ in nodes]
+    shows = [(shown is None and known_lost) or shows for (_, shown, counts), (_, shows) in zip(nodes, up_to_date, strict=True) if counts]
     assert released(1) is (all(shows) and open_connections == 0)
     assert released(10), "the deadline ends every wait"
     assert not released(0), "what was decided in this pass has no version yet"

@@ -91,3 +91,13 @@ def test_applied_is_safe_and_never_goes_back(steps: list[tuple[str, int]]) -> No
         assert all(carried[one] <= acked for one in range(1, acks.applied + 1))
         if acked == messages[-1]:
             assert acks.applied == revision
+
+
+def test_networks_left_behind_are_those_last_named() -> None:
+    acks = AgentAcks()
+    acks.sent(1)
+    assert acks.acknowledge(1, {}, ("app",))
+    assert (acks.applied, acks.behind) == (1, {"app"})
+    assert not acks.acknowledge(1, {}, ("app",))
+    assert acks.acknowledge(1, {})
+    assert acks.behind == frozenset()
