@@ -37,7 +37,7 @@ def main() -> None:
     meshd lab up                 a whole cluster on this machine, to try it
     meshd demo                   watch the main job, measured
     meshd doctor                 is this machine ready to be a node?
-    meshd dns query web --as TASK   what a task of this node is answered, and why
+    meshd dns query web --as client.1    what this node's task is answered, and why
     """
 
 
