@@ -133,7 +133,7 @@ def _match_bare(zone: Zone, name: bytes, prefix: bytes) -> Reason | None:
         services, _ = zone.named(prefixed(name[6:], prefix))
         if services:
             concerned = [task for service in services for task in service.tasks]
-            return _offering(f"tasks.<service>: the addresses of {_services(services)}'s serving tasks, in turns", concerned)
+            return _offering(f"{names.text_of(name)} is always the addresses of {_services(services)}'s serving tasks, in turns", concerned)
     labels = names.labels_of(name)
     if name[1:2] == b"_" and len(labels) > 2:
         services, _ = zone.named(prefixed(names.wire_name(labels[2:]), prefix))
@@ -174,7 +174,7 @@ def _offering(rule: str, tasks: Sequence[TaskName]) -> Reason:
             state="serving" if task.serving else task.left_out or ("not serving" if task.running else "not running"),
             offered=task.serving or (task.running and not serving),
         )
-        for task in tasks
+        for task in sorted(tasks, key=lambda task: (task.slot, task.name))
     }
     reason = Reason(rule, tasks=tuple(shown.values()))
     if not serving:

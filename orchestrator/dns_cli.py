@@ -172,10 +172,10 @@ def _origin(explanation: Explanation) -> str:
         case "zone":
             return f", from network {escape(explanation.network)}" if explanation.network else ""
         case "cache":
-            return f", from the cache (else asked: {', '.join(explanation.upstreams)})"
+            return f", from the cache (servers: {', '.join(explanation.upstreams)})"
         case "upstream":
-            return f", from {', '.join(explanation.upstreams)}"
-    return ", nobody could be asked: there is no upstream"
+            return f", asked: {', '.join(explanation.upstreams)}"
+    return ": there is no server to ask"
 
 
 def _line(one: QueryLogged) -> str:

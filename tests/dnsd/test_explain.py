@@ -94,7 +94,7 @@ def test_who_is_left_out_and_why_for_all_states_of_three_tasks() -> None:
         ("", "web", "front", ["service web has a virtual IP", "also known on shop_back: not used"]),
         ("", "www", "front", ["www is an alias of service web"]),
         ("", "rr", "front", ["service rr has no virtual IP (dnsrr)"]),
-        ("", "tasks.web", "front", ["tasks.<service>: the addresses of service web's serving tasks"]),
+        ("", "tasks.web", "front", ["tasks.web is always the addresses of service web's serving tasks"]),
         ("", "web.2", "front", ["web.2 is the slot of container web.2.bbb"]),
         ("", "web.1.aaa", "front", ["web.1.aaa is container web.1.aaa"]),
         ("", "first", "front", ["first is an alias of container web.1.aaa"]),
