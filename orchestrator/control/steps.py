@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import TypeAlias
 
 from orchestrator.control.context import Context
-from orchestrator.store.base import Change, Delete, Put
+from orchestrator.model import KIND_OF
+from orchestrator.store.base import Change, Guard, Put
 from orchestrator.store.snapshot import Snapshot
 
 Step: TypeAlias = tuple[Change, ...]
@@ -36,11 +37,9 @@ def earliest(*times: datetime | None) -> datetime | None:
 
 def applied(snapshot: Snapshot, steps: Iterable[Step]) -> Snapshot:
     """The picture as it will be once the steps are committed. Versions and the revision stay: only the store gives those."""
-    for step in steps:
-        for change in step:
-            match change:
-                case Put(obj):
-                    snapshot = snapshot.with_object(obj)
-                case Delete(kind, id):
-                    snapshot = snapshot.without_object(kind, id)
-    return snapshot
+    return snapshot.with_changes(
+        (KIND_OF[type(change.obj)], change.obj.id, change.obj) if isinstance(change, Put) else (change.kind, change.id, None)
+        for step in steps
+        for change in step
+        if not isinstance(change, Guard)
+    )

@@ -6,22 +6,21 @@ Pure: types only. Optimistic concurrency lives in the objects: `obj.version.inde
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from orchestrator.model import Kind, Object
 from orchestrator.store.snapshot import Snapshot
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+class Put(msgspec.Struct, frozen=True, gc=False):
     """Create (`obj.version.index == 0`: the key must not exist) or replace (the key must still be at that ModRevision)."""
 
     obj: Object
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(msgspec.Struct, frozen=True, gc=False):
     """Remove; the key must still be at ModRevision `index` (0 = whatever it is, also if absent)."""
 
     kind: Kind
@@ -29,8 +28,7 @@ class Delete:
     index: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Guard:
+class Guard(msgspec.Struct, frozen=True, gc=False):
     """Write nothing, but require: the key is at ModRevision `index`; index 0 = it must exist; index -1 = it must not exist."""
 
     kind: Kind
@@ -41,8 +39,7 @@ class Guard:
 Change = Put | Delete | Guard
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True, gc=False):
     """One object as it now is (`new` None = deleted). `old` None = it did not exist before."""
 
     kind: Kind

@@ -1,11 +1,12 @@
 """A consistent, immutable picture of the whole cluster, with the indexes that the control loops ask for.
 
-Pure: no I/O. Built on `immutables.Map`, so the next snapshot shares almost everything with this one.
+Pure: no I/O. Built on `immutables.Map`, so the next snapshot shares almost everything with this one, and each remembers what was done to
+the one before it (`History`), so that what is derived from snapshots can follow them by differences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar, cast
 
 import immutables
@@ -24,20 +25,36 @@ from orchestrator.model import (
     Secret,
     Service,
     Task,
+    TaskState,
 )
 
 T = TypeVar("T", bound=Object)
 _EMPTY: immutables.Map[str, Any] = immutables.Map()
+_WAITING = frozenset({TaskState.NEW, TaskState.PENDING})
+# so many steps back a picture can be compared with an older one; it bounds what a chain keeps in memory
+HISTORY_LENGTH = 1 << 15
+
+
+class History(msgspec.Struct, frozen=True):
+    """One change in the chain of changes that led to a snapshot. `before` None: the chain begins here."""
+
+    length: int
+    kind: Kind
+    id: str
+    before: History | None
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """`revision`: the store revision this picture shows. Tables by kind, then id; tasks also by service, node and network."""
+    """`revision`: the store revision this picture shows. Tables by kind, then id; tasks also by service, node and network, and those
+    that wait for addresses or a node (NEW, PENDING)."""
 
     revision: int = 0
     tables: immutables.Map[str, immutables.Map[str, Object]] = immutables.Map()
     tasks_by_service: immutables.Map[str, immutables.Map[str, None]] = immutables.Map()
     tasks_by_node: immutables.Map[str, immutables.Map[str, None]] = immutables.Map()
     tasks_by_network: immutables.Map[str, immutables.Map[str, None]] = immutables.Map()
+    waiting: immutables.Map[str, None] = immutables.Map()
+    history: History | None = None
 
     def get(self, cls: type[T], id: str) -> T | None:
         return cast(T | None, self.tables.get(_kind(cls), _EMPTY).get(id))
@@ -90,54 +107,146 @@ class Snapshot(msgspec.Struct, frozen=True):
     def tasks_of_network(self, network_id: str) -> list[Task]:
         return self._tasks(self.tasks_by_network, network_id)
 
+    def tasks_waiting(self) -> list[Task]:
+        """NEW or PENDING: they wait for addresses or for a node."""
+        return self._tasks_named(self.waiting)
+
     def _tasks(self, index: immutables.Map[str, immutables.Map[str, None]], key: str) -> list[Task]:
+        return self._tasks_named(index.get(key, _EMPTY))
+
+    def _tasks_named(self, ids: Iterable[str]) -> list[Task]:
         table = self.tables.get("task", _EMPTY)
-        return [cast(Task, table[id]) for id in index.get(key, _EMPTY)]
+        return [cast(Task, table[id]) for id in ids]
 
     def with_object(self, obj: Object) -> Snapshot:
         """This picture with one object added or replaced (indexes too); the revision stays."""
-        kind = KIND_OF[type(obj)]
-        table = self.tables.get(kind, immutables.Map())
-        changed = msgspec.structs.replace(self, tables=self.tables.set(kind, table.set(obj.id, obj)))
-        if isinstance(obj, Task):
-            old = cast(Task | None, table.get(obj.id))
-            return changed._reindexed(obj.id, old, obj)
-        return changed
+        return self.with_changes([(KIND_OF[type(obj)], obj.id, obj)])
 
     def without_object(self, kind: Kind, id: str) -> Snapshot:
-        table = self.tables.get(kind, immutables.Map())
-        if id not in table:
-            return self
-        changed = msgspec.structs.replace(self, tables=self.tables.set(kind, table.delete(id)))
-        return changed._reindexed(id, cast(Task, table[id]), None) if kind == "task" else changed
+        return self.with_changes([(kind, id, None)])
+
+    def with_changes(self, changes: Iterable[tuple[Kind, str, Object | None]]) -> Snapshot:
+        """This picture after all of the changes, in their order (None: the object is gone); the revision stays."""
+        edit = _Edit(self)
+        for kind, id, obj in changes:
+            edit.set(kind, id, obj)
+        return edit.finish()
 
     def at(self, revision: int) -> Snapshot:
         return msgspec.structs.replace(self, revision=revision)
 
-    def _reindexed(self, id: str, old: Task | None, new: Task | None) -> Snapshot:
-        def moved(index: immutables.Map[str, immutables.Map[str, None]], before: set[str], after: set[str]) -> Any:
-            for key in before - after:
-                rest = index[key].delete(id)
-                index = index.set(key, rest) if rest else index.delete(key)
-            for key in after - before:
-                index = index.set(key, index.get(key, immutables.Map()).set(id, None))
-            return index
 
-        def networks(task: Task | None) -> set[str]:
-            return {a.network.id for a in task.networks_attachments or ()} if task else set()
+def differences(one: Snapshot, other: Snapshot) -> set[tuple[Kind, str]] | None:
+    """The objects in which the pictures may differ, found by what was done since both parted; None when that is not known any more."""
+    left, right = one.history, other.history
+    found: set[tuple[Kind, str]] = set()
+    while left is not right:
+        if left is None or right is None:
+            return None
+        if left.length >= right.length:
+            found.add((left.kind, left.id))
+            left = left.before
+        else:
+            found.add((right.kind, right.id))
+            right = right.before
+    # two pictures made from nothing share an empty history, but nothing else
+    return found if left is not None or one.tables is other.tables else None
 
-        return msgspec.structs.replace(
-            self,
-            tasks_by_service=moved(self.tasks_by_service, _key(old, "service_id"), _key(new, "service_id")),
-            tasks_by_node=moved(self.tasks_by_node, _key(old, "node_id"), _key(new, "node_id")),
-            tasks_by_network=moved(self.tasks_by_network, networks(old), networks(new)),
+
+class _Edit:
+    """A snapshot being changed: tables are copied once, however many changes come."""
+
+    def __init__(self, base: Snapshot) -> None:
+        self._base = base
+        self._tables: dict[Kind, Any] = {}
+        self._service = _Index(base.tasks_by_service)
+        self._node = _Index(base.tasks_by_node)
+        self._network = _Index(base.tasks_by_network)
+        self._waiting: Any = None
+        self._history = base.history
+
+    def set(self, kind: Kind, id: str, obj: Object | None) -> None:
+        table = self._tables.get(kind)
+        if table is None:
+            table = self._tables[kind] = self._base.tables.get(kind, _EMPTY).mutate()
+        old = table.get(id)
+        if obj is not None:
+            table[id] = obj
+        elif old is None:
+            return
+        else:
+            del table[id]
+        before = self._history
+        length = before.length + 1 if before is not None else 1
+        self._history = History(length, kind, id, before if length % HISTORY_LENGTH else None)
+        if kind == "task":
+            self._reindex(id, cast(Task | None, old), cast(Task | None, obj))
+
+    def _reindex(self, id: str, old: Task | None, new: Task | None) -> None:
+        self._service.move(id, old.service_id if old else "", new.service_id if new else "")
+        self._node.move(id, old.node_id if old else "", new.node_id if new else "")
+        had, has = (old.networks_attachments if old else None) or (), (new.networks_attachments if new else None) or ()
+        if had != has:
+            for attachment in had:
+                self._network.move(id, attachment.network.id, "")
+            for attachment in has:
+                self._network.move(id, "", attachment.network.id)
+        waited, waits = old is not None and old.status.state in _WAITING, new is not None and new.status.state in _WAITING
+        if waited != waits:
+            if self._waiting is None:
+                self._waiting = self._base.waiting.mutate()
+            if waits:
+                self._waiting[id] = None
+            else:
+                del self._waiting[id]
+
+    def finish(self) -> Snapshot:
+        tables = self._base.tables
+        for kind, table in self._tables.items():
+            tables = tables.set(kind, table.finish())
+        return Snapshot(
+            self._base.revision,
+            tables,
+            self._service.finish(),
+            self._node.finish(),
+            self._network.finish(),
+            self._base.waiting if self._waiting is None else self._waiting.finish(),
+            self._history,
         )
+
+
+class _Index:
+    """An index being changed: key -> ids; a key without ids leaves it."""
+
+    def __init__(self, base: immutables.Map[str, immutables.Map[str, None]]) -> None:
+        self._base = base
+        self._open: dict[str, Any] = {}
+
+    def move(self, id: str, before: str, after: str) -> None:
+        if before == after:
+            return
+        if before:
+            self._ids(before).pop(id, None)
+        if after:
+            self._ids(after)[id] = None
+
+    def _ids(self, key: str) -> Any:
+        ids = self._open.get(key)
+        if ids is None:
+            ids = self._open[key] = self._base.get(key, _EMPTY).mutate()
+        return ids
+
+    def finish(self) -> immutables.Map[str, immutables.Map[str, None]]:
+        if not self._open:
+            return self._base
+        changed = self._base.mutate()
+        for key, ids in self._open.items():
+            if ids:
+                changed[key] = ids.finish()
+            else:
+                changed.pop(key, None)
+        return changed.finish()
 
 
 def _kind(cls: type[Any]) -> Kind:
     return KIND_OF[cls]
-
-
-def _key(task: Task | None, field: str) -> set[str]:
-    value = getattr(task, field) if task else ""
-    return {value} if value else set()
