@@ -500,7 +500,9 @@ class TLSInfo(_Struct):
 
 class NodeDescription(_Struct):
     """mesh_balancer: "ipvs" or "nftables", chosen by the node from its kernel. mesh_api_addr: where the node API listens, "ip:port".
-    mesh_engine_error: why the node's Engine can't be worked with just now, "" = it answers."""
+    mesh_engine_error: why the node's Engine can't be worked with just now, "" = it answers.
+    mesh_facts: what the Engine says of its machine, by the names that classic constraints use (`storagedriver`, `kernelversion`, ...).
+    """
 
     hostname: str = ""
     platform: Platform = Platform()
@@ -511,6 +513,7 @@ class NodeDescription(_Struct):
     mesh_api_addr: str = ""
     mesh_data_addr: str = ""
     mesh_engine_error: str = ""
+    mesh_facts: dict[str, str] | None = None
 
 
 class NodeStatus(_Struct):

@@ -53,10 +53,14 @@ def unmet(constraints: Iterable[Constraint], node: Node) -> list[Constraint]:
 
 def matches(constraint: Constraint, node: Node) -> bool:
     """A label that the node doesn't have is an empty value: `==` fails, `!=` holds."""
-    key = constraint.key
-    if key == "node.ip":
-        return _address_matches(constraint.value, node.status.addr) is constraint.equal
-    return (_comparable(key, constraint.value) == _comparable(key, _actual(key, node))) is constraint.equal
+    return accepts(constraint, actual(constraint.key, node))
+
+
+def accepts(constraint: Constraint, value: str) -> bool:
+    """`value`: a node's `actual` one."""
+    if constraint.key == "node.ip":
+        return _address_matches(constraint.value, value) is constraint.equal
+    return (comparable(constraint.key, constraint.value) == value) is constraint.equal
 
 
 def canonical_architecture(name: str) -> str:
@@ -93,7 +97,16 @@ def _known_key(key: str) -> str | None:
     return None
 
 
-def _actual(key: str, node: Node) -> str:
+def actual(key: str, node: Node) -> str:
+    """The node's value of the key, in the form in which values are compared."""
+    return node.status.addr if key == "node.ip" else comparable(key, _value(key, node))
+
+
+def comparable(key: str, value: str) -> str:
+    return canonical_architecture(value) if key == "node.platform.arch" else value.lower()
+
+
+def _value(key: str, node: Node) -> str:
     description = node.description
     if key.startswith(_NODE_LABEL):
         return (node.spec.labels or {}).get(key[len(_NODE_LABEL) :], "")
@@ -111,10 +124,6 @@ def _actual(key: str, node: Node) -> str:
         case "node.platform.arch":
             return description.platform.architecture
     raise AssertionError(f"constraint key {key} was not parsed by this module")
-
-
-def _comparable(key: str, value: str) -> str:
-    return canonical_architecture(value) if key == "node.platform.arch" else value.lower()
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:

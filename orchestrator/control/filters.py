@@ -1,26 +1,22 @@
-"""Whether a node can take a task, and if not, why: the filters of the scheduler.
+"""Which nodes can take a task, and the sentence that says why the others can't.
 
-Pure: no I/O. Source: SwarmKit manager/scheduler/filter.go (filters and the words of their explanations). A filter's refusal counts for
-one node only: each node is charged to the first filter that refuses it, so the counts of an explanation add up to all nodes.
-Constraint enforcement asks the same questions of tasks that already run.
+Pure: no I/O. Source: SwarmKit manager/scheduler/filter.go (filters, their order, the words of their explanations). A filter answers for all
+nodes at once. Each node is charged to the first filter that refuses it, so the counts of a sentence add up to the number of nodes.
 """
 
 from __future__ import annotations
 
 import enum
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from orchestrator.control.constraints import Constraint, canonical_architecture, node_matches, parse
-from orchestrator.control.eligibility import takes_tasks
-from orchestrator.control.resources import NOTHING, Available, Reservation, reservation
-from orchestrator.errors import ConfigError
-from orchestrator.model import Node, Platform, Task, TaskSpec
+import numpy as np
 
-HostPort = tuple[str, int]
-_BUILT_IN_VOLUME_DRIVERS = frozenset({"", "local"})
-_BUILT_IN_LOG_DRIVERS = frozenset({"", "none"})
+from orchestrator.control import constraints
+from orchestrator.control.columns import Columns, Mask
+from orchestrator.control.demand import Demand
+from orchestrator.control.expressions import Expression
+from orchestrator.model import Node, Platform
 
 
 class Refusal(enum.Enum):
@@ -30,6 +26,7 @@ class Refusal(enum.Enum):
     CONSTRAINTS = "scheduling constraints not satisfied on {nodes}"
     PLATFORM = "unsupported platform on {nodes}"
     PLUGIN = "missing plugin on {nodes}"
+    AFFINITY = "affinity not satisfied on {nodes}"
     HOST_PORT = "host-mode port already in use on {nodes}"
     MAX_REPLICAS = "max replicas per node limit exceed on {nodes}"
     RESOURCES = "insufficient resources on {nodes}"
@@ -40,144 +37,136 @@ _ORDER = list(Refusal)
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
-    """What a task asks of its node. `constraints` None: they can't be read, so no node matches."""
+class Filter:
+    """`passes`: the nodes it lets pass. one, many: what is said of one refused node, or of several; "" = the refusal says all."""
 
-    constraints: tuple[Constraint, ...] | None = ()
-    platforms: tuple[Platform, ...] = ()
-    volume_drivers: frozenset[str] = frozenset()
-    log_driver: str = ""
-    host_ports: frozenset[HostPort] = frozenset()
-    max_replicas: int = 0
-    reserved: Reservation = NOTHING
-    networks: tuple[str, ...] = ()
-
-    @property
-    def lasting(self) -> object:
-        """Equal for demands that `lasting_refusal` answers alike."""
-        return (self.constraints, self.platforms, self.volume_drivers, self.log_driver)
+    refusal: Refusal
+    passes: Mask
+    one: str = ""
+    many: str = ""
 
 
-def demand(task: Task) -> Demand:
-    spec = task.spec
-    placement = spec.placement
-    constraints: tuple[Constraint, ...] | None
-    try:
-        constraints = tuple(parse((placement.constraints if placement else None) or ()))
-    except ConfigError:
-        constraints = None
-    return Demand(
-        constraints=constraints,
-        platforms=tuple((placement.platforms if placement else None) or ()),
-        volume_drivers=_volume_drivers(spec),
-        log_driver=spec.log_driver.name if spec.log_driver and spec.log_driver.name not in _BUILT_IN_LOG_DRIVERS else "",
-        host_ports=host_ports(task),
-        max_replicas=placement.max_replicas if placement else 0,
-        reserved=reservation(spec),
-        networks=tuple(attachment.network.id for attachment in task.networks_attachments or ()),
+def lacking(refusal: Refusal, passes: Mask, what: str) -> Filter:
+    return Filter(refusal, passes, f"lacks {what}", f"lack {what}")
+
+
+def lasting_filters(columns: Columns, wanted: Demand) -> list[Filter]:
+    """Those whose answer placing tasks doesn't change."""
+    if wanted.constraints is None:
+        return [Filter(Refusal.CONSTRAINTS, columns.where("never", "nothing", lambda node: "", lambda value: False))]
+    filters = [_mismatch(_matching(columns, one), str(one)) for one in wanted.constraints]
+    filters += [_mismatch(_classic(columns, one), str(one)) for one in wanted.expressions if one.kind == "constraint" and not one.soft]
+    if wanted.platforms:
+        passes = columns.where(
+            ("platform", wanted.platforms),
+            "platform",
+            lambda node: node.description.platform,
+            lambda own: _platform_fits(own, wanted.platforms),
+        )
+        names = " or ".join(f"{platform.os or 'any'}/{platform.architecture or 'any'}" for platform in wanted.platforms)
+        filters.append(Filter(Refusal.PLATFORM, passes, f"is not {names}", f"are not {names}"))
+    for kind, drivers in (("Volume", wanted.volume_drivers), ("Log", frozenset({wanted.log_driver} - {""}))):
+        for driver in sorted(drivers):
+            filters.append(lacking(Refusal.PLUGIN, _having(columns, kind, driver), f"the {kind.lower()} driver {driver}"))
+    return filters
+
+
+def lasting_mask(columns: Columns, wanted: Demand) -> Mask:
+    """The nodes that pass all of them, whatever their state."""
+    key = ("lasting", wanted.constraints, wanted.expressions, wanted.platforms, wanted.volume_drivers, wanted.log_driver)
+    mask = columns.kept(key)
+    if mask is None:
+        mask = np.ones(columns.count, dtype=bool)
+        for one in lasting_filters(columns, wanted):
+            mask &= one.passes
+        columns.keep(key, mask)
+    return mask
+
+
+def soft_constraints(columns: Columns, wanted: Demand) -> list[Mask]:
+    return [_classic(columns, one) for one in wanted.expressions if one.kind == "constraint" and one.soft]
+
+
+def explained(count: int, filters: Iterable[Filter]) -> str:
+    """Why none of `count` nodes will do, most frequent reason first; every node must be refused by one of the filters."""
+    left = np.ones(count, dtype=bool)
+    details: dict[Refusal, list[tuple[int, Filter]]] = {}
+    for one in filters:
+        charged = int(np.count_nonzero(left & ~one.passes))
+        if charged:
+            details.setdefault(one.refusal, []).append((charged, one))
+            left &= one.passes
+    assert not left.any(), "a node was passed over without reason"
+    if not details:
+        return "no suitable node"
+    counts = {refusal: sum(charged for charged, _ in found) for refusal, found in details.items()}
+    reasons = sorted(details, key=lambda refusal: (-counts[refusal], _ORDER.index(refusal)))
+    return f"no suitable node ({'; '.join(_reason(refusal, counts[refusal], details[refusal]) for refusal in reasons)})"
+
+
+def _reason(refusal: Refusal, count: int, details: list[tuple[int, Filter]]) -> str:
+    nodes = f"{count} node{'' if count == 1 else 's'}"
+    told = [f"{charged} {one.one if charged == 1 else one.many}" for charged, one in sorted(details, key=lambda pair: -pair[0]) if one.one]
+    return refusal.value.format(nodes=nodes) + (f": {', '.join(told)}" if told else "")
+
+
+def _mismatch(passes: Mask, text: str) -> Filter:
+    return Filter(Refusal.CONSTRAINTS, passes, f"does not match {text}", f"do not match {text}")
+
+
+def _matching(columns: Columns, one: constraints.Constraint) -> Mask:
+    def value_of(node: Node) -> str:
+        return constraints.actual(one.key, node)
+
+    if one.key == "node.ip":
+        return columns.where(one, one.key, value_of, lambda value: constraints.accepts(one, value))
+    equal = columns.equal(one.key, value_of, constraints.comparable(one.key, one.value))
+    return equal if one.equal else ~equal
+
+
+def _having(columns: Columns, kind: str, plugin: str) -> Mask:
+    """The nodes with the plugin, and those that list none of its type: they have not said which they have."""
+    return columns.where(
+        ("plugin", kind, plugin), f"{kind} plugins", lambda node: _plugins(node, kind), lambda has: not has or plugin in has
     )
 
 
-def host_ports(task: Task) -> frozenset[HostPort]:
-    ports = task.mesh_endpoint_ports
-    if not ports:
-        return frozenset()
-    return frozenset((port.protocol, port.published_port) for port in ports if port.publish_mode == "host" and port.published_port)
+def _classic(columns: Columns, one: Expression) -> Mask:
+    """`node` means the node's id or name, the rest what the Engine says of itself, else a label of the node or of its Engine."""
+
+    def holds(values: tuple[str, ...]) -> bool:
+        return any(one.accepts(value) for value in values) is one.equal
+
+    return columns.where(one, f"classic {one.key}", lambda node: _classic_values(node, one.key), holds)
 
 
-class NodeLoad:
-    """One node with what is on it, changed by `hold` as tasks are found or placed there.
-
-    `replicas`: tasks by service that are wanted to run here (a service without is absent). `active`: all such tasks.
-    """
-
-    __slots__ = ("active", "available", "id", "node", "ports", "replicas")
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.id = node.id
-        self.available = Available(node.description)
-        self.replicas: dict[str, int] = {}
-        self.active = 0
-        self.ports: set[HostPort] = set()
-
-    def hold(self, service_id: str, *, wanted: bool, ports: Iterable[HostPort]) -> None:
-        self.ports.update(ports)
-        if wanted:
-            self.replicas[service_id] = self.replicas.get(service_id, 0) + 1
-            self.active += 1
+def _classic_values(node: Node, key: str) -> tuple[str, ...]:
+    if key == "node":
+        return (node.id, node.description.hostname)
+    if key == "ostype":
+        return (node.description.platform.os,)
+    for labels in (node.description.mesh_facts, node.spec.labels, node.description.engine.labels):
+        if labels and key in labels:
+            return (labels[key],)
+    return ("",)
 
 
-def lasting_refusal(node: Node, wanted: Demand) -> Refusal | None:
-    """By what placing tasks doesn't change."""
-    if not takes_tasks(node):
-        return Refusal.NOT_READY
-    if wanted.constraints is None or not node_matches(wanted.constraints, node):
-        return Refusal.CONSTRAINTS
-    if not _platform_fits(node, wanted.platforms):
-        return Refusal.PLATFORM
-    if not _plugins_fit(node, wanted):
-        return Refusal.PLUGIN
-    return None
-
-
-def passing_refusal(load: NodeLoad, service_id: str, wanted: Demand) -> Refusal | None:
-    """By what is on the node now."""
-    if wanted.host_ports and not wanted.host_ports.isdisjoint(load.ports):
-        return Refusal.HOST_PORT
-    if wanted.max_replicas and load.replicas.get(service_id, 0) >= wanted.max_replicas:
-        return Refusal.MAX_REPLICAS
-    if not load.available.fits(wanted.reserved):
-        return Refusal.RESOURCES
-    return None
-
-
-@dataclass(slots=True)
-class Explanation:
-    """Refusals of one task, counted; the sentence that Docker's users know."""
-
-    counts: Counter[Refusal] = field(default_factory=Counter)
-
-    def add(self, refusal: Refusal) -> None:
-        self.counts[refusal] += 1
-
-    def sentence(self) -> str:
-        """Most frequent reason first."""
-        reasons = sorted(self.counts.items(), key=lambda item: (-item[1], _ORDER.index(item[0])))
-        if not reasons:
-            return "no suitable node"
-        return f"no suitable node ({'; '.join(refusal.value.format(nodes=_nodes(count)) for refusal, count in reasons)})"
-
-
-def _nodes(count: int) -> str:
-    return f"{count} node{'' if count == 1 else 's'}"
-
-
-def _volume_drivers(spec: TaskSpec) -> frozenset[str]:
-    drivers = set()
-    for mount in (spec.container_spec.mounts if spec.container_spec else None) or ():
-        if mount.type == "volume" and mount.volume_options and mount.volume_options.driver_config:
-            drivers.add(mount.volume_options.driver_config.name)
-    return frozenset(drivers) - _BUILT_IN_VOLUME_DRIVERS
-
-
-def _platform_fits(node: Node, platforms: tuple[Platform, ...]) -> bool:
-    """An empty field matches everything; without any platform given, every node will do."""
-    own = node.description.platform
-    return not platforms or any(
+def _platform_fits(own: Platform, platforms: tuple[Platform, ...]) -> bool:
+    """An empty field matches everything."""
+    return any(
         (not wanted.os or wanted.os.lower() == own.os.lower())
-        and (not wanted.architecture or canonical_architecture(wanted.architecture) == canonical_architecture(own.architecture))
+        and (
+            not wanted.architecture
+            or constraints.canonical_architecture(wanted.architecture) == constraints.canonical_architecture(own.architecture)
+        )
         for wanted in platforms
     )
 
 
-def _plugins_fit(node: Node, wanted: Demand) -> bool:
-    """A node that lists no plugin of a type has not said which it has: it is not refused."""
-    if not wanted.volume_drivers and not wanted.log_driver:
-        return True
-    has: dict[str, set[str]] = {}
+def _plugins(node: Node, kind: str) -> frozenset[str]:
+    names: set[str] = set()
     for plugin in node.description.engine.plugins or ():
-        # "rexray:latest" is asked for as "rexray" too
-        has.setdefault(plugin.type, set()).update((plugin.name, plugin.name.removesuffix(":latest")))
-    volumes, logs = has.get("Volume"), has.get("Log")
-    return (volumes is None or wanted.volume_drivers <= volumes) and (logs is None or not wanted.log_driver or wanted.log_driver in logs)
+        if plugin.type == kind:
+            # "rexray:latest" is asked for as "rexray" too
+            names.update((plugin.name, plugin.name.removesuffix(":latest")))
+    return frozenset(names)

@@ -15,6 +15,7 @@ from orchestrator.model import (
     GenericResource,
     NamedGenericResource,
     NodeDescription,
+    ResourceObject,
     TaskSpec,
 )
 
@@ -37,45 +38,64 @@ def reservation(spec: TaskSpec) -> Reservation:
         return NOTHING
     generic: Counter[str] = Counter()
     for resource in wanted.generic_resources or ():
-        if discrete := resource.discrete_resource_spec:
-            generic[discrete.kind] += discrete.value
-        elif named := resource.named_resource_spec:
-            generic[named.kind] += 1
+        _count(generic, resource)
     return Reservation(wanted.nano_cpus, wanted.memory_bytes, tuple(sorted(generic.items())))
 
 
-class Available:
-    """What a node has left; changed by `take` as tasks are placed. Below zero where the node shrank under its tasks."""
+def capacity(resources: ResourceObject, overcommit: float) -> Reservation:
+    """What may be reserved on a node. Overcommitted are CPUs and memory; a card is a card."""
+    generic: Counter[str] = Counter()
+    for resource in resources.generic_resources or ():
+        _count(generic, resource)
+    factor = 1 + overcommit
+    return Reservation(int(resources.nano_cpus * factor), int(resources.memory_bytes * factor), tuple(sorted(generic.items())))
 
-    __slots__ = ("_discrete", "_named", "memory_bytes", "nano_cpus")
+
+def reservation_of(spec: TaskSpec, given: Iterable[GenericResource] | None) -> Reservation:
+    """What a placed task holds: CPUs and memory of its spec, generic resources as it was given them."""
+    wanted = reservation(spec)
+    if not wanted.generic and not given:
+        return wanted
+    held: Counter[str] = Counter()
+    for resource in given or ():
+        _count(held, resource)
+    return Reservation(wanted.nano_cpus, wanted.memory_bytes, tuple(sorted(held.items())))
+
+
+def cpu_words(nano_cpus: int) -> str:
+    return f"{nano_cpus / 1e9:g} CPU{'' if nano_cpus == 10**9 else 's'}"
+
+
+def memory_words(size_bytes: int) -> str:
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size_bytes >= unit:
+            return f"{round(size_bytes / unit, 1):g} {name}"
+    return f"{size_bytes} B"
+
+
+def _count(counts: Counter[str], resource: GenericResource) -> None:
+    if discrete := resource.discrete_resource_spec:
+        counts[discrete.kind] += discrete.value
+    elif named := resource.named_resource_spec:
+        counts[named.kind] += 1
+
+
+class Available:
+    """The generic resources that a node has left, named ones by name."""
+
+    __slots__ = ("_discrete", "_named")
 
     def __init__(self, description: NodeDescription) -> None:
-        resources = description.resources
-        self.nano_cpus = resources.nano_cpus
-        self.memory_bytes = resources.memory_bytes
         self._discrete: Counter[str] = Counter()
         self._named: dict[str, set[str]] = {}
-        for resource in resources.generic_resources or ():
+        for resource in description.resources.generic_resources or ():
             if discrete := resource.discrete_resource_spec:
                 self._discrete[discrete.kind] += discrete.value
             elif named := resource.named_resource_spec:
                 self._named.setdefault(named.kind, set()).add(named.value)
 
-    def fits(self, wanted: Reservation) -> bool:
-        # what is not reserved is not asked for: a node short of memory still takes tasks that reserve none
-        return (
-            (not wanted.nano_cpus or wanted.nano_cpus <= self.nano_cpus)
-            and (not wanted.memory_bytes or wanted.memory_bytes <= self.memory_bytes)
-            and (not wanted.generic or self._fits_generic(wanted))
-        )
-
-    def _fits_generic(self, wanted: Reservation) -> bool:
-        return all(count <= self._discrete[kind] + len(self._named.get(kind, ())) for kind, count in wanted.generic)
-
-    def hold(self, wanted: Reservation, held: Iterable[GenericResource] = ()) -> None:
-        """A task that already runs here; `held` are the generic resources it was given."""
-        self.nano_cpus -= wanted.nano_cpus
-        self.memory_bytes -= wanted.memory_bytes
+    def hold(self, held: Iterable[GenericResource]) -> None:
+        """A task has these."""
         for resource in held:
             if discrete := resource.discrete_resource_spec:
                 self._discrete[discrete.kind] -= discrete.value
@@ -83,7 +103,7 @@ class Available:
                 self._named.get(named.kind, set()).discard(named.value)
 
     def take(self, wanted: Reservation) -> list[GenericResource]:
-        """Reserve for one more task (`fits` said yes); returns the generic resources it gets, named ones by name."""
+        """What one more task is given, named ones by name; there must be enough of each kind."""
         given: list[GenericResource] = []
         for kind, count in wanted.generic:
             names = sorted(self._named.get(kind, ()))[:count]
@@ -91,5 +111,5 @@ class Available:
             if count > len(names):
                 rest = DiscreteGenericResource(kind=kind, value=count - len(names))
                 given.append(GenericResource(discrete_resource_spec=rest))
-        self.hold(wanted, given)
+        self.hold(given)
         return given

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.control.filters import host_ports
+from orchestrator.control.demand import host_ports
+from orchestrator.control.placement_labels import OVERCOMMIT
 from orchestrator.control.resources import Available, Reservation, reservation
 from orchestrator.control.scheduler import schedule
 from orchestrator.control.steps import applied
@@ -138,7 +139,10 @@ def test_only_ready_and_active_nodes_take_tasks(state: str, availability: str) -
 def test_the_sentence_of_the_docker_users() -> None:
     s = service("s", cpus=2, constraints=["node.labels.disk==ssd"])
     picture = snapshot(node("n1"), node("n2"), node("n3", cpus=1, labels={"disk": "ssd"}), s, *tasks(s, 1, state=PENDING))
-    sentence = "no suitable node (scheduling constraints not satisfied on 2 nodes; insufficient resources on 1 node)"
+    sentence = (
+        "no suitable node (scheduling constraints not satisfied on 2 nodes: 2 do not match node.labels.disk==ssd; "
+        "insufficient resources on 1 node: 1 lacks 2 CPUs)"
+    )
     assert err_of(run(picture, schedule), "s-1") == sentence
 
 
@@ -166,38 +170,46 @@ def test_platform(platforms: list[Platform], fits: bool) -> None:
     picture = run(snapshot(node("n"), s, *tasks(s, 1, state=PENDING)), schedule)
     assert on_nodes(picture) == ({"n": 1} if fits else {})
     if not fits:
-        assert err_of(picture, "s-1") == "no suitable node (unsupported platform on 1 node)"
+        assert (
+            err_of(picture, "s-1")
+            == "no suitable node (unsupported platform on 1 node: 1 is not "
+            + " or ".join(f"{platform.os}/{platform.architecture}" for platform in platforms)
+            + ")"
+        )
 
 
 @pytest.mark.parametrize(
-    ("plugins", "fits"),
+    ("plugins", "lacks"),
     [
-        ([], True),
-        ([("Network", "overlay")], True),
-        ([("Volume", "local")], False),
-        ([("Volume", "nfs")], True),
-        ([("Volume", "nfs:latest")], True),
-        ([("Volume", "nfs"), ("Log", "json-file")], False),
-        ([("Volume", "nfs"), ("Log", "json-file"), ("Log", "fluentd")], True),
+        ([], ""),
+        ([("Network", "overlay")], ""),
+        ([("Volume", "local")], "volume"),
+        ([("Volume", "nfs")], ""),
+        ([("Volume", "nfs:latest")], ""),
+        ([("Volume", "nfs"), ("Log", "json-file")], "log"),
+        ([("Volume", "nfs"), ("Log", "json-file"), ("Log", "fluentd")], ""),
     ],
 )
-def test_plugins(plugins: list[tuple[str, str]], fits: bool) -> None:
+def test_plugins(plugins: list[tuple[str, str]], lacks: str) -> None:
     mount = Mount(source="v", target="/v", volume_options=VolumeOptions(driver_config=Driver(name="nfs")))
     s = with_spec(service("s"), container_spec=ContainerSpec(mounts=[mount]), log_driver=Driver(name="fluentd"))
     one = node("n")
     engine = msgspec.structs.replace(one.description.engine, plugins=[EnginePlugin(type=kind, name=name) for kind, name in plugins])
     one = msgspec.structs.replace(one, description=msgspec.structs.replace(one.description, engine=engine))
     picture = run(snapshot(one, s, *tasks(s, 1, state=PENDING)), schedule)
-    assert on_nodes(picture) == ({"n": 1} if fits else {})
-    if not fits:
-        assert err_of(picture, "s-1") == "no suitable node (missing plugin on 1 node)"
+    assert on_nodes(picture) == ({} if lacks else {"n": 1})
+    if lacks:
+        assert (
+            err_of(picture, "s-1")
+            == f"no suitable node (missing plugin on 1 node: 1 lacks the {lacks} driver {dict(volume='nfs', log='fluentd')[lacks]})"
+        )
 
 
 def test_host_ports_are_exclusive_on_a_node_until_their_task_has_ended() -> None:
     s = service("s", ports=[port(80, 8080, mode="host")])
     picture = run(snapshot(node("n1"), node("n2"), s, *tasks(s, 3, state=PENDING)), schedule)
     assert on_nodes(picture) == {"n1": 1, "n2": 1}
-    assert err_of(picture, "s-3") == "no suitable node (host-mode port already in use on 2 nodes)"
+    assert err_of(picture, "s-3") == "no suitable node (host-mode port already in use on 2 nodes: 2 use 8080/tcp)"
     # another protocol, another port and an ingress port are no obstacle
     for free in (port(80, 8080, mode="host", protocol="udp"), port(80, 8081, mode="host"), port(80, 8080)):
         other = service("o", ports=[free])
@@ -218,7 +230,7 @@ def test_max_replicas_per_node_counts_wanted_tasks_only() -> None:
     s = service("s", max_replicas=2)
     picture = run(snapshot(node("n1"), node("n2"), s, *tasks(s, 5, state=PENDING)), schedule)
     assert on_nodes(picture) == {"n1": 2, "n2": 2}
-    assert err_of(picture, "s-5") == "no suitable node (max replicas per node limit exceed on 2 nodes)"
+    assert err_of(picture, "s-5") == "no suitable node (max replicas per node limit exceed on 2 nodes: 2 have 2)"
     leaving = next(one for one in picture.all(Task) if one.node_id == "n2")
     picture = run(picture.with_object(msgspec.structs.replace(leaving, desired_state=TaskState.SHUTDOWN)), schedule)
     fifth = picture.task("s-5")
@@ -256,7 +268,7 @@ def test_resources_of_stopping_tasks_stay_reserved() -> None:
         second = picture.task("s-2")
         assert second is not None and bool(second.node_id) is placed
         if not placed:
-            assert second.status.err == "no suitable node (insufficient resources on 1 node)"
+            assert second.status.err == "no suitable node (insufficient resources on 1 node: 1 lacks 2 CPUs)"
 
 
 def test_a_task_that_reserves_nothing_fits_an_overcommitted_node() -> None:
@@ -281,7 +293,7 @@ def test_generic_resources_are_given_by_name_and_only_once() -> None:
     picture = run(snapshot(one, s, *tasks(s, 3, state=PENDING)), schedule)
     given_out = [one.generic_resources for slot in (1, 2) if (one := picture.task(f"s-{slot}"))]
     assert given_out == [[GPU0, discrete("ssd", 1)], [GPU1, discrete("ssd", 1)]]
-    assert err_of(picture, "s-3") == "no suitable node (insufficient resources on 1 node)"
+    assert err_of(picture, "s-3") == "no suitable node (insufficient resources on 1 node: 1 lacks 1 gpu)"
     first = picture.task("s-1")
     assert first is not None
     picture = picture.with_object(msgspec.structs.replace(first, status=TaskStatus(state=TaskState.FAILED)))
@@ -289,17 +301,24 @@ def test_generic_resources_are_given_by_name_and_only_once() -> None:
     assert third is not None and third.generic_resources == [GPU0, discrete("ssd", 1)]
 
 
-def test_available_gives_back_exactly_what_was_taken() -> None:
-    available = Available(
-        NodeDescription(resources=ResourceObject(nano_cpus=10, memory_bytes=10, generic_resources=[GPU0, discrete("x", 2)]))
+def test_cards_are_given_by_name_as_long_as_there_are_any() -> None:
+    available = Available(NodeDescription(resources=ResourceObject(generic_resources=[GPU0, GPU1, discrete("x", 2)])))
+    available.hold([GPU0, discrete("x", 1)])
+    assert available.take(Reservation(generic=(("gpu", 1), ("x", 1)))) == [GPU1, discrete("x", 1)]
+
+
+@pytest.mark.parametrize(("overcommit", "fit"), [(None, 4), ("0", 4), ("0.25", 5), ("-0.5", 2), ("nonsense", 4)])
+@pytest.mark.parametrize("on_node", [True, False])
+def test_overcommit_of_the_node_or_of_the_swarm(overcommit: str | None, fit: int, on_node: bool) -> None:
+    labels = {OVERCOMMIT: overcommit} if overcommit is not None else {}
+    s = service("s", cpus=1)
+    swarm = cluster()
+    swarm = msgspec.structs.replace(
+        swarm, spec=msgspec.structs.replace(swarm.spec, labels={OVERCOMMIT: "9"} if on_node and labels else labels)
     )
-    wanted = Reservation(4, 5, (("gpu", 1), ("x", 2)))
-    assert available.fits(wanted)
-    assert available.take(wanted) == [GPU0, discrete("x", 2)]
-    assert (available.nano_cpus, available.memory_bytes) == (6, 5)
-    assert not available.fits(Reservation(generic=(("gpu", 1),)))
-    assert not available.fits(Reservation(generic=(("x", 1),)))
-    assert available.fits(Reservation(6, 5)) and not available.fits(Reservation(7)) and not available.fits(Reservation(0, 6))
+    picture = run(snapshot(swarm, node("n", cpus=4, labels=labels if on_node else None), s, *tasks(s, 9, state=PENDING)), schedule)
+    expected = 9 if on_node and overcommit == "nonsense" else fit
+    assert on_nodes(picture) == {"n": expected}
 
 
 # ---- spreading -----------------------------------------------------------------------------------------------------------------
@@ -346,7 +365,7 @@ def test_a_full_branch_is_left_for_the_others() -> None:
     s = with_spec(service("s", cpus=1), placement=spreading("node.labels.dc"))
     picture = run(snapshot(*nodes, s, *tasks(s, 11, state=PENDING)), schedule)
     assert on_nodes(picture) == {"a": 1, "b": 9}
-    assert err_of(picture, "s-11") == "no suitable node (insufficient resources on 2 nodes)"
+    assert err_of(picture, "s-11") == "no suitable node (insufficient resources on 2 nodes: 2 lack 1 CPU)"
 
 
 def test_a_node_where_the_service_keeps_failing_comes_last() -> None:
@@ -370,7 +389,7 @@ def test_a_task_with_a_node_stays_there_and_is_still_filtered() -> None:
     picture = run(snapshot(node("n1"), node("n2", cpus=1), node("n3", availability="drain"), s, *own), schedule)
     assert {one.node_id: (one.status.state, one.status.err) for one in picture.all(Task)} == {
         "n1": (TaskState.ASSIGNED, ""),
-        "n2": (PENDING, "no suitable node (insufficient resources on 1 node)"),
+        "n2": (PENDING, "no suitable node (insufficient resources on 1 node: 1 lacks 3 CPUs)"),
         "n3": (PENDING, "no suitable node (1 node not available for new tasks)"),
         "gone": (PENDING, "no suitable node (the task's node is not part of the cluster)"),
     }
