@@ -392,6 +392,9 @@ class TaskState(enum.StrEnum):
     REMOVE = "remove"
     ORPHANED = "orphaned"
 
+    # a string's own, which is remembered: that of Enum is Python code, and states are looked up for every task in every pass
+    __hash__ = str.__hash__
+
 
 STATE_ORDER: dict[TaskState, int] = {state: order for order, state in enumerate(TaskState)}
 _TERMINAL = frozenset({TaskState.COMPLETE, TaskState.SHUTDOWN, TaskState.FAILED, TaskState.REJECTED, TaskState.REMOVE, TaskState.ORPHANED})

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.agent import hold
+from orchestrator.control.expressions import without_expressions
 from orchestrator.errors import TaskError
 from orchestrator.model import SECOND, ContainerSpec, FileTarget, Mount, Task
 
@@ -97,8 +98,8 @@ def argument_vector(spec: ContainerSpec, image: ImageConfig) -> list[str]:
 
 
 def environment(task: Task) -> list[str]:
-    """What the task adds to its image's environment."""
-    return [*(spec_of(task).env or ()), *_generic_resource_environment(task)]
+    """What the task adds to its image's environment; classic Swarm's placement expressions are no business of the container."""
+    return [*without_expressions(spec_of(task).env or ()), *_generic_resource_environment(task)]
 
 
 def create_request(

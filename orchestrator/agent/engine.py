@@ -32,6 +32,7 @@ from orchestrator.agent.container_spec import (
     spec_of,
     task_files,
 )
+from orchestrator.agent.engine_description import description
 from orchestrator.agent.engine_requests import (
     EXIT_DEADLINE_S,
     OneConnection,
@@ -49,7 +50,7 @@ from orchestrator.agent.errors import EngineUnavailable
 from orchestrator.agent.runtime import Container, RuntimeEvent
 from orchestrator.agent.task_files import TaskFiles
 from orchestrator.errors import TaskError
-from orchestrator.model import EngineDescription, EnginePlugin, NodeDescription, Platform, ResourceObject, Task
+from orchestrator.model import NodeDescription, Task
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -99,18 +100,7 @@ class DockerRuntime:
 
     async def describe(self) -> NodeDescription:
         info: dict[str, Any] = await self._call(lambda client: client.info())
-        plugins = [
-            EnginePlugin(type=kind, name=name)
-            for kind, names in sorted((info.get("Plugins") or {}).items())
-            for name in sorted(names or ())
-        ]
-        labels = dict(label.partition("=")[::2] for label in info.get("Labels") or ())
-        return NodeDescription(
-            hostname=self._hostname or info.get("Name", ""),
-            platform=Platform(architecture=info.get("Architecture", ""), os=info.get("OSType", "")),
-            resources=ResourceObject(nano_cpus=int(info.get("NCPU", 0)) * 1_000_000_000, memory_bytes=int(info.get("MemTotal", 0))),
-            engine=EngineDescription(engine_version=info.get("ServerVersion", ""), labels=labels or None, plugins=plugins),
-        )
+        return description(info, self._hostname)
 
     async def containers(self) -> list[Container]:
         seen = await self._call(self._read_all)

@@ -10,13 +10,13 @@ import base64
 import binascii
 import ipaddress
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
-from orchestrator.control import constraints, labels
+from orchestrator.control import constraints, expressions, labels, placement_labels
 from orchestrator.errors import ApiError, ConfigError
 from orchestrator.model import (
     SECOND,
@@ -46,6 +46,7 @@ _IMAGE = re.compile(
     r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
     r"(?::\w[\w.-]{0,127})?(?:@[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,})?"
 )
+_SPREAD_DESCRIPTOR = re.compile(r"(?:node|engine)\.labels\..+", re.IGNORECASE)
 _MIN_NANO_CPUS = 1_000_000
 _MIN_MEMORY_BYTES = 4 * 1024 * 1024
 MAX_SECRET_BYTES = 500 * 1024
@@ -102,6 +103,7 @@ def service_spec(spec: ServiceSpec) -> ServiceSpec:
     spec = replace(spec, task_template=template, mode=mode, networks=None)
     try:
         labels.check(spec)
+        placement_labels.check_service(spec.labels)
     except ConfigError as error:
         raise invalid(str(error)) from None
     return spec
@@ -110,6 +112,13 @@ def service_spec(spec: ServiceSpec) -> ServiceSpec:
 # beyond it a slip of the keyboard would keep the manager busy with tasks that no node can take
 MAX_REPLICAS = 100_000
 TOO_MANY_REPLICAS = f"Number of replicas must be at most {MAX_REPLICAS}, more than a cluster of thousands of machines can run"
+
+
+def _placement_labels(check: Callable[[Mapping[str, str] | None], None], given: dict[str, str] | None) -> None:
+    try:
+        check(given)
+    except ConfigError as error:
+        raise invalid(str(error)) from None
 
 
 def service_mode(mode: ServiceMode) -> ServiceMode:
@@ -196,6 +205,16 @@ def _task_template(template: TaskSpec) -> TaskSpec:
             raise invalid(str(error)) from None
         if template.placement.max_replicas < 0:
             raise invalid("Placement: max-replicas cannot be negative")
+        for preference in template.placement.preferences or ():
+            descriptor = preference.spread.spread_descriptor if preference.spread is not None else ""
+            if not _SPREAD_DESCRIPTOR.fullmatch(descriptor):
+                raise invalid(
+                    f"placement preference 'spread={descriptor}' is invalid: expected node.labels.<label> or engine.labels.<label>"
+                )
+    try:
+        expressions.expressions_of(container)
+    except ConfigError as error:
+        raise invalid(str(error)) from None
     return replace(template, container_spec=container, runtime="container")
 
 
@@ -335,6 +354,7 @@ def node_spec(spec: NodeSpec) -> None:
     if spec.role not in ("worker", "manager"):
         raise ApiError(400, f'invalid Role: "{spec.role}"')
     availability(spec.availability)
+    _placement_labels(placement_labels.check_node, spec.labels)
 
 
 def availability(text: str) -> None:
@@ -345,6 +365,7 @@ def availability(text: str) -> None:
 def cluster_spec(spec: ClusterSpec) -> None:
     if spec.name != "default":
         raise invalid("cluster name must be 'default'")
+    _placement_labels(placement_labels.check_cluster, spec.labels)
     if spec.dispatcher.heartbeat_period < 0:
         raise invalid("heartbeat time period cannot be a negative duration")
     if spec.ca_config.node_cert_expiry and spec.ca_config.node_cert_expiry < _MIN_CERTIFICATE_NS:

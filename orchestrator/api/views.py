@@ -144,7 +144,7 @@ def node(snapshot: Snapshot, obj: Node) -> Json:
     for part in ("Platform", "Resources", "Engine"):
         description.setdefault(part, {})
     description.setdefault("TLSInfo", {})
-    for private in ("MeshAPIAddr", "MeshDataAddr", "MeshEngineError"):
+    for private in ("MeshAPIAddr", "MeshDataAddr", "MeshEngineError", "MeshFacts"):
         description.pop(private, None)
     status = shown.setdefault("Status", {})
     status["State"] = obj.status.state

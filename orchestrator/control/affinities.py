@@ -7,7 +7,7 @@ ended count (classic Swarm counted stopped containers too), and those placed in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -30,9 +30,9 @@ class Company:
         self._placed: list[Task] = []
         self._nodes: dict[Expression, tuple[Mask, int]] = {}
 
-    def add(self, task: Task) -> None:
+    def add(self, tasks: Iterable[Task]) -> None:
         """Placed just now."""
-        self._placed.append(task)
+        self._placed.extend(tasks)
 
     def nodes(self, one: Expression) -> Mask:
         """The nodes that hold a task the pattern matches, whatever the operator. Must not be changed."""

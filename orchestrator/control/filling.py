@@ -72,60 +72,35 @@ def level(amounts: Ints, group: Ints, counts: Ints, room: Ints, ties: Ints) -> I
     """What each member gets when every group's amount is dealt out one by one, always to the member with the smallest count (then
     `ties` + what it got, then the first) that has room. The room must suffice."""
     groups = len(amounts)
-    reached = np.zeros(groups, dtype=np.int64) if groups > 1 else np.array([int(counts.min())], dtype=np.int64)
-    if groups > 1:
-        reached[:] = np.iinfo(np.int64).max
-        np.minimum.at(reached, group, counts)
-        reached[reached == np.iinfo(np.int64).max] = 0
 
     def given(levels: Ints) -> Ints:
-        above = (levels[group] if groups > 1 else levels[0]) - counts
-        return cast(Ints, np.minimum(np.maximum(above, 0), room))
-
-    def total(levels: Ints) -> Ints:
-        return _summed(group, given(levels), groups) if groups > 1 else np.array([int(given(levels).sum())], dtype=np.int64)
+        return cast(Ints, np.minimum(np.maximum(levels[group] - counts, 0), room))
 
     # gallop, then halve: the highest level whose filling doesn't take more than the amount
-    step, highest = 1, reached + 1
-    unbounded = total(highest) <= amounts
-    limit = reached + amounts + 1
-    if unbounded.any():
-        limit = np.maximum(limit, _highest(group, counts + room, groups) + 1)
-    low, high = reached, np.where(unbounded, limit, highest)
-    while unbounded.any():
-        low = np.where(unbounded, np.minimum(highest, limit), low)
+    low = np.full(groups, counts.min(), dtype=np.int64)
+    top = np.maximum(int((counts + room).max()), low + amounts) + 1
+    step, high = 1, low + 1
+    rising = _summed(group, given(high), groups) <= amounts
+    while rising.any():
+        low = np.where(rising, high, low)
         step *= 2
-        highest = np.where(unbounded, np.minimum(highest + step, limit), highest)
-        fits = total(highest) <= amounts
-        settled = unbounded & (~fits | (highest >= limit))
-        high = np.where(settled, highest, high)
-        unbounded &= ~settled
+        high = np.where(rising, np.minimum(high + step, top), high)
+        rising &= (high < top) & (_summed(group, given(high), groups) <= amounts)
     while (gap := high - low > 1).any():
-        middle = np.where(gap, (low + high) // 2, low)
-        fits = total(middle) <= amounts
-        low, high = np.where(gap & fits, middle, low), np.where(gap & ~fits, middle, high)
+        middle = (low + high) // 2
+        fits = gap & (_summed(group, given(middle), groups) <= amounts)
+        low, high = np.where(fits, middle, low), np.where(gap & ~fits, middle, high)
     got = given(low)
-    rest = amounts - (_summed(group, got, groups) if groups > 1 else np.array([int(got.sum())], dtype=np.int64))
+    rest = amounts - _summed(group, got, groups)
     if rest.any():
-        at_level = np.flatnonzero((counts + got == (low[group] if groups > 1 else low[0])) & (got < room))
+        at_level = np.flatnonzero((counts + got == low[group]) & (got < room) & (rest[group] > 0))
         tie = ties[at_level] + got[at_level]
-        if groups == 1:
-            chosen = at_level[_smallest(tie, int(rest[0]))]
-        else:
-            order = np.lexsort((at_level, tie, group[at_level]))
-            at_level = at_level[order]
-            chosen = at_level[_ranks(group[at_level]) < rest[group[at_level]]]
-        got[chosen] += 1
+        tie -= tie.min()
+        # one number to sort by holds group, tie and place: sorting numbers is many times faster than sorting by three keys
+        numbers = np.sort((group[at_level] * (int(tie.max()) + 1) + tie) * len(counts) + at_level)
+        chosen = numbers % len(counts)
+        got[chosen[_ranks(group[chosen]) < rest[group[chosen]]]] += 1
     return got
-
-
-def _smallest(values: Ints, count: int) -> Ints:
-    """Indexes of the `count` smallest values; of equal ones the first."""
-    if count >= len(values):
-        return np.arange(len(values))
-    border = np.partition(values, count - 1)[count - 1]
-    below = np.flatnonzero(values < border)
-    return np.concatenate((below, np.flatnonzero(values == border)[: count - len(below)]))
 
 
 def _spread(seats_of_branch: Ints, branch: Ints, room: Ints, candidates: Candidates) -> tuple[Ints, Ints]:
@@ -192,10 +167,6 @@ def _ranks(groups: Ints) -> Ints:
 
 
 def _summed(group: Ints, values: Ints, groups: int) -> Ints:
+    if groups == 1:
+        return np.array([values.sum()], dtype=np.int64)
     return np.bincount(group, weights=values, minlength=groups).astype(np.int64)
-
-
-def _highest(group: Ints, values: Ints, groups: int) -> Ints:
-    highest = np.zeros(groups, dtype=np.int64)
-    np.maximum.at(highest, group, values)
-    return highest

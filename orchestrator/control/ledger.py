@@ -20,6 +20,7 @@ from orchestrator.control.slots import wanted
 from orchestrator.model import STATE_ORDER, Cluster, Node, Task, TaskState, terminal
 from orchestrator.store.snapshot import Snapshot, differences
 
+_FAILED = frozenset({TaskState.FAILED, TaskState.REJECTED})
 _ASSIGNED = STATE_ORDER[TaskState.ASSIGNED]
 # beyond it building anew is cheaper than following
 _MAX_DIFFERENCES = 50_000
@@ -63,6 +64,7 @@ class Ledger:
     def _build(self, snapshot: Snapshot) -> None:
         self._shown: Snapshot = snapshot
         self.nodes = sorted(snapshot.all(Node), key=lambda node: node.id)
+        self.ids = [node.id for node in self.nodes]
         self.index: dict[str, int] = {node.id: index for index, node in enumerate(self.nodes)}
         count = len(self.nodes)
         self.columns = Columns(self.nodes)
@@ -73,6 +75,7 @@ class Ledger:
         self.replicas: dict[str, dict[int, int]] = {}
         self.ports: dict[HostPort, dict[int, int]] = {}
         self.members: dict[str, Mask] = {}
+        self.failed: dict[str, dict[str, Task]] = {}
         cluster = snapshot.cluster
         for index, node in enumerate(self.nodes):
             self._capacity(index, node, cluster, 1)
@@ -136,6 +139,12 @@ class Ledger:
         if task is None or not task.node_id:
             return
         state = task.status.state
+        if state in _FAILED:
+            failed = self.failed.setdefault(task.service_id, {})
+            if times > 0:
+                failed[task.id] = task
+            else:
+                failed.pop(task.id, None)
         if STATE_ORDER[state] < _ASSIGNED or terminal(state):
             return
         index = self.index.get(task.node_id)
@@ -179,3 +188,9 @@ def ledger_of(snapshot: Snapshot) -> Ledger:
     else:
         _resident.follow(snapshot)
     return _resident
+
+
+def forget() -> None:
+    """As in a process that has just started."""
+    global _resident
+    _resident = None

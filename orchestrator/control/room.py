@@ -115,23 +115,14 @@ class Room:
 
     def hold(self, wanted: Demand, service_id: str, seats: Ints, placed: Sequence[Task]) -> None:
         """Tasks of one demand take these seats."""
-        counts = np.bincount(seats, minlength=self._count) if len(seats) > 1 else None
         for amount, free in self._needs(wanted.reserved):
-            if amount and counts is not None:
-                free -= counts * amount
-            elif amount:
-                free[seats] -= amount
-        replicas = self.replicas(service_id)
-        if counts is None:
-            self.active[seats] += 1
-            replicas[seats] += 1
-        else:
-            self.active += counts
-            replicas += counts
+            if amount:
+                np.subtract.at(free, seats, amount)
+        np.add.at(self.active, seats, 1)
+        np.add.at(self.replicas(service_id), seats, 1)
         for port in wanted.host_ports:
             self._taken(port)[seats] = True
-        for task in placed:
-            self._company.add(task)
+        self._company.add(placed)
 
     def give(self, index: int, wanted: Reservation) -> list[GenericResource]:
         """The generic resources of one more task, named ones by name; there is room."""

@@ -26,10 +26,10 @@ from orchestrator.control.filters import Filter, Refusal, explained, lasting_fil
 from orchestrator.control.ledger import ledger_of
 from orchestrator.control.placement_labels import Strategy, priority_of, strategy_of
 from orchestrator.control.room import Room
+from orchestrator.control.slots import wanted
 from orchestrator.control.steps import Decision, Step
 from orchestrator.errors import TaskError
 from orchestrator.model import (
-    STATE_ORDER,
     GenericResource,
     Node,
     NodeAttachment,
@@ -44,15 +44,12 @@ from orchestrator.templates import is_template, render
 # SwarmKit manager/scheduler/nodeinfo.go: monitorFailures, maxFailures
 _FAILURES_WITHIN = timedelta(minutes=5)
 _FAILURES_TOO_MANY = 5
-_RUNNING = STATE_ORDER[TaskState.RUNNING]
 _ASSIGNED_MESSAGE = "scheduler assigned task to node"
 _NODE_GONE = "no suitable node (the task's node is not part of the cluster)"
-_FAILED = frozenset({TaskState.FAILED, TaskState.REJECTED})
 
 
 def schedule(snapshot: Snapshot, ctx: Context) -> Decision:
-    waiting = [task for task in snapshot.tasks_waiting() if task.status.state is TaskState.PENDING]
-    waiting = [task for task in waiting if STATE_ORDER[task.desired_state] <= _RUNNING]
+    waiting = [task for task in snapshot.tasks_waiting() if task.status.state is TaskState.PENDING and wanted(task)]
     if not waiting:
         return Decision()
     return _Pass(snapshot, ctx).run(_groups(snapshot, waiting))
@@ -61,50 +58,51 @@ def schedule(snapshot: Snapshot, ctx: Context) -> Decision:
 class Group:
     """Tasks of one service that ask for the same, oldest first; `pinned`: each has its node already (global services)."""
 
-    __slots__ = ("_ports", "demand", "pinned", "priority", "service_id", "strategy", "tasks")
+    __slots__ = ("demand", "pinned", "priority", "service_id", "strategy", "tasks")
 
-    def __init__(self, snapshot: Snapshot, first: Task) -> None:
+    def __init__(self, snapshot: Snapshot, tasks: list[Task]) -> None:
+        first = tasks[0]
         service = snapshot.service(first.service_id)
-        self.tasks = [first]
+        self.tasks = tasks
         self.service_id = first.service_id
         self.pinned = bool(first.node_id)
         self.demand: Demand = demand(first)
         self.priority = priority_of(service)
         self.strategy: Strategy = strategy_of(service, snapshot.cluster)
-        self._ports = first.mesh_endpoint_ports
-
-    def takes(self, task: Task) -> bool:
-        first = self.tasks[0]
-        return (
-            (task.spec is first.spec or task.spec == first.spec)
-            and (task.mesh_endpoint_ports is self._ports or task.mesh_endpoint_ports == self._ports)
-            and networks(task) == self.demand.networks
-            and bool(task.node_id) is self.pinned
-            # a task without service is a group of its own
-            and bool(self.service_id)
-        )
 
 
 def _groups(snapshot: Snapshot, waiting: list[Task]) -> list[Group]:
-    """In the order in which they are served. Sorted key by key, the last one first: sorts are stable, and most are sorted already."""
-    for attribute in ("id", "slot", "created_at"):
-        waiting.sort(key=operator.attrgetter(attribute))
-    of_service: dict[str, list[Group]] = {}
-    ordered: list[Group] = []
+    """In the order in which they are served."""
+    of_service: dict[str, list[list[Task]]] = {}
     for task in waiting:
-        groups = of_service.get(task.service_id)
-        if groups is None:
-            groups = of_service[task.service_id] = []
-        for group in groups:
-            if group.takes(task):
-                group.tasks.append(task)
+        # a task without service is a group of its own
+        alike = of_service.setdefault(task.service_id or task.id, [])
+        for tasks in alike:
+            if _ask_for_the_same(tasks[0], task):
+                tasks.append(task)
                 break
         else:
-            group = Group(snapshot, task)
-            groups.append(group)
-            ordered.append(group)
-    ordered.sort(key=lambda group: -group.priority)
-    return ordered
+            alike.append([task])
+    groups = []
+    for alike in of_service.values():
+        for tasks in alike:
+            # key by key, the last one first: sorting is stable, and much of it is sorted already
+            if len({task.slot for task in tasks}) < len(tasks):
+                tasks.sort(key=operator.attrgetter("id"))
+            tasks.sort(key=operator.attrgetter("slot"))
+            tasks.sort(key=operator.attrgetter("created_at"))
+            groups.append(Group(snapshot, tasks))
+    return sorted(groups, key=lambda group: (-group.priority, group.tasks[0].created_at, group.tasks[0].slot, group.tasks[0].id))
+
+
+def _ask_for_the_same(one: Task, other: Task) -> bool:
+    """Equal demands; that they belong to one service is known. Told fast where tasks share their objects."""
+    return (
+        (one.spec is other.spec or one.spec == other.spec)
+        and (one.mesh_endpoint_ports is other.mesh_endpoint_ports or one.mesh_endpoint_ports == other.mesh_endpoint_ports)
+        and (one.networks_attachments is other.networks_attachments or networks(one) == networks(other))
+        and (not one.node_id) is (not other.node_id)
+    )
 
 
 class _Pass:
@@ -167,17 +165,17 @@ class _Pass:
         return placed
 
     def _seats(self, group: Group, tasks: list[Task], nodes: Ints, room: Ints) -> Ints:
-        wanted = group.demand
+        asked = group.demand
         replicas = self._room.replicas(group.service_id)
         candidates = Candidates(
             nodes=nodes,
             room=room[nodes],
             replicas=replicas[nodes],
             active=self._room.active[nodes],
-            fullness=self._room.fullness(wanted.reserved, nodes) if group.strategy == "binpack" else nodes,
+            fullness=self._room.fullness(asked.reserved, nodes) if group.strategy == "binpack" else nodes,
             all_replicas=replicas,
         )
-        tree = self._ledger.columns.branches(wanted.preferences, _label) if wanted.preferences else ()
+        tree = self._ledger.columns.branches(asked.preferences, _label) if asked.preferences else ()
         seed = zlib.crc32(tasks[0].id.encode()) if group.strategy == "random" else 0
         return fill(len(tasks), candidates, group.strategy, tree, seed)
 
@@ -195,38 +193,37 @@ class _Pass:
 
     def _failing(self, service_id: str) -> list[int]:
         failures: Counter[str] = Counter()
-        for task in self._snapshot.tasks_of_service(service_id):
-            if task.status.state in _FAILED and task.node_id and task.status.timestamp > self._now - _FAILURES_WITHIN:
-                failures[task.node_id] += 1
+        for task in self._ledger.failed.get(service_id, {}).values():
+            failures[task.node_id] += task.status.timestamp > self._now - _FAILURES_WITHIN
         index = self._ledger.index
         return [index[node_id] for node_id, count in failures.items() if count >= _FAILURES_TOO_MANY and node_id in index]
 
     def _take(self, group: Group, tasks: list[Task], seats: Ints) -> int:
         """Gives the seats to the tasks, up to the first whose node lacks an address on a network and can't get one."""
-        wanted = group.demand
+        asked = group.demand
         nodes: list[int] = seats.tolist()
-        if wanted.networks:
+        if asked.networks:
             for number, index in enumerate(nodes):
-                if not self._join(index, wanted.networks):
+                if not self._join(index, asked.networks):
                     nodes = nodes[:number]
                     seats = seats[:number]
                     break
-        if wanted.reserved.generic:
+        if asked.reserved.generic:
             for task, index in zip(tasks, nodes, strict=False):
-                self._assign(task, index, self._room.give(index, wanted.reserved))
+                self._assign(task, index, self._room.give(index, asked.reserved))
         else:
-            ids = self._ledger.nodes
-            replace, status, now, placed = msgspec.structs.replace, self._assigned, self._now, self._placed
-            for task, index in zip(tasks, nodes, strict=False):
-                placed.append(replace(task, node_id=ids[index].id, status=status, updated_at=now))
-        self._room.hold(wanted, group.service_id, seats, self._placed[len(self._placed) - len(nodes) :])
+            ids, replace, status, now = self._ledger.ids, msgspec.structs.replace, self._assigned, self._now
+            self._placed += [
+                replace(task, node_id=ids[index], status=status, updated_at=now) for task, index in zip(tasks, nodes, strict=False)
+            ]
+        self._room.hold(asked, group.service_id, seats, self._placed[len(self._placed) - len(nodes) :])
         return len(nodes)
 
     def _place_on_their_nodes(self, group: Group) -> None:
         """Tasks of a global service: their nodes are given, the filters still have to agree."""
-        wanted = group.demand
-        suitable = self._ledger.takes & lasting_mask(self._ledger.columns, wanted)
-        room = self._room.of(wanted, group.service_id, group.tasks[0], len(group.tasks))
+        asked = group.demand
+        suitable = self._ledger.takes & lasting_mask(self._ledger.columns, asked)
+        room = self._room.of(asked, group.service_id, group.tasks[0], len(group.tasks))
         for task in group.tasks:
             index = self._ledger.index.get(task.node_id)
             if index is None:
@@ -255,10 +252,10 @@ class _Pass:
         network = self._snapshot.network(network_id)
         return network is not None and self._pools.of(network).has_room_for_node()
 
-    def _joinable(self, wanted: Demand) -> Mask:
+    def _joinable(self, asked: Demand) -> Mask:
         """The nodes that have, or can get, an address on every network."""
         passes = np.ones(len(self._ledger.nodes), dtype=bool)
-        for id in wanted.networks:
+        for id in asked.networks:
             if not self._has_address_for_node(id):
                 passes &= self._room.members(id)
         return passes

@@ -17,6 +17,7 @@ from orchestrator.control.defaults import restart_rule
 from orchestrator.model import STATE_ORDER, PortConfig, Service, Task, TaskSpec, TaskState, terminal
 
 SlotKey = int | str
+_WANTED = frozenset(state for state in TaskState if STATE_ORDER[state] <= STATE_ORDER[TaskState.RUNNING])
 _BY_ITSELF = frozenset({TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED})
 
 
@@ -29,7 +30,7 @@ def mode_of(service: Service) -> Literal["replicated", "global", "job"]:
 
 def wanted(task: Task) -> bool:
     """The orchestrator wants it to run, now or when its time has come."""
-    return STATE_ORDER[task.desired_state] <= STATE_ORDER[TaskState.RUNNING]
+    return task.desired_state in _WANTED
 
 
 def live(task: Task) -> bool:

@@ -7,7 +7,7 @@ the one before it (`History`), so that what is derived from snapshots can follow
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import immutables
 import msgspec
@@ -35,6 +35,9 @@ _WAITING = frozenset({TaskState.NEW, TaskState.PENDING})
 HISTORY_LENGTH = 1 << 15
 
 
+_TaskIndex: TypeAlias = "immutables.Map[str, immutables.Map[str, Task]]"
+
+
 class History(msgspec.Struct, frozen=True):
     """One change in the chain of changes that led to a snapshot. `before` None: the chain begins here."""
 
@@ -50,10 +53,10 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     revision: int = 0
     tables: immutables.Map[str, immutables.Map[str, Object]] = immutables.Map()
-    tasks_by_service: immutables.Map[str, immutables.Map[str, None]] = immutables.Map()
-    tasks_by_node: immutables.Map[str, immutables.Map[str, None]] = immutables.Map()
-    tasks_by_network: immutables.Map[str, immutables.Map[str, None]] = immutables.Map()
-    waiting: immutables.Map[str, None] = immutables.Map()
+    tasks_by_service: _TaskIndex = immutables.Map()
+    tasks_by_node: _TaskIndex = immutables.Map()
+    tasks_by_network: _TaskIndex = immutables.Map()
+    waiting: immutables.Map[str, Task] = immutables.Map()
     history: History | None = None
 
     def get(self, cls: type[T], id: str) -> T | None:
@@ -99,24 +102,17 @@ class Snapshot(msgspec.Struct, frozen=True):
         return self.get(Claim, id)
 
     def tasks_of_service(self, service_id: str) -> list[Task]:
-        return self._tasks(self.tasks_by_service, service_id)
+        return list(self.tasks_by_service.get(service_id, _EMPTY).values())
 
     def tasks_of_node(self, node_id: str) -> list[Task]:
-        return self._tasks(self.tasks_by_node, node_id)
+        return list(self.tasks_by_node.get(node_id, _EMPTY).values())
 
     def tasks_of_network(self, network_id: str) -> list[Task]:
-        return self._tasks(self.tasks_by_network, network_id)
+        return list(self.tasks_by_network.get(network_id, _EMPTY).values())
 
     def tasks_waiting(self) -> list[Task]:
         """NEW or PENDING: they wait for addresses or for a node."""
-        return self._tasks_named(self.waiting)
-
-    def _tasks(self, index: immutables.Map[str, immutables.Map[str, None]], key: str) -> list[Task]:
-        return self._tasks_named(index.get(key, _EMPTY))
-
-    def _tasks_named(self, ids: Iterable[str]) -> list[Task]:
-        table = self.tables.get("task", _EMPTY)
-        return [cast(Task, table[id]) for id in ids]
+        return list(self.waiting.values())
 
     def with_object(self, obj: Object) -> Snapshot:
         """This picture with one object added or replaced (indexes too); the revision stays."""
@@ -183,20 +179,20 @@ class _Edit:
             self._reindex(id, cast(Task | None, old), cast(Task | None, obj))
 
     def _reindex(self, id: str, old: Task | None, new: Task | None) -> None:
-        self._service.move(id, old.service_id if old else "", new.service_id if new else "")
-        self._node.move(id, old.node_id if old else "", new.node_id if new else "")
+        self._service.set(id, old.service_id if old else "", new.service_id if new else "", new)
+        self._node.set(id, old.node_id if old else "", new.node_id if new else "", new)
         had, has = (old.networks_attachments if old else None) or (), (new.networks_attachments if new else None) or ()
-        if had != has:
+        if had and had != has:
             for attachment in had:
-                self._network.move(id, attachment.network.id, "")
-            for attachment in has:
-                self._network.move(id, "", attachment.network.id)
-        waited, waits = old is not None and old.status.state in _WAITING, new is not None and new.status.state in _WAITING
-        if waited != waits:
+                self._network.set(id, attachment.network.id, "", None)
+        for attachment in has:
+            self._network.set(id, "", attachment.network.id, new)
+        waits = new is not None and new.status.state in _WAITING
+        if waits or (old is not None and old.status.state in _WAITING):
             if self._waiting is None:
                 self._waiting = self._base.waiting.mutate()
             if waits:
-                self._waiting[id] = None
+                self._waiting[id] = new
             else:
                 del self._waiting[id]
 
@@ -216,19 +212,17 @@ class _Edit:
 
 
 class _Index:
-    """An index being changed: key -> ids; a key without ids leaves it."""
+    """An index being changed: key -> id -> task; a key without tasks leaves it."""
 
-    def __init__(self, base: immutables.Map[str, immutables.Map[str, None]]) -> None:
+    def __init__(self, base: _TaskIndex) -> None:
         self._base = base
         self._open: dict[str, Any] = {}
 
-    def move(self, id: str, before: str, after: str) -> None:
-        if before == after:
-            return
-        if before:
+    def set(self, id: str, before: str, after: str, task: Task | None) -> None:
+        if before and before != after:
             self._ids(before).pop(id, None)
         if after:
-            self._ids(after)[id] = None
+            self._ids(after)[id] = task
 
     def _ids(self, key: str) -> Any:
         ids = self._open.get(key)
@@ -236,7 +230,7 @@ class _Index:
             ids = self._open[key] = self._base.get(key, _EMPTY).mutate()
         return ids
 
-    def finish(self) -> immutables.Map[str, immutables.Map[str, None]]:
+    def finish(self) -> _TaskIndex:
         if not self._open:
             return self._base
         changed = self._base.mutate()
