@@ -2,7 +2,8 @@
 # make test            everything that proves it works (as root: whole clusters; installs what it needs)
 # make check           style, types and layers only
 # make bench           the demo's figures: how fast, how much memory
-.PHONY: demo test check bench bootstrap
+# make bench-mesh      the data plane's figures: programming the kernel
+.PHONY: demo test check bench bench-mesh bootstrap
 BIN := .venv/bin
 
 bootstrap:
@@ -13,6 +14,9 @@ demo: bootstrap
 
 bench: bootstrap
 	@$(BIN)/meshd demo --figures
+
+bench-mesh: bootstrap
+	@$(BIN)/python -m tests.mesh.bench_programming
 
 check: bootstrap
 	@$(BIN)/ruff check --quiet .

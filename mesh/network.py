@@ -40,10 +40,12 @@ class Members:
 
 @dataclass(frozen=True, slots=True)
 class RenderedNetwork:
-    """`basis`: all that the frame depends on. `links`: endpoint id -> what its attachment was made of, and the attachment."""
+    """`basis`: all that the frame depends on. `source`: what it was rendered from. `links`: endpoint id -> what its attachment was made of,
+    and the attachment."""
 
     basis: tuple[object, ...]
     assembly: Assembly
+    source: Network | None = None
     members: Members = field(default_factory=Members)
     links: Mapping[str, tuple[LocalEndpoint, int, Attachment]] = field(default_factory=dict)
 
@@ -76,7 +78,7 @@ def render_network(
     )
     if before is None or before.basis != basis:
         before = RenderedNetwork(basis, Assembly(_frame(network, state, facts), {}))
-    members = _members(network, state.published if network.ingress else ())
+    members = _members(network, state.published if network.ingress else (), before)
     links = _links(network, before, facts, errors)
     changes = list(_changes(network, state, before.members, members))
     assembly = before.assembly
@@ -89,7 +91,7 @@ def render_network(
     table = assembly.table
     if attachments != table.attachments:
         assembly = replace(assembly, table=replace(table, attachments=attachments))
-    return RenderedNetwork(basis, assembly, members, links)
+    return RenderedNetwork(basis, assembly, network, members, links)
 
 
 def _frame(network: Network, state: NodeState, facts: Facts) -> NamespaceTable:
@@ -121,10 +123,12 @@ def _mtu(network: Network, state: NodeState, facts: Facts) -> int:
     return network.mtu or facts.underlay_mtu - (50 if addr.family(state.underlay) == 4 else 70)
 
 
-def _members(network: Network, published: Iterable[PublishedPort]) -> Members:
+def _members(network: Network, published: Iterable[PublishedPort], before: RenderedNetwork) -> Members:
     """Raises ConfigError for a VIP that is somebody else's address."""
     where = f"network {network.id}"
-    services = {s.vip: s for s in network.services}
+    source, known = before.source, before.members
+    services = known.services if source and source.services is network.services else {s.vip: s for s in network.services}
+    remote = known.remote if source and source.remote is network.remote else {r.address: r for r in network.remote}
     if len(services) != len(network.services):
         unique(f"{where}: services", (s.vip for s in network.services), "VIP")
     unique(f"{where}: local", (e.id for e in network.local), "endpoint id")
@@ -137,7 +141,7 @@ def _members(network: Network, published: Iterable[PublishedPort]) -> Members:
         if address in services:
             raise ConfigError(f"{where}: a VIP", f"{address} is already {holder}")
     ports: dict[tuple[str, int], PublishedPort] = {(p.protocol, p.published): p for p in published}
-    return Members(services, ports, {r.address: r for r in network.remote}, frozenset(holders))
+    return Members(services, ports, remote, frozenset(holders))
 
 
 def _changes(network: Network, state: NodeState, old: Members, new: Members) -> Iterator[tuple[Part | None, Part | None]]:
