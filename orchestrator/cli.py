@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 
 import click
+import msgspec
 
 from orchestrator.errors import MeshdError
 from orchestrator.lab.layout import DEFAULT_STATE_DIR
 from orchestrator.version import VERSION
+
+DEFAULT_SOCKET = "/run/meshd/meshd.sock"
 
 
 class _Sentences(click.Group):
@@ -36,14 +39,15 @@ def main() -> None:
     docker -H unix:///run/meshd/meshd.sock swarm init
     meshd lab up                 a whole cluster on this machine, to try it
     meshd demo                   watch the main job, measured
-    meshd doctor                 is this machine ready to be a node?
+    meshd doctor                 is this machine ready to be a node, and does it reach the others?
+    meshd trace web              where does a packet to that service go, link by link?
     meshd dns query web --as client.1    what this node's task is answered, and why
     """
 
 
 @main.command()
 @click.option("--state-dir", default="/var/lib/meshd", show_default=True, help="Identity, etcd's data, dnsd's state.")
-@click.option("--socket", default="/run/meshd/meshd.sock", show_default=True, help="The Docker API for root and the group of --group.")
+@click.option("--socket", default=DEFAULT_SOCKET, show_default=True, help="The Docker API for root and the group of --group.")
 @click.option("--group", default="docker", show_default=True, help="Group that may use --socket (ignored if it doesn't exist).")
 @click.option("--engine", default="unix:///var/run/docker.sock", show_default=True, help="This node's Docker Engine.")
 @click.option("--advertise-addr", default="", help="Address other nodes reach this one at; chosen when there is only one.")
@@ -70,6 +74,41 @@ def doctor(engine: str) -> None:
     from orchestrator import doctor as checks
 
     sys.exit(checks.main(engine))
+
+
+@main.command()
+@click.argument("target")
+@click.option(
+    "--from", "start", default="", metavar="NODE", help="Start in a task on NODE (a port: on NODE itself).  [default: a near one]"
+)
+@click.option("--from-task", "start_task", default="", metavar="TASK", help="Start in this task: web.1, or an id.")
+@click.option("--via", "entry", default="", metavar="NODE", help="Call the published port of NODE.  [default: the node it starts on]")
+@click.option("--network", default="", help="The network to use, for a service on several.")
+@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Port to call.  [default: the service's first, or 80]")
+@click.option("--protocol", default="", type=click.Choice(["", "tcp", "udp", "icmp"]), show_choices=True, help="[default: the port's]")
+@click.option("--count", default=3, show_default=True, type=click.IntRange(1, 16), help="Probes to send; each is balanced anew.")
+@click.option("--json", "as_json", is_flag=True, help="Everything that was seen, for programs.")
+@click.option("--socket", default=DEFAULT_SOCKET, show_default=True, help="The socket of a manager's meshd.")
+def trace(socket: str, as_json: bool, **request: object) -> None:
+    """Where does a packet to TARGET go? A service, a VIP, a task's address, or a published port: :8080, node-2:8080, :53/udp.
+
+    Sends marked probes (TCP SYN, UDP, ICMP) and watches every link of every node they pass, in and out of the tunnels: from the client to
+    the balancer, to a task, and back; says where one got lost. It opens no connection. Exit code 0: all arrived; 1: not all; 2: can't be
+    traced.
+    """
+    from rich.console import Console
+
+    from orchestrator.diagnose import ask, picture
+    from orchestrator.diagnose.report import TraceReport
+
+    answer = ask.ask(socket, "POST", "/mesh/v1/trace", request)
+    report = msgspec.json.decode(answer, type=TraceReport)
+    if as_json:
+        click.echo(answer)
+    else:
+        console = Console() if sys.stdout.isatty() else Console(width=200)
+        console.print(picture.picture(report), highlight=False, soft_wrap=True)
+    sys.exit(0 if report.good else 1)
 
 
 @main.command()

@@ -261,9 +261,13 @@ class Meshd:
             self._clear()
 
     async def engine_session(self, node_id: str) -> tuple[aiohttp.ClientSession, str]:
+        session, base = await self.node_session(node_id)
+        return session, f"{base}/engine"
+
+    async def node_session(self, node_id: str) -> tuple[aiohttp.ClientSession, str]:
         if self._node is None or self._manager is None:
             raise ApiError(503, "this node is not a manager")
-        return self._node.engine_session(self._manager.store.snapshot(), node_id)
+        return self._node.node_session(self._manager.store.snapshot(), node_id)
 
     def rotate_token(self, cluster: Cluster, role: JoinRole) -> JoinTokens:
         return tokens.rotated(cluster.join_tokens or JoinTokens(), role, cluster.mesh_ca_cert)

@@ -17,12 +17,13 @@ import msgspec
 
 from dnsd.client import Client
 from mesh import NodeMesh
-from mesh.model import Balancer
+from mesh.model import Balancer, NodeState
 from orchestrator.agent.agent import Agent
 from orchestrator.agent.dnsd_process import DnsdProcess
 from orchestrator.agent.engine import DockerRuntime
 from orchestrator.agent.errors import EngineUnavailable
 from orchestrator.agent.leaving import remove_all
+from orchestrator.diagnose.node_side import NodeTracing
 from orchestrator.dispatcher.connection import over_tls
 from orchestrator.dispatcher.session import AgentSession
 from orchestrator.dispatcher.tls_app import ManagerSide, NodeServer
@@ -102,7 +103,10 @@ class NodeRuntime:
         )
         self._names = Client(control)
         host, port = split_endpoint(settings.listen)
-        self._server = NodeServer(credentials, engine_socket=settings.engine_socket, manager=manager_side, host=host, port=port)
+        tracing = NodeTracing(netns_prefix=settings.netns_prefix, state=self._told, pid_of=self._pid_of)
+        self._server = NodeServer(
+            credentials, engine_socket=settings.engine_socket, manager=manager_side, host=host, port=port, tracing=tracing
+        )  # fmt: skip
         self._session: AgentSession | None = None
         self._agent: Agent | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -144,8 +148,8 @@ class NodeRuntime:
         await self._mesh.flush()
         await self.stop()
 
-    def engine_session(self, snapshot: Snapshot, node_id: str) -> tuple[aiohttp.ClientSession, str]:
-        """HTTP to another node's Engine API, as a manager. ApiError(500) for a node that has no address."""
+    def node_session(self, snapshot: Snapshot, node_id: str) -> tuple[aiohttp.ClientSession, str]:
+        """HTTP to a node's own API, as a manager. ApiError(500) for a node that has no address."""
         node = snapshot.node(node_id)
         if node is None or not node.description.mesh_api_addr:
             raise ApiError(500, f"node {node_id} is not known to this cluster any more")
@@ -154,7 +158,14 @@ class NodeRuntime:
             connector = aiohttp.TCPConnector(ssl=self._credentials.client_context(node_id), limit=0)
             session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None, sock_connect=5), trust_env=False)
             self._http[node_id] = session
-        return session, f"https://{node.description.mesh_api_addr}/v1/engine"
+        return session, f"https://{node.description.mesh_api_addr}/v1"
+
+    def _told(self) -> NodeState | None:
+        return self._agent.wanted if self._agent is not None else None
+
+    def _pid_of(self, task_id: str) -> int:
+        container = self._agent.containers.get(task_id) if self._agent is not None else None
+        return container.pid if container is not None else 0
 
     # ---- the agent -----------------------------------------------------------------------------------------------------------
 

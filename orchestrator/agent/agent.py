@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from mesh.model import Balancer
+from mesh.model import Balancer, NodeState
 from orchestrator.agent.container_spec import grace_s, task_files, uses_host_network
 from orchestrator.agent.errors import EngineUnavailable
 from orchestrator.agent.names_state import dns_state
@@ -125,6 +125,11 @@ class Agent:
     def containers(self) -> dict[str, Container]:
         """Task id -> its container on this node, as last seen."""
         return dict(self._containers)
+
+    @property
+    def wanted(self) -> NodeState | None:
+        """What the data plane was last told to be."""
+        return self._network.wanted_state
 
     @property
     def engine_available(self) -> bool:

@@ -64,6 +64,10 @@ class NetworkLoop:
         self.attached: frozenset[str] = frozenset()
         self.errors: dict[str, str] = {}
 
+    @property
+    def wanted_state(self) -> NodeState | None:
+        return self._wanted.state if self._wanted is not None else None
+
     def want(self, wanted: Wanted, *, owed: bool = False) -> None:
         """owed: the managers wait for an acknowledgement even if nothing changes."""
         before = self._wanted

@@ -110,6 +110,10 @@ class Backend(Protocol):
         backend's: the API never closes it. ApiError(500) when that node can't be reached."""
         ...
 
+    async def node_session(self, node_id: str) -> tuple[aiohttp.ClientSession, str]:
+        """The same for the node's own API, which carries its Engine's."""
+        ...
+
     def rotate_token(self, cluster: Cluster, role: JoinRole) -> JoinTokens:
         """The cluster's tokens with a new secret for `role`. Only computed: the API commits it."""
         ...

@@ -2,7 +2,7 @@
 
 Edge: aiohttp routes over the listener. Everyone may fetch the root certificate; a join token opens `join`; a certificate of a node
 that is still in the store opens `renew`, `dispatcher` and, if the node is to be a manager, `promote`; a manager's certificate opens the
-node's Engine. On workers, which have no store, only the root certificate and the Engine are served.
+node's Engine and its traces. On workers, which have no store, only the root certificate and what managers ask of a node are served.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import TypeVar
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
+from orchestrator.diagnose.node_side import NodeTracing
 from orchestrator.dispatcher.engine_proxy import EngineProxy
 from orchestrator.dispatcher.server import Dispatcher
 from orchestrator.errors import Conflict, MeshdError, StoreUnavailable
@@ -64,6 +66,7 @@ class NodeServer:
         manager: Callable[[], ManagerSide | None],
         host: str = "0.0.0.0",
         port: int = admission.DEFAULT_PORT,
+        tracing: NodeTracing | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._credentials = credentials
@@ -79,6 +82,9 @@ class NodeServer:
         app.router.add_post("/v1/promote", self._promote)
         app.router.add_get("/v1/dispatcher", self._dispatch)
         app.router.add_route("*", "/v1/engine/{path:.*}", self._engine_request)
+        if tracing is not None:
+            app.router.add_get("/v1/trace", self._for_managers(tracing.watch))
+            app.router.add_post("/v1/trace/send", self._for_managers(tracing.send))
         # A client that hangs up ends its request here too: a followed log would else be read for ever.
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, keepalive_timeout=75.0, shutdown_timeout=2.0)
         self._listener = TlsListener(self._runner, lambda: credentials.server_context, host, port)
@@ -172,6 +178,18 @@ class NodeServer:
         return await side.dispatcher.serve(request, peer)
 
     async def _engine_request(self, request: web.Request) -> web.StreamResponse:
+        self._require_manager(request)
+        return await self._engine.forward(request, request.rel_url.raw_path.removeprefix("/v1/engine"))
+
+    def _for_managers(self, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Handler:
+        async def checked(request: web.Request) -> web.StreamResponse:
+            self._require_manager(request)
+            return await handler(request)
+
+        return checked
+
+    def _require_manager(self, request: web.Request) -> None:
+        """HTTP 403 unless a manager asks."""
         peer = self._peer(request)
         if peer is None:
             raise web.HTTPForbidden(text=_CERTIFICATE_NEEDED)
@@ -179,9 +197,8 @@ class NodeServer:
         # A manager knows who still is one; a worker has only the certificate to go by.
         known = side.store.snapshot().node(peer.node_id) if side else None
         if peer.role != "manager" or (side is not None and (known is None or known.spec.role != "manager")):
-            log.warning("engine refused node=%s role=%s address=%s", peer.node_id, peer.role, peer.address)
-            raise web.HTTPForbidden(text="only managers may use the Engine of a node")
-        return await self._engine.forward(request, request.rel_url.raw_path.removeprefix("/v1/engine"))
+            log.warning("not a manager path=%r node=%s role=%s address=%s", request.path, peer.node_id, peer.role, peer.address)
+            raise web.HTTPForbidden(text="only managers may use the Engine of a node, or look into its networks")
 
 
 async def _body(request: web.Request, form: type[A]) -> A:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from orchestrator.diagnose.report import TraceReport
 from orchestrator.lab import processes
 from orchestrator.lab.lab import Lab, Node, wait_until
 from orchestrator.lab.probe import Log, Probe, dns_addresses, http_get, in_network
@@ -133,6 +136,42 @@ def test_a_published_service_is_reached_through_every_node_and_by_its_vip(lab: L
     assert cli.ok("service", "inspect", "web", "--format", "{{range .Endpoint.Ports}}{{.PublishedPort}}{{end}}") == "8080"
     logs = cli.ok("service", "logs", "--raw", "web")
     assert logs == ""
+
+
+def traced(node: Node, *arguments: str) -> TraceReport:
+    command = [sys.executable, "-m", "orchestrator.cli", "trace", *arguments, "--json", "--socket", str(node.layout.meshd_socket)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode in (0, 1), done.stderr
+    report = msgspec.json.decode(done.stdout, type=TraceReport)
+    assert (done.returncode == 0) == report.good
+    return report
+
+
+def test_trace_follows_a_packet_there_and_back_and_says_where_it_is_lost(lab: Lab, cli: Cli) -> None:
+    cli.ok("network", "create", "-d", "overlay", "front")
+    cli.create("web", "--mode", "global", "--network", "front", "-p", "8086:80")
+    vip = traced(lab.nodes[0], "web", "--from", "node-1", "--count", "4")
+    assert vip.good, vip
+    assert (vip.kind, vip.nodes[vip.client_node], len(vip.expected)) == ("VIP", "node-1", 3)
+    for path in vip.paths:
+        assert path.outcome == "answered"
+        assert [path.there[0].sighting.place, path.back[-1].sighting.place] == [vip.client_place] * 2
+        assert path.backend_node == path.there[-1].node
+        tunnelled = {hop.node for hop in path.there if hop.sighting.packet.capsule}
+        assert tunnelled == (set() if path.backend_node == vip.client_node else {vip.client_node, path.backend_node})
+    remote = next(route for route in vip.expected if vip.nodes[route.node] == "node-2")
+    firewall = lab.nodes[1]
+    firewall.exec(
+        "nft", "add table inet fw; add chain inet fw in { type filter hook input priority 0; }; add rule inet fw in udp dport 4789 drop"
+    )
+    try:
+        lost = traced(lab.nodes[0], remote.address, "--from", "node-1", "--count", "1")
+    finally:
+        firewall.exec("nft", "delete", "table", "inet", "fw")
+    assert (lost.good, lost.paths[0].outcome) == (False, "lost")
+    assert "arrived on node-2's eth0 in its VXLAN capsule and never came out of the tunnel" in lost.paths[0].verdict
+    port = traced(lab.nodes[0], "node-2:8086", "--from", "node-1", "--count", "1")
+    assert (port.kind, port.nodes[port.entry], port.paths[0].outcome) == ("published port", "node-2", "answered"), port
 
 
 def test_dnsrr_rotates_over_the_tasks(lab: Lab, cli: Cli) -> None:

@@ -18,9 +18,9 @@ def _run(*arguments: str) -> Result:
 
 def test_help_teaches_the_way_from_nothing_to_a_cluster() -> None:
     text = _run("--help").output
-    for word in ("daemon", "docker -H unix:///run/meshd/meshd.sock swarm init", "lab", "demo", "doctor", "dns"):
+    for word in ("daemon", "docker -H unix:///run/meshd/meshd.sock swarm init", "lab", "demo", "doctor", "trace", "dns"):
         assert word in text
-    for command in ("daemon", "lab", "demo", "doctor", "dns"):
+    for command in ("daemon", "lab", "demo", "doctor", "trace", "dns"):
         result = _run(command, "--help")
         assert result.exit_code == 0
         assert result.output.count("\n") > 5
@@ -68,6 +68,11 @@ def test_doctor_says_what_to_do_without_an_engine(monkeypatch: pytest.MonkeyPatc
     result = _run("doctor", "--engine", "unix:///nonexistent.sock")
     assert result.exit_code == 1
     assert "no Docker Engine answers at unix:///nonexistent.sock: start it" in result.output
+
+
+def test_trace_needs_a_daemon(tmp_path: Path) -> None:
+    result = _run("trace", "web", "--socket", str(tmp_path / "none.sock"))
+    assert (result.exit_code, "start it, or say where it is with --socket" in result.output) == (2, True)
 
 
 def test_lab_status_of_nothing() -> None:

@@ -20,6 +20,7 @@ from aiohttp import web
 from msgspec.structs import replace
 from yarl import URL
 
+from orchestrator.diagnose.node_side import NodeTracing
 from orchestrator.dispatcher.messages import Heartbeat, Hello
 from orchestrator.dispatcher.tls_app import MAX_BODY_BYTES, NodeServer
 from orchestrator.errors import ApiError, ConfigError
@@ -46,6 +47,22 @@ async def worker(lab: Lab, tmp_path: Path) -> AsyncIterator[NodeServer]:
     server = NodeServer(
         await lab.cluster.node("w9"), engine_socket=str(tmp_path / "engine.sock"), manager=lambda: None, host="127.0.0.1", port=0
     )  # fmt: skip
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def traced(lab: Lab) -> AsyncIterator[NodeServer]:
+    """A worker that has no network and no task."""
+    server = NodeServer(
+        await lab.cluster.node("w8"),
+        engine_socket="/x",
+        manager=lambda: None,
+        host="127.0.0.1",
+        port=0,
+        tracing=NodeTracing(netns_prefix="none", state=lambda: None, pid_of=lambda task_id: 0),
+    )
     await server.start()
     yield server
     await server.stop()
@@ -97,6 +114,23 @@ async def test_who_gets_what(lab: Lab, manager: Manager, who: str, path: str, st
     found, answer = await call(manager.addr, "GET", path, contexts[who])
     assert found == status
     assert text in (answer["message"] if isinstance(answer, dict) else answer)
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/trace"), ("POST", "/v1/trace/send")])
+async def test_only_managers_look_into_a_nodes_networks(lab: Lab, traced: NodeServer, method: str, path: str) -> None:
+    context = lab.cluster.credentials("w1").client_context("w8")
+    assert await call(of(traced), method, path, context) == (
+        403, {"message": "only managers may use the Engine of a node, or look into its networks"}
+    )  # fmt: skip
+
+
+async def test_probes_from_a_container_that_is_gone_are_a_sentence(lab: Lab, traced: NodeServer) -> None:
+    context = lab.cluster.credentials("m1", "manager").client_context("w8")
+    orders = {"place": "task:gone", "protocol": "tcp", "destination": "192.0.2.9", "port": 80, "mark": 1, "count": 1}
+    found = await call(of(traced), "POST", "/v1/trace/send", context, json=orders)
+    assert found == (200, {"error": "the container that should send the probes is not on this node (any more)"})
+    status, _ = await call(of(traced), "POST", "/v1/trace/send", context, json=orders | {"mark": "x"})
+    assert status == 400
 
 
 @pytest.mark.parametrize("flaw", ["another CA", "expired", "not yet valid", "self-signed by a node"])

@@ -1,0 +1,22 @@
+"""Diagnosis over the API, beyond Docker's: `POST /mesh/v1/trace` sends probes through the cluster and tells the way they took.
+
+Edge: routes; managers only, for they alone may look into other nodes.
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from orchestrator.api import access
+from orchestrator.diagnose.itinerary import TraceRequest
+from orchestrator.diagnose.trace import trace
+
+
+async def post_trace(request: web.Request) -> web.Response:
+    store = access.store_of(request)
+    backend = access.backend_of(request)
+    asked = await access.body_as(request, TraceRequest)
+    return access.answer(await trace(backend, store.snapshot(), asked, backend.node_id))
+
+
+ROUTES = [web.post("/mesh/v1/trace", post_trace)]
