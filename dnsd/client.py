@@ -11,8 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
-
+from dnsd.encoded import digest_of, encode
 from dnsd.errors import ConfigError, DnsUnavailable, RemoteProtocolError
 from dnsd.messages import (
     AppliedReply,
@@ -29,7 +28,6 @@ from dnsd.messages import (
     Request,
     StatusReply,
     Welcome,
-    digest_of,
     frame,
     read_reply,
 )
@@ -148,7 +146,7 @@ class Client:
         for zone in zones:
             before = self._encoded.get(zone.network)
             if before is None or before[0] is not zone:
-                body = msgspec.msgpack.encode(zone)
+                body = encode(zone)
                 before = (zone, digest_of(body), body)
             encoded[zone.network] = before
         if len(encoded) != len(zones):

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from dnsd import state_file
+from dnsd.encoded import EncodedZone, digest_of
 from dnsd.errors import ConfigError, DnsError, RemoteProtocolError
 from dnsd.messages import (
     AppliedReply,
@@ -30,16 +31,14 @@ from dnsd.messages import (
     Request,
     StatusReply,
     Welcome,
-    digest_of,
     frame,
     read_request,
 )
-from dnsd.model import Applied, DnsState, ZoneSpec
+from dnsd.model import Applied
 from dnsd.server import Server
 from dnsd.version import VERSION
 
 _log = logging.getLogger("dnsd")
-_zones = msgspec.msgpack.Decoder(ZoneSpec)
 
 
 class Control:
@@ -49,7 +48,7 @@ class Control:
         self._server = server
         self._path = path
         self._state_path = state_path
-        self._known: dict[str, tuple[bytes, ZoneSpec]] = {}
+        self._known: dict[str, EncodedZone] = {}
         self._listener: asyncio.Server | None = None
         self._inode = 0
         self._writers: set[asyncio.StreamWriter] = set()
@@ -87,12 +86,12 @@ class Control:
         if loaded is None:
             return
         try:
-            applied = await self._server.apply(loaded.state, expected=loaded.identities)
-        except DnsError as error:
+            applied = await self._server.serve(tuple(loaded.zones.values()), loaded.scopes, expected=loaded.identities)
+        except (DnsError, msgspec.DecodeError) as error:
             _log.warning("event=state-ignored path=%s reason=%r", state_path, str(error))
             return
-        self._known = {digest_of(body): (body, zone) for body, zone in zip(loaded.bodies, loaded.state.zones, strict=True)}
-        _log.info("event=restored zones=%d scopes=%d", len(loaded.state.zones), len(loaded.state.scopes) - len(applied.failed))
+        self._known = loaded.zones
+        _log.info("event=restored zones=%d scopes=%d", len(loaded.zones), len(loaded.scopes) - len(applied.failed))
         for scope_id, reason in applied.failed.items():
             _log.info("event=scope-not-restored scope=%s reason=%r", scope_id, reason)
 
@@ -139,33 +138,29 @@ class Control:
         missing = tuple(digest for digest in request.zones if digest not in self._known and digest not in request.bodies)
         if missing:
             return Missing(missing)
-        known: dict[str, tuple[bytes, ZoneSpec]] = {}
-        for digest in request.zones:
-            if digest in self._known:
-                known[digest] = self._known[digest]
-                continue
-            body = request.bodies[digest]
-            if digest_of(body) != digest:
-                raise RemoteProtocolError(f"zone {digest} does not have that digest")
-            try:
-                known[digest] = (body, _zones.decode(body))
-            except msgspec.DecodeError as error:
-                raise RemoteProtocolError(f"zone {digest} can't be read: {error}") from error
+        known: dict[str, EncodedZone] = {}
         try:
-            applied = await self._server.apply(DnsState(zones=tuple(zone for _, zone in known.values()), scopes=request.scopes))
+            for digest in request.zones:
+                known[digest] = self._known.get(digest) or EncodedZone(request.bodies[digest])
+                # In a thread: it computes for as long as an asker should wait at most, without holding Python up.
+                if digest not in self._known and await asyncio.to_thread(digest_of, request.bodies[digest]) != digest:
+                    raise RemoteProtocolError(f"zone {digest} does not have that digest")
+            applied = await self._server.serve(tuple(known.values()), request.scopes)
+        except msgspec.DecodeError as error:
+            raise RemoteProtocolError(f"a zone can't be read: {error}") from error
         except ConfigError as error:
             return Refused(str(error))
         self._known = known
         for scope_id, reason in applied.failed.items():
             _log.warning("event=scope-failed scope=%s reason=%r", scope_id, reason)
-        return AppliedReply(self._save(request, applied))
+        return AppliedReply(await self._save(request, applied))
 
-    def _save(self, request: Apply, applied: Applied) -> Applied:
+    async def _save(self, request: Apply, applied: Applied) -> Applied:
         if self._state_path is None:
             return applied
         try:
-            bodies = tuple(body for body, _ in self._known.values())
-            state_file.save(self._state_path, bodies, request.scopes, self._server.identities())
+            bodies = tuple(zone.body for zone in self._known.values())
+            await asyncio.to_thread(state_file.save, self._state_path, bodies, request.scopes, self._server.identities())
         except ConfigError as error:
             # The names are served all the same; only a dnsd killed now would come back empty.
             _log.warning("event=state-not-saved reason=%r", str(error))

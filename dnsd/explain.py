@@ -55,7 +55,7 @@ def reason_of(view: View, name: bytes) -> Reason:
                 reason.notes.append(
                     f"the asker's own stack comes first: {prefix.decode()}{text.split('.')[0]} goes before what is called {text}"
                 )
-            others = {other.spec.name: None for other, _, _ in known if other is not zone}
+            others = {other.name: None for other, _, _ in known if other is not zone}
             if others:
                 reason.notes.append(
                     f"also known on {', '.join(others)}: not used; the asker's first network that can be reached wins, they are never mixed"
@@ -120,7 +120,7 @@ def _match(zone: Zone, name: bytes, prefix: bytes) -> Reason:
     if reason is None and (bare := zone.without_suffix(name)):
         reason = _match_bare(zone, bare, prefix)
     assert reason is not None
-    reason.network = zone.spec.name
+    reason.network = zone.name
     return reason
 
 
@@ -197,8 +197,8 @@ def _pointer(view: View, packed: bytes) -> Reason:
     zone = next(zone for zone in view.zones if zone.pointer(packed))
     for service in zone.spec.services:
         if any(names.packed_address(vip) == packed for vip in service.vips):
-            return Reason(f"{address} is a virtual IP of service {service.name}", network=zone.spec.name)
-    return Reason(f"{address} is the address of a task or container", network=zone.spec.name)
+            return Reason(f"{address} is a virtual IP of service {service.name}", network=zone.name)
+    return Reason(f"{address} is the address of a task or container", network=zone.name)
 
 
 # -- what hasn't ----------------------------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def _denial(view: View, name: bytes) -> str:
     if not view.denies(name):
         return ""
     text, labels = names.text_of(name), names.labels_of(name)
-    networks = ", ".join(zone.spec.name for zone in view.zones) or "none"
+    networks = ", ".join(zone.name for zone in view.zones) or "none"
     start = f"no such name on the asker's networks ({networks}), and it is not asked of others"
     if not view.policy.forward:
         return f"{start}: a network of the asker, or the asker itself, forbids to forward"
@@ -217,7 +217,7 @@ def _denial(view: View, name: bytes) -> str:
         return f"{start}: {text} is a single label"
     for zone in view.zones:
         if zone.covers(name):
-            return f"{start}: it is below the name of network {zone.spec.name}"
+            return f"{start}: it is below the name of network {zone.name}"
     if len(labels) == 3 and labels[0].startswith(b"_") and labels[1].startswith(b"_"):
         return f"{start}: it asks for a port of a single-label name"
     return f"{start}: no public domain is called {labels[-1].decode(errors='replace')}"

@@ -11,12 +11,15 @@ from __future__ import annotations
 import asyncio
 import select
 import selectors
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from time import monotonic
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 _T = TypeVar("_T")
+
+# How long askers may be kept waiting by work that can be interrupted.
+_SLICE_S = 0.001
 
 # Reads and answers. True: the event loop has something to do now (a task was created).
 Serve = Callable[[], bool]
@@ -84,6 +87,28 @@ class _ServingSelector(selectors.EpollSelector):
     def close(self) -> None:
         self.poller.close()
         super().close()
+
+
+class Pace:
+    """For long work in the event loop: `rest` wherever it may be interrupted, and sockets are served once in a millisecond."""
+
+    def __init__(self) -> None:
+        self._until = monotonic() + _SLICE_S
+
+    async def rest(self) -> None:
+        if monotonic() > self._until:
+            await asyncio.sleep(0)
+            self._until = monotonic() + _SLICE_S
+
+    async def run(self, steps: Generator[None, None, _T]) -> _T:
+        """What the generator returns."""
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                result: _T = end.value
+                return result
+            await self.rest()
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

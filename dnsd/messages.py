@@ -19,7 +19,6 @@ travels as its own encoded bytes, once: afterwards both sides call it by its dig
 from __future__ import annotations
 
 import asyncio
-import hashlib
 
 import msgspec
 
@@ -103,10 +102,6 @@ Reply = Welcome | Missing | AppliedReply | StatusReply | Explained | Logged | Re
 _encoder = msgspec.msgpack.Encoder()
 _requests = msgspec.msgpack.Decoder(Request)
 _replies = msgspec.msgpack.Decoder(Reply)
-
-
-def digest_of(body: bytes) -> str:
-    return hashlib.blake2b(body, digest_size=16).hexdigest()
 
 
 def frame(message: Request | Reply) -> bytes:

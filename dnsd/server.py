@@ -12,17 +12,19 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from dnsd import presentation, wire
 from dnsd.counters import BOUNDS_S, Histogram, QueryCounters
 from dnsd.datagrams import Batch
+from dnsd.encoded import EncodedZone
 from dnsd.errors import ConfigError, DnsError
 from dnsd.explain import find_asker, reason_of
 from dnsd.forward import Forwarder
 from dnsd.listener import Listener
+from dnsd.loop import Pace
 from dnsd.model import (
     AnswerCount,
     Applied,
@@ -41,7 +43,7 @@ from dnsd.policy import policy_of
 from dnsd.query_log import QueryLog
 from dnsd.resolve import Forward, Room, View
 from dnsd.resolvers import Endpoint, NodeResolvers, endpoint_text, parse_endpoint
-from dnsd.sockets import OWN_NETNS, Opened, Request, netns_id, open_all
+from dnsd.sockets import OWN_NETNS, Opened, Request, close_all, netns_id, open_all
 from dnsd.version import VERSION
 from dnsd.zone import Zone
 
@@ -56,12 +58,11 @@ _Place = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A scope that could be open: where it listens and what it shows."""
+    """A scope that could be open, and where it listens."""
 
     scope: ScopeSpec
     place: _Place
     listen: Endpoint
-    view: View
 
 
 class Server:
@@ -91,52 +92,65 @@ class Server:
 
         expected: scope id -> identity its namespace must have (see `identities`); a path of a dead process may lead elsewhere.
         """
-        async with self._applying:
-            return await self._apply(state, expected)
+        return await self.serve(state.zones, state.scopes, expected=expected)
 
-    async def _apply(self, state: DnsState, expected: Mapping[str, str] | None) -> Applied:
-        _check(state)
-        zones = {spec.network: self._compile(spec) for spec in state.zones}
-        problems = [problem for zone in zones.values() for problem in zone.problems]
-        views: dict[_Seen, View] = {}
-        wanted: dict[_Place, _Wanted] = {}
-        failed: dict[str, str] = {}
-        for scope in state.scopes:
+    async def serve(
+        self, zones: Sequence[ZoneSpec | EncodedZone], scopes: Sequence[ScopeSpec], *, expected: Mapping[str, str] | None = None
+    ) -> Applied:
+        """`apply`, also of zones that need not become objects. msgspec.DecodeError: one of these can't be read, nothing done."""
+        async with self._applying:
+            _check(zones, scopes)
+            pace = Pace()
+            wanted, failed = _places(scopes)
+            for place in list(self._listeners):
+                # Closed before anything is opened: the namespace behind the same path may be a new one.
+                if place in wanted and self._is_dead(place):
+                    self._close(place)
+                await pace.rest()
+            missing = [want for place, want in wanted.items() if place not in self._listeners]
+            requests = [Request(want.scope.netns, want.listen, (expected or {}).get(want.scope.id, "")) for want in missing]
+            # First of all: what is asked meanwhile waits in the sockets.
+            results = await open_all(requests, pace)
             try:
-                listen = parse_endpoint(scope.listen)
-            except ConfigError as error:
-                failed[scope.id] = str(error)
-                continue
-            place = (scope.netns, endpoint_text(listen), scope.id if listen[1] == 0 else "")
-            if place in wanted:
-                failed[scope.id] = f"{scope.listen} in {scope.netns or 'our own namespace'} already serves scope {wanted[place].scope.id!r}"
-                continue
-            wanted[place] = _Wanted(scope, place, listen, self._view(scope, zones, views, problems))
-        for place in [place for place in self._listeners if place not in wanted or self._is_dead(place)]:
-            # Closed before anything is opened: the namespace behind the same path may be a new one.
-            if place in wanted:
-                self._close(place)
-        missing = [want for place, want in wanted.items() if place not in self._listeners]
-        opened = await open_all(
-            [Request(want.scope.netns, want.listen, (expected or {}).get(want.scope.id, "")) for want in missing],
-        )
-        # From here to the end nothing waits: one step of the event loop.
+                compiled = {zone.network: await self._compile(zone, pace) for zone in zones}
+                views, problems = await self._view_all(wanted, compiled, pace)
+            except BaseException:
+                close_all(results)
+                raise
+            opened = dict(zip([want.place for want in missing], results, strict=True))
+            old = [zone for network, zone in self._zones.items() if compiled.get(network) is not zone]
+            self._scopes = {scope.id: scope for scope in scopes}
+            self._exchange(wanted, compiled, views, opened, failed)
+            for zone in old:
+                await pace.run(zone.emptied())
+            return Applied(failed=failed, problems=tuple(dict.fromkeys(problems)))
+
+    def _exchange(
+        self,
+        wanted: Mapping[_Place, _Wanted],
+        zones: dict[str, Zone],
+        views: dict[_Seen, View],
+        opened: Mapping[_Place, Opened | ConfigError],
+        failed: dict[str, str],
+    ) -> None:
+        """Nothing waits here: one step of the event loop. What couldn't be opened is added to `failed`."""
         for place in [place for place in self._listeners if place not in wanted]:
             self._close(place)
-        for place, listener in self._listeners.items():
-            listener.view = wanted[place].view
-        for want, result in zip(missing, opened, strict=True):
+        for place, want in wanted.items():
+            view, result = views[_seen(want.scope)], opened.get(place)
             if isinstance(result, Opened):
-                self._listeners[want.place] = Listener(
-                    result, want.view, self._forwarder, self.counters, self.traffic, self._batch(result.udp.family)
-                )
-            else:
+                batch = self._batch(result.udp.family)
+                self._listeners[place] = Listener(result, view, self._forwarder, self.counters, self.traffic, batch)
+            elif result is not None:
                 failed[want.scope.id] = str(result)
+            elif place in self._listeners:
+                self._listeners[place].view = view
+            else:
+                failed[want.scope.id] = _gone(place)
         for seen, view in self._views.items():
             if views.get(seen) is not view:
                 self._room.leave(view)
         self._zones, self._views = zones, views
-        self._scopes = {scope.id: scope for scope in state.scopes}
         self._places = {want.scope.id: place for place, want in wanted.items()}
         self._reasons = dict(failed)
         self._attach_logs()
@@ -145,7 +159,6 @@ class Server:
         self.counters["applied"] += 1
         if self._watcher is None:
             self._watcher = asyncio.create_task(self._watch())
-        return Applied(failed=failed, problems=tuple(dict.fromkeys(problems)))
 
     def address(self, scope_id: str) -> Endpoint:
         """Where a scope really listens (its port 0 became a number)."""
@@ -183,7 +196,7 @@ class Server:
             version=VERSION,
             pid=os.getpid(),
             uptime_s=time.monotonic() - self._since,
-            zones=tuple(ZoneStatus(network=key, name=zone.spec.name, names=len(zone)) for key, zone in sorted(self._zones.items())),
+            zones=tuple(ZoneStatus(network=key, name=zone.name, names=len(zone)) for key, zone in sorted(self._zones.items())),
             scopes=tuple(scopes),
             upstreams=tuple(endpoint_text(endpoint) for endpoint in self._forwarder.upstreams()),
             health=self._forwarder.health.status(time.monotonic()),
@@ -234,7 +247,7 @@ class Server:
         return Explanation(
             scope=scope_id,
             asker=asker,
-            networks=tuple(zone.spec.name for zone in view.zones),
+            networks=tuple(zone.name for zone in view.zones),
             stack=scope.stack,
             name=text_of(wire_name),
             type=presentation.type_text(qtype),
@@ -261,21 +274,30 @@ class Server:
 
     # -- parts of apply -------------------------------------------------------------------------------------------------------
 
-    def _compile(self, spec: ZoneSpec) -> Zone:
-        zone = self._zones.get(spec.network)
-        return zone if zone is not None and (zone.spec is spec or zone.spec == spec) else Zone(spec)
+    async def _compile(self, source: ZoneSpec | EncodedZone, pace: Pace) -> Zone:
+        zone = self._zones.get(source.network)
+        if zone is not None and (zone.source is source or zone.source == source):
+            return zone
+        return await pace.run(Zone.in_steps(source))
 
-    def _view(self, scope: ScopeSpec, zones: Mapping[str, Zone], views: dict[_Seen, View], problems: list[str]) -> View:
+    async def _view_all(
+        self, wanted: Mapping[_Place, _Wanted], zones: Mapping[str, Zone], pace: Pace
+    ) -> tuple[dict[_Seen, View], list[str]]:
         """Scopes that see the same share a view; one whose zones did not change stays, with all the answers it has built."""
-        seen = _seen(scope)
-        if seen not in views:
+        views: dict[_Seen, View] = {}
+        problems = [problem for zone in zones.values() for problem in zone.problems]
+        for scope in [want.scope for want in wanted.values()]:
+            await pace.rest()
+            seen = _seen(scope)
+            if seen in views:
+                continue
             visible = tuple(zones[network] for network in scope.networks if network in zones)
-            policy, said = policy_of(scope, [zone.spec for zone in visible])
+            policy, said = policy_of(scope, [zone.settings for zone in visible])
             problems += said
             old = self._views.get(seen)
             same = old is not None and len(old.zones) == len(visible) and all(a is b for a, b in zip(old.zones, visible, strict=True))
             views[seen] = old if old is not None and same else View(visible, scope.stack, policy=policy, room=self._room)
-        return views[seen]
+        return views, problems
 
     def _attach_logs(self) -> None:
         self._logs = {scope_id: log for scope_id, log in self._logs.items() if scope_id in self._scopes}
@@ -291,11 +313,13 @@ class Server:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_WATCH_S)
-            for place in [place for place in self._listeners if self._is_dead(place)]:
-                self._close(place)
-                for scope_id, other in self._places.items():
-                    if other == place:
-                        self._reasons[scope_id] = f"the network namespace {place[0]} is gone"
+            pace = Pace()
+            for place in list(self._listeners):
+                await pace.rest()
+                if place in self._listeners and self._is_dead(place):
+                    self._close(place)
+                    for scope_id in [scope_id for scope_id, other in self._places.items() if other == place]:
+                        self._reasons[scope_id] = _gone(place)
                         _log.info("event=scope-closed scope=%s netns=%s reason=gone", scope_id, place[0])
 
     def _close(self, place: _Place) -> None:
@@ -312,11 +336,33 @@ class Server:
         )
 
 
-def _check(state: DnsState) -> None:
-    for what, ids in (("network", [zone.network for zone in state.zones]), ("scope", [scope.id for scope in state.scopes])):
+def _check(zones: Sequence[ZoneSpec | EncodedZone], scopes: Sequence[ScopeSpec]) -> None:
+    for what, ids in (("network", [zone.network for zone in zones]), ("scope", [scope.id for scope in scopes])):
         twice = sorted(name for name, times in Counter(ids).items() if times > 1)
         if twice:
             raise ConfigError(f"{what} {twice[0]!r} is given more than once")
+
+
+def _places(scopes: Sequence[ScopeSpec]) -> tuple[dict[_Place, _Wanted], dict[str, str]]:
+    """Where scopes are to listen; and which can't, and why."""
+    wanted: dict[_Place, _Wanted] = {}
+    failed: dict[str, str] = {}
+    for scope in scopes:
+        try:
+            listen = parse_endpoint(scope.listen)
+        except ConfigError as error:
+            failed[scope.id] = str(error)
+            continue
+        place = (scope.netns, endpoint_text(listen), scope.id if listen[1] == 0 else "")
+        if place in wanted:
+            failed[scope.id] = f"{scope.listen} in {scope.netns or 'our own namespace'} already serves scope {wanted[place].scope.id!r}"
+        else:
+            wanted[place] = _Wanted(scope, place, listen)
+    return wanted, failed
+
+
+def _gone(place: _Place) -> str:
+    return f"the network namespace {place[0]} is gone"
 
 
 def _seen(scope: ScopeSpec) -> _Seen:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from dnsd.encoded import EncodedZone, digest_of
 from dnsd.errors import ConfigError
-from dnsd.model import DnsState, ScopeSpec, ZoneSpec
+from dnsd.model import ScopeSpec
 
 _log = logging.getLogger("dnsd")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -30,9 +32,12 @@ class _Saved(msgspec.Struct, frozen=True, kw_only=True):
     identities: dict[str, str]
 
 
-class Loaded(msgspec.Struct, frozen=True, kw_only=True):
-    state: DnsState
-    bodies: tuple[bytes, ...]
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """zones: by digest."""
+
+    zones: dict[str, EncodedZone]
+    scopes: tuple[ScopeSpec, ...]
     identities: dict[str, str]
 
 
@@ -62,7 +67,7 @@ def load(path: Path) -> Loaded | None:
         raise ConfigError(f"the state file {path} can't be read: {error.strerror}") from error
     try:
         saved = msgspec.msgpack.decode(content, type=_Saved)
-        zones = tuple(msgspec.msgpack.decode(body, type=ZoneSpec) for body in saved.zones)
+        zones = {digest_of(body): EncodedZone(body) for body in saved.zones}
     except msgspec.DecodeError as error:
         _log.warning("event=state-ignored path=%s reason=%r", path, f"broken: {error}")
         return None
@@ -70,7 +75,7 @@ def load(path: Path) -> Loaded | None:
         _log.info("event=state-ignored path=%s reason=%r", path, "of another boot or version")
         return None
     scopes = tuple(scope for scope in saved.scopes if not scope.netns or scope.id in saved.identities)
-    return Loaded(state=DnsState(zones=zones, scopes=scopes), bodies=saved.zones, identities=saved.identities)
+    return Loaded(zones, scopes, saved.identities)
 
 
 def _boot_id() -> str:

@@ -1,6 +1,6 @@
 """The naming rules: what the names of one network stand for.
 
-Pure. A Zone is compiled once from its ZoneSpec; `find` then answers for any name of it, in or without the network's own suffix:
+Pure. A Zone is compiled once; `find` then answers for any name of it, in or without the network's own suffix:
 
     <service>, <alias>          VIPs, or else the serving tasks         tasks.<service>        the serving tasks, always
     <service>.<slot>            the task of that slot                   <task>, <container>    that one, while it runs
@@ -8,15 +8,19 @@ Pure. A Zone is compiled once from its ZoneSpec; `find` then answers for any nam
     PTR of an address           <task>.<network>, or <service>.<network> for a VIP
 
 Names that several services or containers share are answered with all of them, as Docker does for shared network aliases.
+A node may have to know a hundred thousand names and be asked for a few of them: what is compiled is small rather than ready.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
 
-from dnsd.model import ServiceName, TaskName, ZoneSpec
-from dnsd.names import labels_of, name_of, packed_address, wire_name
+import msgspec
+
+from dnsd.encoded import EncodedZone, ServiceHead
+from dnsd.model import PortName, ServiceName, TaskName, ZoneSpec
+from dnsd.names import MAX_NAME_BYTES, labels_of, name_of, packed_address, wire_name
 
 TASKS = b"\x05tasks"
 _PROTOCOLS = (b"_tcp", b"_udp", b"_sctp")
@@ -48,89 +52,182 @@ class Found:
 EXISTS = Found()
 
 
-@dataclass(slots=True)
-class _Entry:
-    """services answer to this name as such; tasks are named by it directly (container name, slot name, alias)."""
+# A task as its names know it: one of these states, how many of its addresses are IPv4 (2 bytes), all its addresses (those first).
+_Task = bytes
+_GONE, _RUNNING, _SERVING = range(3)
 
-    services: list[ServiceName] = field(default_factory=list)
-    tasks: list[TaskName] = field(default_factory=list)
+
+class _Service:
+    """A service as its names know it. targets: what SRV records call its tasks, in their order; only if it has ports."""
+
+    __slots__ = ("ports", "targets", "tasks", "vips")
+
+    def __init__(self, vips: tuple[bytes, ...], ports: tuple[PortName, ...]) -> None:
+        self.vips = vips
+        self.ports = ports
+        self.tasks: tuple[_Task, ...] = ()
+        self.targets: tuple[bytes, ...] = ()
+
+
+class _Several(list[_Service | _Task]):
+    """Services that share a name, and tasks that are named by it directly (container name, slot name, alias)."""
+
+
+_Entry = _Service | _Task | _Several
 
 
 class Zone:
-    """All names of one network. problems: sentences about what DNS can't carry (left out)."""
+    """All names of one network. settings: its spec without any names. problems: sentences about what DNS can't carry (left out)."""
 
-    __slots__ = ("_entries", "_parents", "_pointers", "problems", "spec", "suffix")
+    __slots__ = ("_entries", "_has_services", "_parents", "_pointers", "problems", "settings", "source", "suffix")
 
-    def __init__(self, spec: ZoneSpec) -> None:
-        self.spec = spec
-        self._entries: dict[bytes, _Entry] = {}
-        self._pointers: dict[bytes, bytes] = {}
-        self._parents: frozenset[bytes] | None = None
-        problems: list[str] = []
-        suffix = name_of(spec.name)
-        if suffix is None:
-            problems.append(f"network {spec.name!r}: its name can't be part of a DNS name; <name>.<network> is not answered")
-        # b"" never ends a wire name, which all end in a zero byte, so it is checked for before use.
-        self.suffix = suffix or b""
-        for service in spec.services:
-            self._add_service(service, problems)
-        for container in spec.containers:
-            self._add_task(container, problems)
-        self.problems = tuple(problems)
+    def __init__(self, source: ZoneSpec | EncodedZone) -> None:
+        self._begin(source)
+        for _ in self._compile():
+            pass
+
+    @classmethod
+    def in_steps(cls, source: ZoneSpec | EncodedZone) -> Generator[None, None, Zone]:
+        """Compiles one, with a pause after each task, so that a server can answer meanwhile. msgspec.DecodeError: it can't be read."""
+        zone = cls.__new__(cls)
+        zone._begin(source)
+        yield from zone._compile()
+        return zone
 
     def __len__(self) -> int:
         return len(self._entries)
 
     @property
-    def has_services(self) -> bool:
-        return bool(self.spec.services)
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def spec(self) -> ZoneSpec:
+        """All that was compiled, made anew: for who wants to know why an answer is what it is, not for answering."""
+        return self.source.decode() if isinstance(self.source, EncodedZone) else self.source
+
+    def emptied(self) -> Generator[None, None, None]:
+        """Takes it apart, with pauses: to free a hundred thousand names at once takes longer than an asker should wait."""
+        while self._entries:
+            self._entries.popitem()
+            yield
+        while self._pointers:
+            self._pointers.popitem()
+            yield
+        while self._parents:
+            self._parents.pop()
+            yield
 
     # -- building -----------------------------------------------------------------------------------------------------------
 
-    def _add_service(self, service: ServiceName, problems: list[str]) -> None:
+    def _begin(self, source: ZoneSpec | EncodedZone) -> None:
+        self.source = source
+        self.settings = source.settings if isinstance(source, EncodedZone) else msgspec.structs.replace(source, services=(), containers=())
+        self._entries: dict[bytes, _Entry] = {}
+        self._pointers: dict[bytes, bytes] = {}
+        # Names that exist only because others are below them (RFC 8020).
+        self._parents: set[bytes] = set()
+        self._has_services = False
+        self.problems: list[str] = []
+        suffix = name_of(self.name)
+        if suffix is None:
+            self.problems.append(f"network {self.name!r}: its name can't be part of a DNS name; <name>.<network> is not answered")
+        # b"" never ends a wire name, which all end in a zero byte, so it is checked for before use.
+        self.suffix = suffix or b""
+
+    def _compile(self) -> Generator[None, None, None]:
+        services: Iterable[tuple[ServiceName | ServiceHead, Iterable[TaskName]]]
+        if isinstance(self.source, EncodedZone):
+            services, containers = self.source.services(), self.source.containers()
+        else:
+            services, containers = ((service, service.tasks) for service in self.source.services), iter(self.source.containers)
+        for service, tasks in services:
+            self._has_services = True
+            yield from self._add_service(service, tasks)
+        for container in containers:
+            self._add_task(container)
+            yield
+        if self.suffix:
+            self._add_parents(self.suffix)
+            self._parents.add(self.suffix)
+
+    def _add_service(self, service: ServiceName | ServiceHead, tasks: Iterable[TaskName]) -> Generator[None, None, None]:
         bases = []
+        vips = self._addresses_of(f"service {service.name!r}", service.vips)
+        compiled = _Service(tuple(vips), service.ports)
         for text in dict.fromkeys((service.name, *service.aliases)):
             name = name_of(text)
             if name is None:
-                problems.append(f"service {service.name!r}: the name {text!r} can't be carried by DNS and is not answered")
+                self.problems.append(f"service {service.name!r}: the name {text!r} can't be carried by DNS and is not answered")
                 continue
-            bases.append(name)
-            self._entry(name).services.append(service)
-        for task in service.tasks:
-            self._add_task(task, problems)
+            bases.append(self._add(name, compiled))
+        packed: list[_Task] = []
+        targets: list[bytes] = []
+        for task in tasks:
+            target, one = self._add_task(task)
             if task.slot:
                 slot = b"%d" % task.slot
-                for base in bases:
-                    self._entry(base[:-1] + bytes((len(slot),)) + slot + b"\0").tasks.append(task)
-        for vip in service.vips:
-            packed = packed_address(vip)
-            if packed is None:
-                problems.append(f"service {service.name!r}: {vip!r} is no address")
-            elif bases:
-                self._pointers.setdefault(packed, bases[0])
+                for base in reversed(bases):
+                    name = base[:-1] + bytes((len(slot),)) + slot + b"\0"
+                    if len(name) <= MAX_NAME_BYTES:
+                        target = self._add(name, one)
+            packed.append(one)
+            targets.append(target)
+            yield
+        compiled.tasks = tuple(packed)
+        if service.ports:
+            compiled.targets = tuple(targets)
+        if bases:
+            for vip in vips:
+                self._pointers.setdefault(vip, bases[0])
 
-    def _add_task(self, task: TaskName, problems: list[str]) -> None:
+    def _add_task(self, task: TaskName) -> tuple[bytes, _Task]:
+        """The name it is called by (b"": none) and what its names stand for."""
+        addresses = self._addresses_of(f"container {task.name!r}", task.addresses)
+        packed = _packed(_SERVING if task.serving else _RUNNING if task.running else _GONE, addresses)
         names = []
         for text in dict.fromkeys((task.name, *task.aliases)):
             name = name_of(text)
             if name is None:
-                problems.append(f"container {task.name!r}: the name {text!r} can't be carried by DNS and is not answered")
+                self.problems.append(f"container {task.name!r}: the name {text!r} can't be carried by DNS and is not answered")
                 continue
-            names.append(name)
             # Also of one that doesn't run: its name exists without addresses, rather than being asked of the outside.
-            self._entry(name).tasks.append(task)
-        for address in task.addresses:
-            packed = packed_address(address)
-            if packed is None:
-                problems.append(f"container {task.name!r}: {address!r} is no address")
-            elif names:
-                self._pointers.setdefault(packed, names[0])
+            names.append(self._add(name, packed))
+        if not names:
+            return b"", packed
+        for address in addresses:
+            self._pointers.setdefault(address, names[0])
+        return names[0], packed
 
-    def _entry(self, name: bytes) -> _Entry:
-        entry = self._entries.get(name)
-        if entry is None:
-            entry = self._entries[name] = _Entry()
-        return entry
+    def _addresses_of(self, whose: str, texts: tuple[str, ...]) -> list[bytes]:
+        addresses = []
+        for text in texts:
+            packed = packed_address(text)
+            if packed is None:
+                self.problems.append(f"{whose}: {text!r} is no address")
+            else:
+                addresses.append(packed)
+        return addresses
+
+    def _add(self, name: bytes, one: _Service | _Task) -> bytes:
+        there = self._entries.get(name)
+        if there is None:
+            self._entries[name] = one
+            self._add_parents(name)
+        elif isinstance(there, _Several):
+            there.append(one)
+        elif there is not one:
+            self._entries[name] = _Several((there, one))
+        return name
+
+    def _add_parents(self, name: bytes) -> None:
+        at = 1 + name[0]
+        while name[at]:
+            parent = name[at:]
+            if parent in self._parents:
+                break
+            self._parents.add(parent)
+            at += 1 + name[at]
 
     # -- finding ------------------------------------------------------------------------------------------------------------
 
@@ -147,12 +244,25 @@ class Zone:
         if name is None:
             return None
         full = name[:-1] + (self.suffix or b"\0")
-        return Found(pointer=full if len(full) <= 255 else name, ttl_s=self.spec.task_ttl_s)
+        return Found(pointer=full if len(full) <= MAX_NAME_BYTES else name, ttl_s=self.settings.task_ttl_s)
 
     def named(self, name: bytes) -> tuple[Sequence[ServiceName], Sequence[TaskName]]:
-        """What has exactly this name (without the network's): services, and tasks named by it directly."""
-        entry = self._entries.get(name)
-        return (entry.services, entry.tasks) if entry is not None else ((), ())
+        """What has exactly this name (without the network's): services, and tasks named by it directly. Slow, as `spec` is."""
+        if name not in self._entries:
+            return (), ()
+        wanted = b".".join(labels_of(name))
+
+        def is_called(one: ServiceName | TaskName, below: str = "") -> bool:
+            return any((text.removesuffix(".") + below).encode().lower() == wanted for text in (one.name, *one.aliases))
+
+        spec = self.spec
+        tasks = [
+            task
+            for service in spec.services
+            for task in service.tasks
+            if is_called(task) or (task.slot and is_called(service, f".{task.slot}"))
+        ]
+        return [service for service in spec.services if is_called(service)], tasks + [one for one in spec.containers if is_called(one)]
 
     def covers(self, name: bytes) -> bool:
         """Whether `name` is the network's own name or below it: ours to deny."""
@@ -160,24 +270,16 @@ class Zone:
 
     def is_parent(self, name: bytes) -> bool:
         """Whether some name exists below `name` (an empty non-terminal, RFC 8020): it exists then, without records."""
-        if self._parents is None:
-            parents: set[bytes] = set()
-            for entry in (*self._entries, self.suffix):
-                at = 1 + entry[0] if entry else 0
-                while entry and entry[at]:
-                    parents.add(entry[at:])
-                    at += 1 + entry[at]
-            if self.suffix:
-                parents.add(self.suffix)
-            self._parents = frozenset(parents)
-        if name in self._parents or (name == TASKS + b"\0" and self.has_services):
+        return self._is_parent(name) or self._is_parent(self.without_suffix(name) or b"")
+
+    def _is_parent(self, name: bytes) -> bool:
+        if name in self._parents or (name == TASKS + b"\0" and self._has_services):
             return True
-        labels = labels_of(name)
-        if len(labels) < 2 or labels[0] not in _PROTOCOLS:
+        at = 1 + name[0] if name else 0
+        if name[1:at] not in _PROTOCOLS:
             return False
-        entry_name = wire_name(labels[1:])
-        owner = self._entries.get(entry_name) or self._entries.get(self.without_suffix(entry_name) or b"")
-        return owner is not None and any(port.protocol.encode() == labels[0][1:] for s in owner.services for port in s.ports)
+        services, _ = _split(self._entries.get(name[at:]))
+        return any(port.protocol.lower().encode() == name[2:at] for service in services for port in service.ports)
 
     def without_suffix(self, name: bytes) -> bytes | None:
         """None: the name isn't below the network's."""
@@ -191,68 +293,100 @@ class Zone:
         if entry is not None:
             return self._addresses(entry)
         if name.startswith(TASKS) and name[6]:
-            entry = self._entries.get(prefixed(name[6:], stack_prefix))
-            if entry is not None and entry.services:
-                return self._task_addresses(entry)
+            services, _ = _split(self._entries.get(prefixed(name[6:], stack_prefix)))
+            if services:
+                return self._task_addresses(services)
         if name[1:2] == b"_":
             return self._find_port(name, tail, stack_prefix)
         return None
 
     def _addresses(self, entry: _Entry) -> Found:
         """VIPs of services that serve and addresses of what serves; if there is none, of what at least runs."""
-        serving: list[str] = []
-        running: list[str] = []
-        only_vips = not entry.tasks
-        for service in entry.services:
+        services, tasks = _split(entry)
+        choice = _Choice()
+        for service in services:
             if service.vips:
-                (serving if any(task.serving for task in service.tasks) else running).extend(service.vips)
+                (choice.serving if any(task[0] == _SERVING for task in service.tasks) else choice.running).extend(service.vips)
             else:
-                only_vips = False
-                _sort_tasks(service.tasks, serving, running)
-        _sort_tasks(entry.tasks, serving, running)
-        return Found(
-            addresses=_packed(serving or running),
-            ttl_s=self.spec.vip_ttl_s if only_vips else self.spec.task_ttl_s,
-        )
+                choice.add(service.tasks)
+        choice.add(tasks)
+        only_vips = not tasks and all(service.vips for service in services)
+        return Found(addresses=choice.made(), ttl_s=self.settings.vip_ttl_s if only_vips else self.settings.task_ttl_s)
 
-    def _task_addresses(self, entry: _Entry) -> Found:
-        serving: list[str] = []
-        running: list[str] = []
-        for service in entry.services:
-            _sort_tasks(service.tasks, serving, running)
-        return Found(addresses=_packed(serving or running), ttl_s=self.spec.task_ttl_s)
+    def _task_addresses(self, services: Sequence[_Service]) -> Found:
+        choice = _Choice()
+        for service in services:
+            choice.add(service.tasks)
+        return Found(addresses=choice.made(), ttl_s=self.settings.task_ttl_s)
 
     def _find_port(self, name: bytes, tail: bytes, stack_prefix: bytes) -> Found | None:
         """SRV names. A port that was not declared is no name: its existence is what the record would state."""
         labels = labels_of(name)
         if len(labels) < 3 or labels[1] not in _PROTOCOLS:
             return None
-        entry = self._entries.get(prefixed(wire_name(labels[2:]), stack_prefix))
-        if entry is None:
-            return None
+        services, _ = _split(self._entries.get(prefixed(wire_name(labels[2:]), stack_prefix)))
         wanted, protocol = labels[0][1:].decode(errors="replace"), labels[1][1:].decode()
-        serving: list[tuple[int, ServiceName, TaskName]] = []
-        running: list[tuple[int, ServiceName, TaskName]] = []
         declared = False
-        for service in entry.services:
+        # By state, one record a (port, name): a slot has two tasks for a moment while it is replaced start-first.
+        offers: dict[int, dict[tuple[int, bytes], list[_Task]]] = {_SERVING: {}, _RUNNING: {}, _GONE: {}}
+        for service in services:
             for port in service.ports:
                 if port.protocol.lower() == protocol and wanted in (port.name.lower(), str(port.port)):
                     declared = True
-                    for task in service.tasks:
-                        if task.serving or task.running:
-                            (serving if task.serving else running).append((port.port, service, task))
+                    for target, task in zip(service.targets, service.tasks, strict=True):
+                        if target:
+                            offers[task[0]].setdefault((port.port, target[:-1] + tail), []).append(task)
         if not declared:
             return None
-        # One record a (port, name): a slot has two tasks for a moment while it is replaced start-first.
-        targets: dict[tuple[int, bytes], list[str]] = {}
-        for number, service, task in serving or running:
-            target = name_of(f"{service.name}.{task.slot}" if task.slot else task.name)
-            if target is not None:
-                targets.setdefault((number, target[:-1] + tail), []).extend(task.addresses)
+        offered = offers[_SERVING] or offers[_RUNNING]
         return Found(
-            targets=tuple(Target(number, target, _packed(addresses)) for (number, target), addresses in targets.items()),
-            ttl_s=self.spec.task_ttl_s,
+            targets=tuple(Target(port, target, _Choice(tasks).made()) for (port, target), tasks in offered.items()),
+            ttl_s=self.settings.task_ttl_s,
         )
+
+
+class _Choice:
+    """Addresses of what serves, or else of what runs."""
+
+    def __init__(self, tasks: Iterable[_Task] = ()) -> None:
+        self.serving: list[bytes] = []
+        self.running: list[bytes] = []
+        self.add(tasks)
+
+    def add(self, tasks: Iterable[_Task]) -> None:
+        for task in tasks:
+            if task[0] != _GONE:
+                (self.serving if task[0] == _SERVING else self.running).extend(_unpacked(task))
+
+    def made(self) -> tuple[bytes, ...]:
+        """In order, each once."""
+        return tuple(dict.fromkeys(self.serving or self.running))
+
+
+def _packed(state: int, addresses: Iterable[bytes]) -> _Task:
+    four = [address for address in addresses if len(address) == 4]
+    six = [address for address in addresses if len(address) == 16]
+    return bytes((state,)) + len(four).to_bytes(2) + b"".join(four + six)
+
+
+def _unpacked(task: _Task) -> Iterable[bytes]:
+    end = 3 + 4 * int.from_bytes(task[1:3])
+    for at in range(3, end, 4):
+        yield task[at : at + 4]
+    for at in range(end, len(task), 16):
+        yield task[at : at + 16]
+
+
+def _split(entry: _Entry | None) -> tuple[Sequence[_Service], Sequence[_Task]]:
+    """The services that have a name, and the tasks."""
+    match entry:
+        case None:
+            return (), ()
+        case _Service():
+            return (entry,), ()
+        case bytes():
+            return (), (entry,)
+    return [one for one in entry if isinstance(one, _Service)], [one for one in entry if isinstance(one, bytes)]
 
 
 def prefixed(name: bytes, prefix: bytes) -> bytes:
@@ -261,16 +395,3 @@ def prefixed(name: bytes, prefix: bytes) -> bytes:
         return name
     size = name[0] + len(prefix)
     return bytes((size,)) + prefix + name[1:] if size <= 63 else b""
-
-
-def _sort_tasks(tasks: Iterable[TaskName], serving: list[str], running: list[str]) -> None:
-    for task in tasks:
-        if task.serving:
-            serving.extend(task.addresses)
-        elif task.running:
-            running.extend(task.addresses)
-
-
-def _packed(addresses: list[str]) -> tuple[bytes, ...]:
-    packed = (packed_address(address) for address in dict.fromkeys(addresses))
-    return tuple(address for address in packed if address is not None)

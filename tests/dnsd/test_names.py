@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnsd import PortName, ServiceName, TaskName, Zone, ZoneSpec
+from dnsd.encoded import EncodedZone, encode
 from dnsd.names import labels_of, name_of, packed_address, reverse_address, reverse_name, text_of, wire_name
 from dnsd.policy import Policy
 from dnsd.resolve import View
+from dnsd.zone import TASKS
 from tests.dnsd.ask import look_up, query, values
 
 
@@ -184,6 +186,8 @@ def test_a_name_on_two_networks_is_never_mixed() -> None:
         ("_tcp.web", 0),
         ("_udp.web.front", 0),
         ("1.aaa", 0),
+        ("1.aaa.front", 0),
+        ("tasks.front", 0),
         ("aaa", 0),
     ],
 )
@@ -315,6 +319,38 @@ def test_what_dns_cannot_carry_is_said_and_left_out(zone: ZoneSpec) -> None:
     assert values(look_up(View((compiled,)), "good")) == ["10.0.0.9"]
     for name in ("ok", "c"):
         assert values(look_up(View((compiled,)), name)) == []
+
+
+@pytest.mark.parametrize("spec", [FRONT, BACK])
+def test_an_encoded_zone_compiles_to_the_same_in_steps_and_can_be_emptied(spec: ZoneSpec) -> None:
+    encoded = EncodedZone(encode(spec))
+    assert (encoded.network, encoded.decode()) == (spec.network, spec)
+    steps, result = 0, Zone.in_steps(encoded)
+    try:
+        while True:
+            next(result)
+            steps += 1
+    except StopIteration as end:
+        zone: Zone = end.value
+    assert steps == sum(len(service.tasks) for service in spec.services) + len(spec.containers)
+    whole = Zone(spec)
+    assert (len(zone), zone.problems, zone.spec) == (len(whole), whole.problems, spec)
+    for name in [*whole._entries, *whole._parents, *(TASKS + name for name in whole._entries), b"\5_http\4_tcp\3web\0"]:
+        assert (zone.find(name), zone.is_parent(name)) == (whole.find(name), whole.is_parent(name))
+        assert zone.named(name) == whole.named(name)
+    for packed in whole._pointers:
+        assert zone.pointer(packed) == whole.pointer(packed)
+    for _ in zone.emptied():
+        pass
+    assert (len(zone), zone.find(b"\3web\0"), zone.is_parent(b"\5front\0")) == (0, None, False)
+
+
+@pytest.mark.parametrize("body", [b"", b"x", encode(1), encode({"name": "n"}), encode({"network": "n", "name": "x", "services": 1})])
+def test_what_is_no_zone(body: bytes) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        EncodedZone(body).decode()
+    with pytest.raises(msgspec.DecodeError):
+        Zone(EncodedZone(body))
 
 
 LABEL = st.binary(min_size=1, max_size=63).filter(lambda label: b"." not in label and b"\0" not in label)
