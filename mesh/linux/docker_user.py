@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from mesh.errors import KernelError
-from mesh.linux import nftables
+from mesh.linux import elements
+from mesh.linux.netlink import NETLINK_NETFILTER, Netlink
 
 _CHAIN: Final = "DOCKER-USER"
 _COMMENT: Final = "meshd"
@@ -21,7 +22,9 @@ _COMMENT: Final = "meshd"
 
 def tool() -> str | None:
     """The iptables variant whose filter table has the chain; None: there is no such Engine here."""
-    if nftables.has_chain("ip", "filter", _CHAIN):
+    with Netlink(NETLINK_NETFILTER) as netlink:
+        found = elements.has_chain(netlink, "ip", "filter", _CHAIN)
+    if found:
         return shutil.which("iptables-nft") or shutil.which("iptables")
     try:
         legacy = "filter" in Path("/proc/thread-self/net/ip_tables_names").read_text().split()
@@ -29,6 +32,11 @@ def tool() -> str | None:
         return None
     program = shutil.which("iptables-legacy") if legacy else None
     return program if program and _run(program, "-n", "-L", _CHAIN).returncode == 0 else None
+
+
+def in_nft(program: str) -> bool:
+    """Whether its rules are nft's, and part of the rule set's generation."""
+    return not program.endswith("legacy")
 
 
 def rules(program: str, links: frozenset[str]) -> frozenset[str]:

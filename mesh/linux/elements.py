@@ -1,4 +1,4 @@
-"""Elements of nft maps over nfnetlink, packed by hand: one transaction of any number of them, and a dump.
+"""Elements of nft maps over nfnetlink, packed by hand: one transaction of any number of them, and a dump; the generation of a rule set.
 
 Edge: the socket; encoding and decoding are pure. Source: linux/netfilter/nf_tables.h, nfnetlink.h. The text of an element is what nft
 prints for it with -n. The nft tool takes 3 ms to start, reads back every element before it changes one, and waits out a grace period
@@ -20,12 +20,15 @@ from mesh.nft import MapChange
 _NFTABLES: Final = 10
 _BATCH_BEGIN: Final = 0x10
 _BATCH_END: Final = 0x11
+_GET_CHAIN: Final = _NFTABLES << 8 | 4
 _NEW_ELEMENTS: Final = _NFTABLES << 8 | 12
 _GET_ELEMENTS: Final = _NFTABLES << 8 | 13
 _DELETE_ELEMENTS: Final = _NFTABLES << 8 | 14
 _NEW_GENERATION: Final = _NFTABLES << 8 | 15
 _GET_GENERATION: Final = _NFTABLES << 8 | 16
-_FAMILIES: Final = {"inet": 1, "bridge": 7}
+_FAMILIES: Final = {"inet": 1, "ip": 2, "bridge": 7}
+_CHAIN_TABLE: Final = 1
+_CHAIN_NAME: Final = 3
 _LIST_TABLE: Final = 1
 _LIST_MAP: Final = 2
 _LIST_ELEMENTS: Final = 3
@@ -167,3 +170,14 @@ def generation(netlink: Netlink) -> int:
         if kind == _NEW_GENERATION:
             return int(struct.unpack(">I", attributes(payload[4:])[_GENERATION_ID])[0])
     raise KernelError("read the nft generation", errno.EPROTO)
+
+
+def has_chain(netlink: Netlink, family: str, table: str, chain: str) -> bool:
+    request = struct.pack("=BBH", _FAMILIES[family], 0, 0)
+    request += attribute(_CHAIN_TABLE, table.encode() + b"\0") + attribute(_CHAIN_NAME, chain.encode() + b"\0")
+    try:
+        return bool(netlink.ask(f"look for nft chain {chain}", _GET_CHAIN, request))
+    except KernelError as error:
+        if error.errno == errno.ENOENT:
+            return False
+        raise

@@ -176,7 +176,6 @@ class Kernel:
             ours.append(uplink)
         nft = self._nft.table(names.table)
         frames = self._nft.table(names.table, "bridge")
-        both = frozenset({names.gateway_bridge, names.uplink})
         return NamespaceTable(
             bridge=_bridge(bridge),
             attachments={item.name: self._attachment(item, links, desired.attachments.get(item.name)) for item in ours},
@@ -186,8 +185,16 @@ class Kernel:
             nft=nft,
             frames=frames,
             flows=self._host_flows(desired.flows) if nft is not None else frozenset(),
-            engine_accepts=docker_user.rules(self._iptables, both) if self._iptables else frozenset(),
+            engine_accepts=self._engine_accepts(frozenset({names.gateway_bridge, names.uplink})),
         )
+
+    def _engine_accepts(self, links: frozenset[str]) -> frozenset[str]:
+        program = self._iptables
+        if program is None:
+            return frozenset()
+        if docker_user.in_nft(program):
+            return self._nft.recall("engine accepts", lambda: docker_user.rules(program, links))
+        return docker_user.rules(program, links)
 
     def _attachment(self, outer: link.Link, links: Mapping[str, link.Link], desired: Attachment | None) -> Attachment:
         """What is there of the pair, looked up where `desired` says the inner end should be."""

@@ -8,9 +8,9 @@ need not be read. (No element of ours comes or goes by itself.) A fresh process 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeVar, cast
 
 from mesh.errors import KernelError, KernelUnsupported
 from mesh.linux import elements
@@ -18,16 +18,19 @@ from mesh.linux.netlink import NETLINK_NETFILTER, Netlink
 from mesh.nft import MapChange, parse
 from mesh.table import NftMap, NftTable
 
+T = TypeVar("T")
+
 _TIMEOUT_S: Final = 60.0
 _READ_ATTEMPTS: Final = 5
 
 
 @dataclass(slots=True)
 class _Seen:
-    """Tables of one namespace, by family and name, as they were in this generation."""
+    """Of one namespace in this generation: our tables, by family and name, and what else was asked, by a name of its own."""
 
     generation: int
     tables: dict[tuple[str, str], NftTable | None] = field(default_factory=dict)
+    answers: dict[str, object] = field(default_factory=dict)
 
 
 class Nft:
@@ -54,6 +57,17 @@ class Nft:
                     break
             return found
 
+    def recall(self, question: str, ask: Callable[[], T]) -> T:
+        """The answer to a question about the rule set of the namespace, asked again in every generation only."""
+        with Netlink(NETLINK_NETFILTER) as netlink:
+            cookie, generation = netlink.namespace_cookie, elements.generation(netlink)
+        seen = self._seen.get(cookie) if cookie is not None else None
+        if seen is not None and seen.generation == generation:
+            if question not in seen.answers:
+                seen.answers[question] = ask()
+            return cast("T", seen.answers[question])
+        return ask()
+
     def load(self, script: str, name: str, family: str, outcome: NftTable | None) -> None:
         """Run the script, which makes the table `outcome`."""
         load(script)
@@ -71,6 +85,7 @@ class Nft:
         if seen is not None and generation == seen.generation + 1:
             seen.generation = generation
             seen.tables[family, name] = outcome
+            seen.answers.clear()
 
     def _keep(self, cookie: int | None, generation: int, name: str, family: str, found: NftTable | None) -> None:
         if cookie is None:
@@ -108,10 +123,6 @@ def read_table(netlink: Netlink, name: str, family: str) -> NftTable | None:
         for n, m in table.maps.items()
     }
     return replace(table, maps=maps)
-
-
-def has_chain(family: str, table_name: str, chain: str) -> bool:
-    return _nft(["list", "chain", family, table_name, chain], None).returncode == 0
 
 
 def _nft(arguments: list[str], script: str | None) -> subprocess.CompletedProcess[str]:
