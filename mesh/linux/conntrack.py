@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +25,13 @@ _ID: Final = 12
 _STATUS_MASK: Final = 26
 _IPS_DST_NAT: Final = 1 << 5
 _TCP: Final = 6
+# Where the parts of an entry are, when it is one of TCP, UDP or SCTP over IPv4: the kernel writes both tuples first, each 52 bytes.
+_ORIGINAL: Final = slice(4, 8)
+_ORIGINAL_HEADER: Final = struct.pack("=HH", 52, _TUPLE_ORIGINAL | 0x8000)
+_AFTER_TUPLES: Final = slice(108, 112)
+_STATUS_HEADER: Final = struct.pack("=HH", 8, _STATUS)
+_KIND: Final = (slice(24, 28), slice(36, 37), slice(52, 54), slice(68, 72), slice(112, 116))
+_NEEDLES: Final = 8
 _OPEN_TCP_STATES: Final = frozenset({1, 2, 3, 4, 5, 6, 9})
 """SYN_SENT, SYN_RECV, ESTABLISHED, FIN_WAIT, CLOSE_WAIT, LAST_ACK, SYN_SENT2: not NONE, TIME_WAIT, CLOSE."""
 
@@ -45,12 +52,32 @@ class Connection:
 
 def connections(*, translated_only: bool = False) -> list[Connection]:
     """`translated_only` is also the kernel's filter (Linux 5.15 and later; before, all are sent and dropped here)."""
+    found = map(parse, _dump(translated_only))
+    return [c for c in found if c is not None and (c.translated or not translated_only)]
+
+
+def kinds(*, translated_only: bool = False) -> list[Connection]:
+    """One connection for each protocol, destination, port, answerer and status there is: a busy node has thousands of each."""
+    seen: set[bytes] = set()
+    found: list[Connection] = []
+    for payload in _dump(translated_only):
+        if payload[_ORIGINAL] == _ORIGINAL_HEADER and payload[_AFTER_TUPLES] == _STATUS_HEADER:
+            kind = b"".join([payload[part] for part in _KIND])
+            if kind in seen:
+                continue
+            seen.add(kind)
+        connection = parse(payload)
+        if connection is not None and (connection.translated or not translated_only):
+            found.append(connection)
+    return found
+
+
+def _dump(translated_only: bool) -> Iterable[bytes]:
     request = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
     if translated_only:
         request += attribute(_STATUS, struct.pack(">I", _IPS_DST_NAT)) + attribute(_STATUS_MASK, struct.pack(">I", _IPS_DST_NAT))
     with Netlink(NETLINK_NETFILTER) as netlink:
-        found = [parse(payload) for _kind, payload in netlink.dump("list tracked connections", _GET, request)]
-    return [c for c in found if c is not None and (c.translated or not translated_only)]
+        return [payload for _kind, payload in netlink.dump("list tracked connections", _GET, request)]
 
 
 def parse(payload: bytes) -> Connection | None:
@@ -79,9 +106,14 @@ def parse(payload: bytes) -> Connection | None:
     return Connection(protocol, destination, port, answerer, bool(status & _IPS_DST_NAT), is_open, (family, key))
 
 
-def forget(matches: Callable[[Connection], bool], *, translated_only: bool = False) -> int:
-    """Delete the connections that match, return how many there were."""
-    doomed = [c for c in connections(translated_only=translated_only) if matches(c)]
+def forget(matches: Callable[[Connection], bool], *, addresses: Collection[str] = (), translated_only: bool = False) -> int:
+    """Delete the connections that match, return how many there were. `addresses`: at least one of them occurs in each that matches; where
+    they are few, the others are not even parsed."""
+    payloads = _dump(translated_only)
+    if 0 < len(addresses) <= _NEEDLES:
+        needles = [socket.inet_pton(socket.AF_INET6 if ":" in a else socket.AF_INET, a) for a in addresses]
+        payloads = [payload for payload in payloads if any(needle in payload for needle in needles)]
+    doomed = [c for c in map(parse, payloads) if c is not None and (c.translated or not translated_only) and matches(c)]
     with Netlink(NETLINK_NETFILTER) as netlink:
         for part in _parts(doomed):
             requests = [(_DELETE, NLM_F_ACK, struct.pack("=BBH", c.key[0], 0, 0) + c.key[1]) for c in part]

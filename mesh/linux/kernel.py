@@ -244,7 +244,7 @@ class Kernel:
         """Kinds of connections in a network's namespace."""
         shared = {f.destination for f in desired if f.port is not None}
         found = set()
-        for c in conntrack.connections():
+        for c in conntrack.kinds():
             if c.translated or (c.protocol == 17 and c.destination in addresses):
                 found.add(_network_flow(c, shared))
         return frozenset(found)
@@ -258,7 +258,7 @@ class Kernel:
             routes = {r.destination.partition("/")[0] for r in link.routes(netlink) if r.index in indexes}
             subnets = [c for i in indexes for c in rows.addresses(netlink).get(i, set())]
         found = set()
-        for c in conntrack.connections(translated_only=True):
+        for c in conntrack.kinds(translated_only=True):
             if c.answerer in backends or c.answerer in routes or any(_within(c.answerer, subnet) for subnet in subnets):
                 found.add(Flow("", (c.protocol, c.port), c.answerer))
         return frozenset(found)
@@ -454,13 +454,16 @@ class Kernel:
         if op.namespace == HOST:
             translated = {f for f in op.flows if f.backend}
             if translated:
-                conntrack.forget(lambda c: Flow("", (c.protocol, c.port), c.answerer) in translated, translated_only=True)
+                answerers = {f.backend for f in translated}
+                conntrack.forget(
+                    lambda c: Flow("", (c.protocol, c.port), c.answerer) in translated, addresses=answerers, translated_only=True
+                )
             refused = {f.port for f in op.flows if not f.backend}
             if refused:
                 conntrack.forget(lambda c: not c.translated and c.protocol == 17 and (17, c.port) in refused)
             return
         shared = {f.destination for f in op.flows if f.port is not None}
-        conntrack.forget(lambda c: _network_flow(c, shared) in op.flows)
+        conntrack.forget(lambda c: _network_flow(c, shared) in op.flows, addresses={f.backend or f.destination for f in op.flows})
 
     def _inside(self, namespace: str) -> AbstractContextManager[None]:
         return nullcontext() if namespace == HOST else inside(self._namespaces.path(namespace))

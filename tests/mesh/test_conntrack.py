@@ -1,0 +1,59 @@
+"""Connections that the running kernel tracks: kinds of them, and forgetting some."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from mesh.linux import conntrack
+from mesh.linux.namespace import inside
+from tests.mesh.bed import sh
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def space() -> Iterator[str]:
+    name = f"ct{os.getpid()}"
+    sh(f"ip netns add {name} && ip -n {name} link set lo up && ip -n {name} addr add 10.0.0.9/32 dev lo")
+    sh(f"ip netns exec {name} nft 'add table inet t; add chain inet t c {{ type filter hook output priority 0; }}'")
+    sh(f"ip netns exec {name} nft add rule inet t c ct state new counter")
+    try:
+        with inside(f"/run/netns/{name}"):
+            yield name
+    finally:
+        sh(f"ip netns del {name}")
+
+
+def ask(address: str, port: int, times: int) -> None:
+    for _ in range(times):
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.sendto(b"?", (address, port))
+
+
+def kind(c: conntrack.Connection) -> tuple[object, ...]:
+    return c.protocol, c.destination, c.port, c.answerer, c.translated
+
+
+def test_thousands_of_connections_are_a_few_kinds(space: str) -> None:
+    for address, port in (("127.0.0.1", 53), ("127.0.0.1", 54), ("10.0.0.9", 53), ("::1", 53)):
+        ask(address, port, 40)
+    every, kinds = conntrack.connections(), conntrack.kinds()
+    assert len({(c.destination, c.key) for c in every}) == len(every) >= 160
+    assert {kind(c) for c in kinds} == {kind(c) for c in every}
+    # IPv4 at most twice each, answered (by a refusal) or not
+    assert len([c for c in kinds if c.destination != "::1"]) <= 6
+
+
+def test_only_what_matches_is_forgotten(space: str) -> None:
+    for address in ("127.0.0.1", "10.0.0.9", "::1"):
+        ask(address, 53, 5)
+    assert conntrack.forget(lambda c: c.destination == "10.0.0.9", addresses={"10.0.0.9"}) == 5
+    assert conntrack.forget(lambda c: c.destination == "::1", addresses={"::1", "10.0.0.9"}) == 5
+    assert {c.destination for c in conntrack.connections()} == {"127.0.0.1"}
+    # the word of the caller counts, the addresses are only a hint
+    assert conntrack.forget(lambda c: False, addresses={"127.0.0.1"}) == 0
+    assert conntrack.forget(lambda c: c.port == 53) == 5
