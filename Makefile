@@ -1,9 +1,10 @@
 # make demo            three nodes on this machine play the main job, then leave it clean (KEEP=1: leave the cluster up)
 # make test            everything that proves it works (as root: whole clusters; installs what it needs)
 # make check           style, types and layers only
+# make simulate        clusters under a virtual clock with everything going wrong (SEEDS=1000, FIRST=1; SEED=17 replays one, told in full)
 # make bench           the demo's figures: how fast, how much memory
 # make bench-mesh      the data plane's figures: programming the kernel
-.PHONY: demo test check bench bench-mesh bootstrap
+.PHONY: demo test check simulate bench bench-mesh bootstrap
 BIN := .venv/bin
 
 bootstrap:
@@ -27,3 +28,6 @@ check: bootstrap
 test: check
 	@scripts/bootstrap test
 	@$(BIN)/pytest
+
+simulate: bootstrap
+	@$(BIN)/python -m tests.orchestrator.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000) --first $(or $(FIRST),1))

@@ -1,4 +1,4 @@
-"""What makes a node a manager: its etcd, the store on it, leadership, and, while it leads, the dispatcher and the control loops.
+"""What makes a node a manager: its etcd, the store on it, and what it does with that (`leading`, `quorum`).
 
 Edge: starts, watches and ends them in order. `meshd` builds one when the node becomes a manager.
 """
@@ -8,17 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from orchestrator.control.driver import ControlDriver
-from orchestrator.control.loops import LOOPS
-from orchestrator.dispatcher.server import Dispatcher
 from orchestrator.dispatcher.tls_app import ManagerSide
 from orchestrator.errors import ConfigError, MeshdError, StoreError, StoreUnavailable
-from orchestrator.ids import new_id
+from orchestrator.leading import Leading
 from orchestrator.model import Cluster
 from orchestrator.quorum import PROMOTION_TIMEOUT_S, Quorum
 from orchestrator.security import secretbox
@@ -28,11 +25,9 @@ from orchestrator.store.base import Change
 from orchestrator.store.etcd import EtcdStore
 from orchestrator.store.etcd_client import EtcdClient
 from orchestrator.store.etcd_process import EtcdConfig, EtcdProcess
-from orchestrator.store.leadership import LeadershipLoop
 
 log = logging.getLogger(__name__)
 
-_RESTART_PAUSE_S = 0.5
 BUNDLE_CA_CERT, BUNDLE_CA_KEY, BUNDLE_CLUSTER = "etcd-ca.crt", "etcd-ca.key", "etcd-initial-cluster"
 
 
@@ -91,12 +86,10 @@ class Manager:
             )
         )
         self._tasks: list[asyncio.Task[None]] = []
-        self._leading: asyncio.Task[None] | None = None
         self._client: EtcdClient | None = None
         self._store: EtcdStore | None = None
-        self._leadership: LeadershipLoop | None = None
+        self._leading: Leading | None = None
         self._quorum: Quorum | None = None
-        self._dispatcher: Dispatcher | None = None
 
     @property
     def store(self) -> EtcdStore:
@@ -106,8 +99,8 @@ class Manager:
     @property
     def side(self) -> ManagerSide:
         """What the node's TLS server serves because this node is a manager."""
-        assert self._dispatcher is not None and self._quorum is not None, "the manager is not started"
-        return ManagerSide(self.store, self._dispatcher, self._bundle, self._quorum.record)
+        assert self._leading is not None and self._quorum is not None, "the manager is not started"
+        return ManagerSide(self.store, self._leading.dispatcher, self._bundle, self._quorum.record)
 
     @property
     def etcd_version(self) -> str:
@@ -139,29 +132,24 @@ class Manager:
             await self.stop()
             raise
         self._client = self._etcd.client()
-        self._leadership = LeadershipLoop(
-            self._store, self._client.status, self._config.node_id, self._config.addr, self._now, on_change=self._leadership_changed
-        )
-        self._dispatcher = Dispatcher(
+        self._leading = Leading(
             self._store,
+            self._client.status,
             node_id=self._config.node_id,
+            addr=self._config.addr,
             decrypt=lambda secret: self.decrypt(secret.mesh_ciphertext),
-            fence=self._leadership.fence,
-            poke=self._poke,
             now=self._now,
-        )
-        self._driver = ControlDriver(
-            self._store, LOOPS, fence=self._leadership.fence, acks=self._dispatcher.acks, now=self._now, new_id=new_id
         )
         self._quorum = Quorum(
             self._client,
             self._store,
             node_id=self._config.node_id,
             peer_port=self._config.peer_port,
-            fence=self._leadership.fence,
+            fence=self._leading.fence,
             now=self._now,
         )
-        self._tasks.append(asyncio.create_task(self._leadership.run(), name="leadership"))
+        self._leading.also(self._quorum.lead, "quorum")
+        self._tasks.append(asyncio.create_task(self._leading.run(), name="leading"))
 
     async def withdraw(self) -> None:
         """Before a node that leaves the cluster stops: the other managers count without it."""
@@ -170,10 +158,9 @@ class Manager:
 
     async def stop(self) -> None:
         """Ends what it started; data stays on disk."""
-        for task in [*reversed(self._tasks), *([self._leading] if self._leading else [])]:
+        for task in reversed(self._tasks):
             if task.get_name() != "etcd":
                 await _cancelled(task)
-        self._leading = None
         if self._quorum is not None:
             await self._quorum.stop()
         if self._store is not None:
@@ -196,23 +183,6 @@ class Manager:
         if cluster is None:
             raise StoreUnavailable("the cluster object is not there")
         return cluster
-
-    def _poke(self) -> None:
-        self._driver.poke()
-
-    def _leadership_changed(self, leading: bool) -> None:
-        if self._leading is not None:
-            self._leading.cancel()
-            self._leading = None
-        if leading:
-            self._leading = asyncio.create_task(self._lead(), name="lead")
-
-    async def _lead(self) -> None:
-        assert self._dispatcher is not None
-        assert self._quorum is not None
-        await asyncio.gather(
-            _forever(self._dispatcher.lead, "dispatcher"), _forever(self._driver.run, "control"), _forever(self._quorum.lead, "quorum")
-        )
 
     async def _bundle(self, node_id: str, addr: str) -> dict[str, str]:
         """What a joining manager needs for its etcd; from here on its member is a learner of the cluster."""
@@ -242,18 +212,6 @@ async def _status_or_none(client: EtcdClient) -> bool | None:
         return (await client.status()).is_learner
     except StoreError:
         return None
-
-
-async def _forever(work: Callable[[], Awaitable[None]], what: str) -> None:
-    """A part of leading that ends by an error is started again; only losing the leadership (cancelling) ends it."""
-    while True:
-        try:
-            await work()
-        except MeshdError as error:
-            log.warning("part=%s state=ended error=%s restart_in_s=%g", what, error, _RESTART_PAUSE_S)
-        except Exception:
-            log.exception("part=%s state=crashed restart_in_s=%g", what, _RESTART_PAUSE_S)
-        await asyncio.sleep(_RESTART_PAUSE_S)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -99,6 +99,8 @@ class NetworkLoop:
             self._changed.clear()
             wanted = self._wanted
             if wanted is None:
+                # nothing to compare with yet: the next look is as far away as after one that was made
+                resync_at = loop.time() + self._timing.resync_s
                 continue
             due = loop.time() >= resync_at or bool(self._retry_s and loop.time() >= self._retry_at)
             if due or self._suspect:

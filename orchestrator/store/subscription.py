@@ -67,7 +67,9 @@ class Subscribers:
 
     def __init__(self, max_backlog: int = MAX_BACKLOG) -> None:
         self._max_backlog = max_backlog
-        self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
+        # in the order of their coming, so that equal runs are told alike
+        self._subscriptions: weakref.WeakValueDictionary[int, Subscription] = weakref.WeakValueDictionary()
+        self._count = 0
         self._closed = False
 
     def subscribe(self, snapshot: Snapshot) -> Subscription:
@@ -75,17 +77,18 @@ class Subscribers:
         if self._closed:
             subscription.close()
         else:
-            self._subscriptions.add(subscription)
+            self._count += 1
+            self._subscriptions[self._count] = subscription
         return subscription
 
     def publish(self, snapshot: Snapshot, events: list[Event]) -> None:
         if events:
-            for subscription in list(self._subscriptions):
+            for subscription in list(self._subscriptions.values()):
                 subscription.push(snapshot, events)
 
     def close(self) -> None:
         self._closed = True
-        for subscription in list(self._subscriptions):
+        for subscription in list(self._subscriptions.values()):
             subscription.close()
 
 
