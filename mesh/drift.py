@@ -87,6 +87,8 @@ def _rows(wanted: Any, present: Any) -> Iterator[tuple[str, State]]:
 
 
 def _in_nft(namespace: str, expected: NftTable, actual: NftTable) -> Iterator[Difference]:
+    if expected.dormant != actual.dormant:
+        yield Difference(namespace, "nft table", actual.name, "altered")
     for name, state in _rows(expected.chains, actual.chains):
         yield Difference(namespace, "nft chain", name, state)
     maps: Mapping[str, object] = actual.maps

@@ -82,7 +82,7 @@ def script(desired: NftTable | None, actual: NftTable | None) -> str:
 
 def _needs_rebuild(desired: NftTable, actual: NftTable) -> bool:
     """Types of maps and hooks of chains can't be changed in place; the table is then replaced, still in one transaction."""
-    if any(not m.value_type for m in actual.maps.values()):
+    if actual.dormant or any(not m.value_type for m in actual.maps.values()):
         return True  # a set: we have none, and `delete map` would not take it
     maps = any(
         (m.key_type, m.value_type) != (actual.maps[n].key_type, actual.maps[n].value_type)

@@ -90,12 +90,13 @@ class NftMap:
 
 @dataclass(frozen=True, slots=True)
 class NftTable:
-    """`family`: "inet" for packets, "bridge" for frames."""
+    """`family`: "inet" for packets, "bridge" for frames. `dormant`: somebody switched it off; never desired."""
 
     name: str
     maps: Mapping[str, NftMap] = field(default_factory=dict)
     chains: Mapping[str, NftChain] = field(default_factory=dict)
     family: str = "inet"
+    dormant: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)

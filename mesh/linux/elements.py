@@ -20,6 +20,7 @@ from mesh.nft import MapChange
 _NFTABLES: Final = 10
 _BATCH_BEGIN: Final = 0x10
 _BATCH_END: Final = 0x11
+_GET_TABLE: Final = _NFTABLES << 8 | 1
 _GET_CHAIN: Final = _NFTABLES << 8 | 4
 _NEW_ELEMENTS: Final = _NFTABLES << 8 | 12
 _GET_ELEMENTS: Final = _NFTABLES << 8 | 13
@@ -27,6 +28,9 @@ _DELETE_ELEMENTS: Final = _NFTABLES << 8 | 14
 _NEW_GENERATION: Final = _NFTABLES << 8 | 15
 _GET_GENERATION: Final = _NFTABLES << 8 | 16
 _FAMILIES: Final = {"inet": 1, "ip": 2, "bridge": 7}
+_TABLE_NAME: Final = 1
+_TABLE_FLAGS: Final = 2
+_DORMANT: Final = 1
 _CHAIN_TABLE: Final = 1
 _CHAIN_NAME: Final = 3
 _LIST_TABLE: Final = 1
@@ -181,3 +185,11 @@ def has_chain(netlink: Netlink, family: str, table: str, chain: str) -> bool:
         if error.errno == errno.ENOENT:
             return False
         raise
+
+
+def is_dormant(netlink: Netlink, family: str, table: str) -> bool:
+    """Whether the table is switched off; nft 1.0.6 doesn't say so in JSON."""
+    request = struct.pack("=BBH", _FAMILIES[family], 0, 0) + attribute(_TABLE_NAME, table.encode() + b"\0")
+    answers = netlink.ask(f"look at nft table {table}", _GET_TABLE, request)
+    flags = [attributes(payload[4:]).get(_TABLE_FLAGS, b"\0" * 4) for _kind, payload in answers]
+    return any(struct.unpack(">I", value)[0] & _DORMANT for value in flags)

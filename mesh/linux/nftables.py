@@ -114,7 +114,7 @@ def read_table(netlink: Netlink, name: str, family: str) -> NftTable | None:
         if "No such file or directory" in done.stderr:
             return None
         raise KernelError(f"read nft table {name}", 0, _first_line(done.stderr))
-    table = parse(done.stdout, name, family)
+    table = replace(parse(done.stdout, name, family), dormant=elements.is_dormant(netlink, family, name))
     if not all(m.value_type and elements.supported(m.key_type, m.value_type) for m in table.maps.values()):
         # somebody's set or map in our table: the tool knows every type
         return parse(_nft(["-j", "-n", "list", "table", family, name], None).stdout, name, family)
