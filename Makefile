@@ -4,7 +4,8 @@
 # make simulate        clusters under a virtual clock with everything going wrong (SEEDS=1000, FIRST=1; SEED=17 replays one, told in full)
 # make bench           the demo's figures: how fast, how much memory
 # make bench-mesh      the data plane's figures: programming the kernel
-.PHONY: demo test check simulate bench bench-mesh bootstrap
+# make fuzz-dns        a million mutated packets against the DNS server: minutes
+.PHONY: demo test check simulate bench bench-mesh fuzz-dns bootstrap
 BIN := .venv/bin
 
 bootstrap:
@@ -18,6 +19,9 @@ bench: bootstrap
 
 bench-mesh: bootstrap
 	@$(BIN)/python -m tests.mesh.bench_programming
+
+fuzz-dns: bootstrap
+	@$(BIN)/python -m tests.dnsd.fuzz --count 1000000
 
 check: bootstrap
 	@$(BIN)/ruff check --quiet .

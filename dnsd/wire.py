@@ -32,6 +32,7 @@ MAX_TCP_BYTES = 65535
 # Every record about the question's own name points to it (offset 12).
 _OWNER_IS_QUESTION = b"\xc0\x0c"
 _OPT_ANSWER = struct.pack("!BHHIH", 0, OPT, ADVERTISED_UDP_BYTES, 0, 0)
+_OPT_ANSWER_DO = struct.pack("!BHHIH", 0, OPT, ADVERTISED_UDP_BYTES, 0x8000, 0)
 _OPT_BADVERS = struct.pack("!BHHIH", 0, OPT, ADVERTISED_UDP_BYTES, (BADVERS >> 4) << 24, 0)
 BARE_OPT_BYTES = len(_OPT_ANSWER)
 _DO_BIT = 0x8000
@@ -197,7 +198,14 @@ def failure(query: Query, rcode: int, *, recursion_available: bool = True) -> by
     """SERVFAIL, REFUSED or NXDOMAIN without records, with EDNS as the query had it."""
     flags = bytes((0x80 | query.recursion_desired, (0x80 if recursion_available else 0) | rcode))
     counts = struct.pack("!HHHH", 1, 0, 0, 1 if query.edns else 0)
-    return query.id + flags + counts + query.question + (_OPT_ANSWER if query.edns else b"")
+    return query.id + flags + counts + query.question + _opt_answer(query)
+
+
+def _opt_answer(query: Query) -> bytes:
+    """RFC 3225, 3: the bit DO comes back as it was asked."""
+    if not query.edns:
+        return b""
+    return _OPT_ANSWER_DO if query.dnssec_ok else _OPT_ANSWER
 
 
 class Answer:
@@ -237,7 +245,7 @@ class Answer:
         count = self.count
         start = self._turn = (self._turn + 1) % count if count else 0
         ends = self._ends
-        opt = _OPT_ANSWER if query.edns else b""
+        opt = _opt_answer(query)
         room = size_bytes - HEADER_BYTES - len(query.question) - len(opt)
         (authority, authorities), (additional, additionals) = self._authority, self._additional
         if ends[start + count] - ends[start] + len(authority) + len(additional) > room:
@@ -310,6 +318,9 @@ def _read_sections(packet: bytes, start: int) -> tuple[Reply, bool]:
             if after > len(packet):
                 raise WireError("a record is cut off")
             if kind == OPT:
+                # RFC 6891, 6.1.1: there is one at most, among the additional records, and the root owns it.
+                if section != 2 or opt_at >= 0 or owner_end != at + 1:
+                    raise WireError("an OPT record where none may be")
                 opt_at = at
                 counts[section] -= 1
                 rcode |= (ttl >> 24) << 4
@@ -348,7 +359,7 @@ def write_reply(reply: Reply, query: Query, age_s: int, size_bytes: int, stale_t
         ttl = int.from_bytes(body[offset : offset + 4])
         ttl = stale_ttl_s if stale_ttl_s is not None else max(0, (0 if ttl & 0x80000000 else ttl) - age_s)
         body[offset : offset + 4] = ttl.to_bytes(4)
-    opt = _OPT_ANSWER if query.edns else b""
+    opt = _opt_answer(query)
     answers, authorities, additionals = reply.counts
     truncated = False
     room = size_bytes - HEADER_BYTES - len(query.question) - len(opt)
@@ -357,10 +368,12 @@ def write_reply(reply: Reply, query: Query, age_s: int, size_bytes: int, stale_t
         truncated = len(fitting) < answers or not answers
         answers, authorities, additionals = len(fitting), 0, 0
         body = body[: fitting[-1] if fitting else 0]
+    # An extended code would need an OPT of its asker: what it says is that the server could not answer.
+    rcode = reply.rcode if reply.rcode < 16 else SERVFAIL
     flags = bytes(
         (
             0x80 | query.recursion_desired | (2 if truncated else 0),
-            0x80 | (0x20 if reply.authentic else 0) | (0x10 if query.checking_disabled else 0) | (reply.rcode & 0xF),
+            0x80 | (0x20 if reply.authentic else 0) | (0x10 if query.checking_disabled else 0) | rcode,
         )
     )
     counts = struct.pack("!HHHH", 1, answers, authorities, additionals + (1 if query.edns else 0))
