@@ -310,6 +310,8 @@ def _read_sections(packet: bytes, start: int) -> tuple[Reply, bool]:
     negative_ttls: list[int] = []
     opt_at = -1
     opt_is_last = True
+    asked_kind = int.from_bytes(packet[start - 4 : start - 2])
+    answered = False
     for section, count in enumerate(tuple(counts)):
         for _ in range(count):
             owner_end = _name_end(packet, at)
@@ -331,13 +333,14 @@ def _read_sections(packet: bytes, start: int) -> tuple[Reply, bool]:
                 ttl = 0 if ttl & 0x80000000 else ttl
                 ttl_offsets.append(owner_end + 4 - start)
                 if section == 0:
+                    answered = answered or asked_kind in (kind, ANY)
                     ttls.append(ttl)
                     answer_ends.append(after - start)
                 elif section == 1 and kind == SOA_TYPE and length >= 22:
                     negative_ttls.append(min(ttl, int.from_bytes(packet[after - 4 : after])))
             at = after
-    # A denial without SOA must not be kept (RFC 2308, 5); neither may a server's own trouble.
-    negative = rcode == NXDOMAIN or not answer_ends
+    # A denial without SOA must not be kept (RFC 2308, 5), also one at the end of a CNAME; neither may a server's own trouble.
+    negative = rcode == NXDOMAIN or not answered
     keep = rcode in (NOERROR, NXDOMAIN) and (bool(negative_ttls) or not negative)
     reply = Reply(
         rcode=rcode,

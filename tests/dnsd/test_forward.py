@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from dnslib import EDNS0, QTYPE, RCODE, RR, SOA, A, DNSRecord
+from dnslib import CNAME, EDNS0, QTYPE, RCODE, RR, SOA, A, DNSRecord
 
 from dnsd import ConfigError, DnsState, RouteSpec, ScopeSpec, Server, ServiceName, ZoneSpec, wire
 from dnsd.cache import Cache
@@ -106,6 +106,26 @@ async def test_negative_caching_needs_an_soa(server: Server, monkeypatch: pytest
         upstream.script = lambda record, tcp: denial(record, soa=False)
         for _ in range(2):
             assert (await ask(address, "b.example.com")).header.rcode == 3
+        assert len(upstream.asked) == 4
+
+
+async def test_a_denial_at_the_end_of_an_alias_needs_an_soa_too(server: Server) -> None:
+    def alias(record: Any, tcp: bool) -> Any:
+        reply = record.reply()
+        reply.add_answer(RR(record.q.qname, QTYPE.CNAME, ttl=300, rdata=CNAME("other.example.com.")))
+        if str(record.q.qname).startswith("soa"):
+            reply.add_auth(RR("com.", QTYPE.SOA, ttl=60, rdata=SOA("a.com.", "b.com.", (1, 2, 3, 4, 30))))
+        return reply
+
+    async with Upstream(alias) as upstream:
+        address = await serve(server, upstream.address)
+        for name in ("bare.example.com", "soa.example.com"):
+            for _ in range(2):
+                assert values(await ask(address, name)) == ["other.example.com."]
+        assert [name for name, _ in upstream.asked] == ["bare.example.com.", "bare.example.com.", "soa.example.com."]
+        # Asked for the alias itself, it is the answer.
+        for _ in range(2):
+            assert values(await ask(address, "bare.example.com", "CNAME")) == ["other.example.com."]
         assert len(upstream.asked) == 4
 
 
