@@ -38,7 +38,10 @@ _SOL_NETLINK: Final = 270
 _NETLINK_CAP_ACK: Final = 10
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
-_BUFFER_BYTES: Final = 1 << 20
+_RECEIVE_BUFFER_BYTES: Final = 1 << 20
+_MESSAGE_BYTES: Final = 1 << 16
+"""The kernel puts at most 32 KiB into one."""
+
 _DUMP_ATTEMPTS: Final = 5
 _TIMEOUT_S: Final = 10.0
 _SO_NETNS_COOKIE: Final = 71
@@ -85,10 +88,11 @@ class Netlink:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.settimeout(_TIMEOUT_S)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
         self._socket.bind((0, 0))
         self._protocol = protocol
         self._sequence = 0
+        self._buffer = bytearray(_MESSAGE_BYTES)
 
     def __enter__(self) -> Self:
         return self
@@ -109,26 +113,37 @@ class Netlink:
             return None
 
     def send(self, requests: Sequence[tuple[int, int, bytes]]) -> list[int]:
-        """Send (type, flags, payload)s in one write, return an errno for each, 0 for success."""
+        """Send (type, flags, payload)s in one write, return an errno for each, 0 for success.
+
+        Only the last is to be acknowledged: the kernel works them off in order and speaks up by itself about one that failed.
+        """
         if not requests:
             return []
-        first = self._sequence + 1
-        parts = []
-        for kind, flags, payload in requests:
-            self._sequence += 1
-            parts.append(_HEADER.pack(16 + len(payload), kind, flags | NLM_F_REQUEST | NLM_F_ACK, self._sequence, 0) + payload)
-            parts.append(b"\0" * (-len(payload) % 4))
-        self._write(b"".join(parts))
-        answers = [-1] * len(requests)
-        missing = len(requests)
-        while missing:
+        first, last = self._sequence + 1, self._sequence + len(requests)
+        self._write(b"".join(self._packed(requests)))
+        answers = [0] * len(requests)
+        while True:
             for kind, _flags, sequence, payload in self._read():
-                if kind != _NLMSG_ERROR or not first <= sequence <= self._sequence:
+                if kind != _NLMSG_ERROR or not first <= sequence <= last:
                     continue
-                if answers[sequence - first] == -1:
-                    missing -= 1
                 answers[sequence - first] = -struct.unpack_from("=i", payload)[0]
-        return answers
+                if sequence == last:
+                    return answers
+
+    def _packed(self, requests: Sequence[tuple[int, int, bytes]]) -> list[bytes]:
+        """Headers and payloads; the last one asks for an acknowledgement."""
+        parts: list[bytes] = []
+        sequence = self._sequence
+        for kind, flags, payload in requests:
+            sequence += 1
+            parts.append(_HEADER.pack(16 + len(payload), kind, flags | NLM_F_REQUEST, sequence, 0))
+            parts.append(payload)
+            if padding := -len(payload) % 4:
+                parts.append(b"\0" * padding)
+        self._sequence = sequence
+        kind, flags, payload = requests[-1]
+        parts[-3 if len(payload) % 4 else -2] = _HEADER.pack(16 + len(payload), kind, flags | NLM_F_REQUEST | NLM_F_ACK, sequence, 0)
+        return parts
 
     def request(self, op: str, kind: int, flags: int, payload: bytes, *, ignore: tuple[int, ...] = ()) -> None:
         """One request. Raises KernelError(op) unless it succeeds or fails with an errno of `ignore`."""
@@ -143,27 +158,24 @@ class Netlink:
 
     def transaction(self, op: str, begin: tuple[int, bytes], requests: Sequence[tuple[int, int, bytes]], end: tuple[int, bytes]) -> None:
         """Many requests between brackets, in one write: all take effect or none. Raises KernelError(op) for the first that failed."""
+        if not requests:
+            return
         self._sequence += 1
         first = self._sequence
-        parts = [_HEADER.pack(16 + len(begin[1]), begin[0], NLM_F_REQUEST, first, 0) + begin[1]]
-        for kind, flags, payload in requests:
-            self._sequence += 1
-            parts.append(_HEADER.pack(16 + len(payload), kind, flags | NLM_F_REQUEST | NLM_F_ACK, self._sequence, 0) + payload)
-            parts.append(b"\0" * (-len(payload) % 4))
-        parts.append(_HEADER.pack(16 + len(end[1]), end[0], NLM_F_REQUEST, self._sequence + 1, 0) + end[1])
-        message = b"".join(parts)
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(message) + _BUFFER_BYTES)
+        parts = [_HEADER.pack(16 + len(begin[1]), begin[0], NLM_F_REQUEST, first, 0), begin[1], *self._packed(requests)]
+        last = self._sequence
+        self._sequence += 1
+        message = b"".join([*parts, _HEADER.pack(16 + len(end[1]), end[0], NLM_F_REQUEST, self._sequence, 0), end[1]])
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(message) + _RECEIVE_BUFFER_BYTES)
         self._write(message)
-        missing = len(requests)
-        while missing > 0:
+        while True:
             for kind, _flags, sequence, payload in self._read():
                 if kind != _NLMSG_ERROR or not first <= sequence <= self._sequence:
                     continue
-                code = -struct.unpack_from("=i", payload)[0]
-                if code:
+                if code := -struct.unpack_from("=i", payload)[0]:
                     raise KernelError(op, code)
-                missing -= 1
-        self._sequence += 1
+                if sequence == last:
+                    return
 
     def ask(self, op: str, kind: int, payload: bytes) -> list[tuple[int, bytes]]:
         """The answers (type, payload) to one request that is no dump."""
@@ -212,11 +224,14 @@ class Netlink:
 
     def _read(self) -> Iterator[tuple[int, int, int, bytes]]:
         try:
-            packet = self._socket.recv(_BUFFER_BYTES)
+            size = self._socket.recv_into(self._buffer, 0, socket.MSG_TRUNC)
         except TimeoutError as error:
             raise KernelError("wait for the kernel's answer", errno.ETIMEDOUT) from error
         except OSError as error:
             raise KernelError("read the kernel's answer", error.errno or errno.EIO) from error
+        if size > len(self._buffer):
+            raise KernelError("read the kernel's answer", errno.EMSGSIZE)
+        packet = bytes(memoryview(self._buffer)[:size])
         offset = 0
         while offset + 16 <= len(packet):
             length, kind, flags, sequence, _port = _HEADER.unpack_from(packet, offset)
