@@ -55,6 +55,9 @@ class Room:
             members = self._members[network_id] = known.copy() if known is not None else np.zeros(self._count, dtype=bool)
         return members
 
+    def uses_port(self, index: int, port: HostPort) -> bool:
+        return bool(self._taken(port)[index])
+
     def of(self, wanted: Demand, service_id: str, task: Task, most: int) -> Ints:
         """How many more such tasks fit on each node, `most` where nothing limits them. `task`: one of them."""
         room = np.full(self._count, most, dtype=np.int64)

@@ -25,9 +25,11 @@ from orchestrator.control.filling import Candidates, fill
 from orchestrator.control.filters import Filter, Refusal, explained, lasting_filters, lasting_mask, soft_constraints
 from orchestrator.control.ledger import ledger_of
 from orchestrator.control.placement_labels import Strategy, priority_of, strategy_of
+from orchestrator.control.preemption import Preemption, lowest_priority
 from orchestrator.control.room import Room
 from orchestrator.control.slots import wanted
 from orchestrator.control.steps import Decision, Step
+from orchestrator.control.transitions import stopped
 from orchestrator.errors import TaskError
 from orchestrator.model import (
     GenericResource,
@@ -44,6 +46,8 @@ from orchestrator.templates import is_template, render
 # SwarmKit manager/scheduler/nodeinfo.go: monitorFailures, maxFailures
 _FAILURES_WITHIN = timedelta(minutes=5)
 _FAILURES_TOO_MANY = 5
+# so many tasks of a group are promised a place in one pass; the changes that this makes bring the next pass
+_MAX_DISPLACING = 100
 _ASSIGNED_MESSAGE = "scheduler assigned task to node"
 _NODE_GONE = "no suitable node (the task's node is not part of the cluster)"
 
@@ -118,6 +122,9 @@ class _Pass:
         self._joined: dict[int, list[NodeAttachment]] = {}
         self._placed: list[Task] = []
         self._updated: list[Task] = []
+        self._displaced: list[Step] = []
+        self._preemption: Preemption | None = None
+        self._lowest_priority: int | None = None
 
     def run(self, groups: list[Group]) -> Decision:
         for group in groups:
@@ -144,6 +151,39 @@ class _Pass:
                 break
         if left:
             self._refuse_all(group, left)
+
+    # ---- displacing ------------------------------------------------------------------------------------------------------------
+
+    def _displace(self, group: Group, tasks: list[Task], sentence: str, only: int | None) -> list[Task]:
+        """Tells each task that can have the place of others what it waits for; returns the tasks that can't."""
+        if self._lowest_priority is None:
+            self._lowest_priority = lowest_priority(self._snapshot)
+        if group.priority <= self._lowest_priority:
+            return tasks
+        if self._preemption is None:
+            self._preemption = Preemption(self._snapshot, self._ledger, self._room)
+        for number, task in enumerate(tasks[:_MAX_DISPLACING]):
+            promise = self._preemption.promise(group.demand, group.service_id, self._suitable_but_full(group, only))
+            if promise is None:
+                return tasks[number:]
+            node = self._ledger.nodes[promise.index]
+            where = node.description.hostname or node.id
+            self._refuse(task, f"{sentence}; tasks of lower priority make way on node {where}")
+            if promise.victims:
+                self._displaced.append(tuple(Put(stopped(victim, self._now)) for victim in promise.victims))
+        return tasks[_MAX_DISPLACING:]
+
+    def _suitable_but_full(self, group: Group, only: int | None) -> Mask:
+        """The nodes that lack nothing that others could give back."""
+        suitable = self._ledger.takes & lasting_mask(self._ledger.columns, group.demand) & self._joinable(group.demand)
+        for one in self._room.filters(group.demand, group.service_id, group.tasks[0]):
+            if one.refusal not in (Refusal.RESOURCES, Refusal.HOST_PORT):
+                suitable &= one.passes
+        if only is not None:
+            suitable[np.arange(len(suitable)) != only] = False
+        return suitable
+
+    # ---- seats -----------------------------------------------------------------------------------------------------------------
 
     def _place_batch(self, group: Group, tasks: list[Task]) -> int:
         """How many of the tasks, from the first on, have found a node."""
@@ -277,7 +317,7 @@ class _Pass:
         if only is not None:
             filters = [Filter(one.refusal, one.passes[only : only + 1], one.one, one.many) for one in filters]
         sentence = explained(1 if only is not None else len(self._ledger.nodes), filters)
-        for task in tasks:
+        for task in self._displace(group, tasks, sentence, only):
             self._refuse(task, sentence)
 
     def _refuse(self, task: Task, sentence: str) -> None:
@@ -303,7 +343,7 @@ class _Pass:
 
     def _steps(self) -> list[Step]:
         if not self._joined:
-            return [(Put(task),) for task in (*self._placed, *self._updated)]
+            return [*((Put(task),) for task in (*self._placed, *self._updated)), *self._displaced]
         steps: list[Step] = []
         for task in self._placed:
             # the node is written with the first task placed there: no later step of this pass touches it again
@@ -315,7 +355,7 @@ class _Pass:
             node = self._ledger.nodes[index]
             joined = [*(node.mesh_attachments or ()), *attachments]
             steps.append((Put(task), Put(msgspec.structs.replace(node, mesh_attachments=joined, updated_at=self._now))))
-        return steps + [(Put(task),) for task in self._updated]
+        return steps + [(Put(task),) for task in self._updated] + self._displaced
 
 
 def _label(node: Node, descriptor: str) -> str:
