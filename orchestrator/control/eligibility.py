@@ -6,8 +6,9 @@ Pure: no I/O. Source: SwarmKit orchestrator.InvalidNode (down or drained nodes l
 from __future__ import annotations
 
 from orchestrator.control.constraints import node_matches, parse
+from orchestrator.control.expressions import expressions_of, node_values
 from orchestrator.errors import ConfigError
-from orchestrator.model import Node, Service, Task, terminal
+from orchestrator.model import Node, Task, TaskSpec, terminal
 from orchestrator.store.snapshot import Snapshot
 
 
@@ -43,15 +44,19 @@ def stays(snapshot: Snapshot, task: Task) -> bool:
 
 
 class Placement:
-    """A service's constraints, read once and asked of many nodes. Constraints that can't be read match no node."""
+    """The constraints of a spec, classic ones included, read once and asked of many nodes. Those that can't be read match no node."""
 
-    def __init__(self, service: Service) -> None:
-        placement = service.spec.task_template.placement
+    def __init__(self, spec: TaskSpec) -> None:
+        placement = spec.placement
         self._readable = True
         try:
             self._constraints = parse((placement.constraints if placement else None) or [])
+            expressions = expressions_of(spec.container_spec)
         except ConfigError:
-            self._readable = False
+            self._readable, expressions = False, ()
+        self._classic = [one for one in expressions if one.kind == "constraint" and not one.soft]
 
     def matches(self, node: Node) -> bool:
-        return self._readable and node_matches(self._constraints, node)
+        return (
+            self._readable and node_matches(self._constraints, node) and all(one.holds(node_values(node, one.key)) for one in self._classic)
+        )

@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from orchestrator.errors import ConfigError
-from orchestrator.model import ContainerSpec
+from orchestrator.model import ContainerSpec, Node
 
 Kind = Literal["constraint", "affinity"]
 _KEY = re.compile(r"[a-z_][a-z0-9\-_.]+", re.IGNORECASE | re.ASCII)
@@ -44,12 +44,29 @@ class Expression:
         """Does the pattern match the value, whatever the operator?"""
         return _compiled(self.pattern).search(value) is not None
 
+    def holds(self, values: Iterable[str]) -> bool:
+        """`==`: the pattern matches one of the values; `!=`: none."""
+        return any(self.accepts(value) for value in values) is self.equal
+
 
 def expressions_of(container: ContainerSpec | None) -> tuple[Expression, ...]:
     """All of a container's, those of the environment first. ConfigError: one can't be read."""
     if container is None:
         return ()
     return tuple(_parse(kind, text) for kind, text in _texts(container))
+
+
+def node_values(node: Node, key: str) -> tuple[str, ...]:
+    """What a constraint's key means on the node: `node` its id or name, the rest what the Engine says of its machine, else a label of the
+    node or of its Engine. What it doesn't have is empty."""
+    if key == "node":
+        return (node.id, node.description.hostname)
+    if key == "ostype":
+        return (node.description.platform.os,)
+    for labels in (node.description.mesh_facts, node.spec.labels, node.description.engine.labels):
+        if labels and key in labels:
+            return (labels[key],)
+    return ("",)
 
 
 def without_expressions(environment: Iterable[str]) -> list[str]:

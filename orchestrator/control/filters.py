@@ -15,7 +15,7 @@ import numpy as np
 from orchestrator.control import constraints
 from orchestrator.control.columns import Columns, Mask
 from orchestrator.control.demand import Demand
-from orchestrator.control.expressions import Expression
+from orchestrator.control.expressions import Expression, node_values
 from orchestrator.model import Node, Platform
 
 
@@ -132,23 +132,7 @@ def _having(columns: Columns, kind: str, plugin: str) -> Mask:
 
 
 def _classic(columns: Columns, one: Expression) -> Mask:
-    """`node` means the node's id or name, the rest what the Engine says of itself, else a label of the node or of its Engine."""
-
-    def holds(values: tuple[str, ...]) -> bool:
-        return any(one.accepts(value) for value in values) is one.equal
-
-    return columns.where(one, f"classic {one.key}", lambda node: _classic_values(node, one.key), holds)
-
-
-def _classic_values(node: Node, key: str) -> tuple[str, ...]:
-    if key == "node":
-        return (node.id, node.description.hostname)
-    if key == "ostype":
-        return (node.description.platform.os,)
-    for labels in (node.description.mesh_facts, node.spec.labels, node.description.engine.labels):
-        if labels and key in labels:
-            return (labels[key],)
-    return ("",)
+    return columns.where(one, f"classic {one.key}", lambda node: node_values(node, one.key), one.holds)
 
 
 def _platform_fits(own: Platform, platforms: tuple[Platform, ...]) -> bool:

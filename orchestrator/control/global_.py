@@ -26,7 +26,7 @@ def global_(snapshot: Snapshot, ctx: Context) -> Decision:
 
 
 def _steps(snapshot: Snapshot, ctx: Context, service: Service, nodes: list[Node]) -> list[Step]:
-    placement = Placement(service)
+    placement = Placement(service.spec.task_template)
     slots = slots_of(snapshot.tasks_of_service(service.id))
     steps: list[Step] = []
     for slot in slots.values():

@@ -151,7 +151,7 @@ class _Tending:
     def __init__(self, snapshot: Snapshot, ctx: Context, service: Service, run: JobRun, tasks: list[Task]) -> None:
         self._snapshot, self._ctx, self._service, self._run = snapshot, ctx, service, run
         self._global = service.spec.mode.global_job is not None
-        self._placement = Placement(service)
+        self._placement = Placement(service.spec.task_template)
         self._slots = run_slots(tasks, run.iteration)
         # also of earlier runs: a slot's volume is not lent twice
         self._stopping = {slot_key(task) for task in tasks if not wanted(task) and not terminal(task.status.state)}

@@ -10,11 +10,13 @@ from __future__ import annotations
 from orchestrator.control.allocator import allocate
 from orchestrator.control.cron import cron
 from orchestrator.control.drain import drain
+from orchestrator.control.enforcement import enforcement
 from orchestrator.control.global_ import global_
 from orchestrator.control.jobs import jobs
 from orchestrator.control.managers import managers
 from orchestrator.control.nodes import evacuation, lost_tasks, node_states
 from orchestrator.control.reaper import reaper
+from orchestrator.control.rebalance import rebalance
 from orchestrator.control.removal import removal
 from orchestrator.control.replicated import replicated
 from orchestrator.control.restart import restart
@@ -32,11 +34,13 @@ LIFECYCLE: tuple[Loop, ...] = (
     drain,
     restart,
     evacuation,
+    enforcement,
     replicated,
     global_,
     cron,
     jobs,
     update,
+    rebalance,
     succession,
 )
 

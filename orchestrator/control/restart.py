@@ -59,7 +59,7 @@ def _needs_replacement(snapshot: Snapshot, service: Service, slot: Slot, ended: 
         return False
     if mode_of(service) == "global":
         node = snapshot.node(ended.node_id)
-        if node is None or not keeps_tasks(node) or not Placement(service).matches(node):
+        if node is None or not keeps_tasks(node) or not Placement(service.spec.task_template).matches(node):
             return False
     return may_restart(ended, slot.tasks)
 

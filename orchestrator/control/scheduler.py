@@ -27,7 +27,7 @@ from orchestrator.control.ledger import ledger_of
 from orchestrator.control.placement_labels import Strategy, priority_of, strategy_of
 from orchestrator.control.preemption import Preemption, lowest_priority
 from orchestrator.control.room import Room
-from orchestrator.control.slots import wanted
+from orchestrator.control.slots import running, wanted
 from orchestrator.control.steps import Decision, Step
 from orchestrator.control.transitions import stopped
 from orchestrator.errors import TaskError
@@ -57,6 +57,13 @@ def schedule(snapshot: Snapshot, ctx: Context) -> Decision:
     if not waiting:
         return Decision()
     return _Pass(snapshot, ctx).run(_groups(snapshot, waiting))
+
+
+def node_for(snapshot: Snapshot, ctx: Context, task: Task) -> int | None:
+    """The ledger's index of the node that the task would be given now, were it the only one that waits."""
+    placing = _Pass(snapshot, ctx)
+    placing.run([Group(snapshot, [task])])
+    return placing.node_of(task)
 
 
 class Group:
@@ -138,6 +145,10 @@ class _Pass:
                 self._place(group)
         return Decision(self._steps())
 
+    def node_of(self, task: Task) -> int | None:
+        """Where it was placed."""
+        return next((self._ledger.index[placed.node_id] for placed in self._placed if placed.id == task.id), None)
+
     # ---- placing ---------------------------------------------------------------------------------------------------------------
 
     def _place(self, group: Group) -> None:
@@ -206,7 +217,7 @@ class _Pass:
 
     def _seats(self, group: Group, tasks: list[Task], nodes: Ints, room: Ints) -> Ints:
         asked = group.demand
-        replicas = self._room.replicas(group.service_id)
+        replicas = self._remaining_replicas(group.service_id, tasks)
         candidates = Candidates(
             nodes=nodes,
             room=room[nodes],
@@ -215,9 +226,24 @@ class _Pass:
             fullness=self._room.fullness(asked.reserved, nodes) if group.strategy == "binpack" else nodes,
             all_replicas=replicas,
         )
-        tree = self._ledger.columns.branches(asked.preferences, _label) if asked.preferences else ()
+        tree = self._ledger.columns.branches(asked.preferences, preferred) if asked.preferences else ()
         seed = zlib.crc32(tasks[0].id.encode()) if group.strategy == "random" else 0
         return fill(len(tasks), candidates, group.strategy, tree, seed)
+
+    def _remaining_replicas(self, service_id: str, tasks: list[Task]) -> Ints:
+        """The service's tasks on each node, without those that the given tasks take over from: they go as soon as these run."""
+        replicas = self._room.replicas(service_id)
+        if service_id in self._ledger.replicas:
+            slots = {task.slot for task in tasks if task.slot}
+            left = [
+                self._ledger.index[old.node_id]
+                for old in self._snapshot.tasks_of_service(service_id)
+                if old.slot in slots and running(old) and old.node_id in self._ledger.index
+            ]
+            if left:
+                replicas = replicas.copy()
+                np.subtract.at(replicas, left, 1)
+        return replicas
 
     def _tiers(self, group: Group, nodes: Ints) -> list[Ints]:
         """The nodes by how welcome they are: where the service doesn't keep failing, where most soft expressions hold."""
@@ -358,7 +384,7 @@ class _Pass:
         return steps + [(Put(task),) for task in self._updated] + self._displaced
 
 
-def _label(node: Node, descriptor: str) -> str:
+def preferred(node: Node, descriptor: str) -> str:
     """The node's value of what a preference spreads over; nodes without it form a group of their own, ""."""
     kind, _, name = descriptor.partition(".labels.")
     if kind.lower() == "node":
