@@ -1,8 +1,8 @@
 """Tasks that no longer belong where they run: labels changed under their constraints, or their node shrank under their reservations.
 
 Pure: no I/O. A control loop. Source: SwarmKit orchestrator/constraintenforcer. Differs: a task answers for the constraints it was placed
-by, not for newer ones of its service (those come with the update); its successor runs before it stops, unless the service says stop-first
-or nobody else can take it; of the tasks on a node that shrank, those of the lowest priority go, the youngest first. Global services see
+by, not for newer ones of its service (those come with the update); its successor runs before it stops, where two of a slot may and somebody
+can take it; of the tasks on a node that shrank, those of the lowest priority go, the youngest first. Global services see
 to themselves; jobs may finish.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from orchestrator.control.context import Context
+from orchestrator.control.defaults import replicas
 from orchestrator.control.eligibility import Placement, keeps_tasks
 from orchestrator.control.ledger import Ledger, ledger_of
 from orchestrator.control.placement_labels import priority_of
@@ -38,9 +39,9 @@ def enforcement(snapshot: Snapshot, ctx: Context) -> Decision:
 
 
 def moves_by_overlap(service: Service) -> bool:
-    """The service doesn't mind that two tasks of a slot run for a moment: whoever does says stop-first."""
-    config = service.spec.update_config
-    return config is None or config.order != "stop-first"
+    """Two tasks of a slot may run for a moment: the service says so, or says nothing and has several tasks at once anyway."""
+    order = service.spec.update_config.order if service.spec.update_config is not None else ""
+    return order == "start-first" or (not order and replicas(service) > 1)
 
 
 def _unsuited(snapshot: Snapshot) -> Iterator[Task]:
