@@ -7,6 +7,7 @@ service is then spread more evenly; since every move makes it so, moves come to 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 import msgspec
@@ -90,10 +91,8 @@ def _move(snapshot: Snapshot, ctx: Context, service: Service, tasks: list[Task])
     levels = [branches.of_node for branches in ledger.columns.branches(preferences, preferred)] if preferences else []
     levels.append(np.arange(len(ledger.nodes), dtype=np.int64))
     wakeup: datetime | None = None
-    for level in levels:
-        counts = np.bincount(level[nodes], minlength=int(level.max()) + 1)
-        fullest = [task for task, index in zip(tasks, nodes, strict=True) if level[index] == counts.argmax()]
-        task = max(fullest, key=age_key)
+    for source in _sources(levels, nodes):
+        task = max((task for task, index in zip(tasks, nodes, strict=True) if index in source), key=age_key)
         target = _target(snapshot, ctx, service, task)
         if target is None or not _is_better(levels, nodes, ledger.index[task.node_id], target):
             continue
@@ -102,6 +101,19 @@ def _move(snapshot: Snapshot, ctx: Context, service: Service, tasks: list[Task])
             return successor(service, ctx, task, desired=TaskState.RUNNING), None
         wakeup = earliest(wakeup, settled)
     return None, wakeup
+
+
+def _sources(levels: list[Ints], nodes: Ints) -> Iterator[set[int]]:
+    """The nodes of branches that have two tasks more than a sibling, level by level from the root: the fullest of each family."""
+    above = np.zeros(len(levels[0]), dtype=np.int64)
+    for level in levels:
+        counts = np.bincount(level[nodes], minlength=int(level.max()) + 1)
+        for family in np.unique(above[nodes]).tolist():
+            members = np.unique(level[above == family])
+            fullest = members[counts[members].argmax()]
+            if counts[fullest] - counts[members].min() >= 2:
+                yield set(np.flatnonzero(level == fullest).tolist())
+        above = level
 
 
 def _target(snapshot: Snapshot, ctx: Context, service: Service, task: Task) -> int | None:
