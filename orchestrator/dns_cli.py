@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dnsd.client import Client
-from dnsd.errors import DnsError
+from dnsd.errors import DnsError, DnsUnavailable
 from dnsd.model import Explanation, QueryLogged
 from dnsd.names import packed_address, reverse_name, text_of
 from orchestrator.errors import ConfigError
@@ -87,7 +87,9 @@ def log(control: Path, asker: str, off: bool, follow: bool, as_json: bool) -> No
         if off:
             told.print(f"Queries of {logged.asker} {'are no longer' if logged.was_on else 'were not'} remembered.")
         elif not logged.was_on:
-            told.print(f"From now on the queries of {logged.asker} are remembered; `meshd dns log --task {asker} --off` ends it.")
+            told.print(
+                f"From now on the queries of {logged.asker} are remembered; `meshd dns log --task {asker} --off` ends it.", soft_wrap=True
+            )
         latest = 0
         while True:
             for one in logged.queries:
@@ -132,6 +134,8 @@ def _talk(control: Path, converse: Callable[[Client], Awaitable[_T]]) -> _T:
 
     try:
         return asyncio.run(run())
+    except DnsUnavailable as error:
+        raise ConfigError(f"{error}. Is meshd running here?") from error
     except DnsError as error:
         raise ConfigError(str(error)) from error
 

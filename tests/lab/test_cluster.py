@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from dnsd.model import Explanation
 from orchestrator.diagnose.report import TraceReport
 from orchestrator.lab import processes
 from orchestrator.lab.lab import Lab, Node, wait_until
@@ -183,6 +184,16 @@ def test_dnsrr_rotates_over_the_tasks(lab: Lab, cli: Cli) -> None:
         wait_until(lambda inside=inside: len(resolves(inside, "rr")) == 3, 10, "rr resolves to its three tasks")
         firsts = {in_network(inside, lambda: dns_addresses("rr"))[0] for _ in range(12)}
         assert firsts == resolves(inside, "rr")
+        explanation = explained(node, "rr", "--as", "client")
+        assert {address for task in explanation.tasks if task.offered for address in task.addresses} == firsts
+        assert (explanation.networks, explanation.network, len(explanation.records)) == (("back",), "back", 3)
+
+
+def explained(node: Node, *arguments: str) -> Explanation:
+    command = [sys.executable, "-m", "orchestrator.cli", "dns", "--state-dir", str(node.layout.meshd_dir), "query", *arguments, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return msgspec.json.decode(done.stdout, type=Explanation)
 
 
 def test_scale_kill_update_and_remove_under_load(lab: Lab, cli: Cli) -> None:
