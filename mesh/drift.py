@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal
 
-from mesh.table import EMPTY, NamespaceTable, NftTable, Tables
+from mesh.table import EMPTY, NamespaceTable, NftTable, Tables, is_container
 from mesh.versioned import difference, set_difference
 
 State = Literal["missing", "altered", "foreign"]
@@ -26,6 +26,8 @@ _KINDS: Final = {
     "nft": "nft table",
     "frames": "nft table",
     "ipvs": "IPVS service",
+    "ipvs_timeout_s": "IPVS timeout",
+    "policies": "routing rule",
     "engine_accepts": "rule of DOCKER-USER",
 }
 """What a field's rows are called, where the field's own name doesn't say it."""
@@ -51,6 +53,8 @@ def differences(expected: Tables, actual: Tables) -> list[Difference]:
         wanted, present = expected.get(namespace), actual.get(namespace)
         if wanted is present or wanted == present:
             continue
+        if is_container(namespace) and (wanted is None or present is None or wanted.netns_id != present.netns_id):
+            continue  # it ended, or it is new
         if namespace and (wanted is None or present is None):
             found.append(Difference(namespace, "namespace", "", "missing" if wanted else "foreign"))
         else:
@@ -61,7 +65,7 @@ def differences(expected: Tables, actual: Tables) -> list[Difference]:
 def _in_namespace(namespace: str, expected: NamespaceTable, actual: NamespaceTable) -> Iterator[Difference]:
     for field in fields(NamespaceTable):
         wanted, present = getattr(expected, field.name), getattr(actual, field.name)
-        if field.name == "flows" or wanted is present or wanted == present:
+        if field.name in ("flows", "netns_id") or wanted is present or wanted == present:
             continue
         kind = _KINDS.get(field.name, field.name.replace("_", " "))
         if isinstance(wanted, NftTable) and isinstance(present, NftTable):

@@ -30,10 +30,12 @@ class LocalEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class RemoteEndpoint:
-    """An address that lives behind another node: a task, or that node's own LB address. `vtep` is the node's underlay address."""
+    """An address that lives behind another node: a task, or that node's own LB address (`balancer`). `vtep` is the node's underlay
+    address."""
 
     address: str
     vtep: str
+    balancer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,17 @@ class VirtualService:
 
 @dataclass(frozen=True, slots=True)
 class PublishedPort:
-    """A port of the routing mesh: open on every node, balanced over backends on the ingress network (`target` is their port)."""
+    """A port of the routing mesh: open on every node, balanced over backends on the ingress network (`target` is their port).
+
+    Backends see the client's address where the balancer is IPVS, unless `source_nat` asks for the node's LB address instead.
+    """
 
     protocol: Protocol
     published: int
     target: int
     backends: tuple[Backend, ...] = ()
     scheduler: IpvsScheduler = "rr"
+    source_nat: bool = False
 
 
 @dataclass(frozen=True, slots=True)

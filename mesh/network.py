@@ -13,9 +13,10 @@ from typing import TypeVar
 
 from mesh import address as addr
 from mesh.balance import balanced_port, balanced_service, balancer_frame, port_flows, service_flows
+from mesh.container import answer_frames
 from mesh.errors import ConfigError, MeshError
 from mesh.facts import Facts
-from mesh.ipvs import IPVS_SYSCTLS, ipvs_port, ipvs_service, marking_frame
+from mesh.ipvs import IPVS_SYSCTLS, TCP_TIMEOUT_S, ipvs_port, ipvs_service, marking_frame
 from mesh.model import LocalEndpoint, Network, NodeState, PublishedPort, RemoteEndpoint, VirtualService
 from mesh.parts import Assembly, Collision, Part, assemble
 from mesh.table import BRIDGE, Attachment, Bridge, NamespaceTable, Tunnel
@@ -73,7 +74,7 @@ def render_network(
     """Errors of single endpoints go into `errors`. Raises ConfigError when the network as a whole is wrong."""
     basis = (
         *(network.id, network.vni, network.subnets, network.lb_address, network.mtu, network.ingress),
-        *(state.underlay, state.vxlan_port, state.balancer),
+        *(state.underlay, state.vxlan_port, state.balancer, state.gateway_subnet),
         *(facts.underlay_mtu, facts.has_bridge_netfilter, facts.has_ipv6),
     )
     if before is None or before.basis != basis:
@@ -89,8 +90,9 @@ def render_network(
         raise _sentence(network, members, collision) from collision
     attachments = {attachment.name: attachment for _, _, attachment in links.values()}
     table = assembly.table
-    if attachments != table.attachments:
-        assembly = replace(assembly, table=replace(table, attachments=attachments))
+    frames = answer_frames(network) if network.ingress else None
+    if attachments != table.attachments or frames != table.frames:
+        assembly = replace(assembly, table=replace(table, attachments=attachments, frames=frames))
     return RenderedNetwork(basis, assembly, network, members, links)
 
 
@@ -115,7 +117,8 @@ def _frame(network: Network, state: NodeState, facts: Facts) -> NamespaceTable:
         tunnel=Tunnel(network.vni, state.underlay, state.vxlan_port, mtu),
         addresses=frozenset({f"{network.lb_address}/{lb_subnet.prefixlen}"}),
         sysctls=_sysctls(families, facts) | (IPVS_SYSCTLS if ipvs else {}),
-        nft=marking_frame(network, families) if ipvs else balancer_frame(network, families),
+        nft=marking_frame(network, families, state.gateway_subnet) if ipvs else balancer_frame(network, families),
+        ipvs_timeout_s=TCP_TIMEOUT_S if ipvs else 0,
     )
 
 
@@ -147,11 +150,11 @@ def _members(network: Network, published: Iterable[PublishedPort], before: Rende
 def _changes(network: Network, state: NodeState, old: Members, new: Members) -> Iterator[tuple[Part | None, Part | None]]:
     """What each changed member put into the table before, and what it should have there. Raises ConfigError for one that is wrong."""
     ipvs = state.balancer == "ipvs"
-    for vip in _changed(new.services, old.services):
+    for vip in {*_changed(new.services, old.services), *_calling_themselves(old, new)}:
         was, now = old.services.get(vip), new.services.get(vip)
         if now is not None:
             _check_service(network, now)
-        yield _service_part(was, ipvs), _service_part(now, ipvs)
+        yield _service_part(was, ipvs, old.here), _service_part(now, ipvs, new.here)
     for key in _changed(new.ports, old.ports):
         port_was, port_now = old.ports.get(key), new.ports.get(key)
         if port_now is not None:
@@ -167,16 +170,24 @@ def _changes(network: Network, state: NodeState, old: Members, new: Members) -> 
         )
 
 
+def _calling_themselves(old: Members, new: Members) -> Iterable[str]:
+    """VIPs of services that have a backend which came here or went from here: its calls to itself are a matter of this table or not."""
+    moved = old.here ^ new.here
+    if not moved:
+        return ()
+    return (vip for m in (old, new) for vip, s in m.services.items() if any(b.address in moved for b in s.backends))
+
+
 def _changed(new: Mapping[K, V], old: Mapping[K, V]) -> Iterable[K]:
     fresh, gone = difference(new, old)
     return (*fresh, *gone)
 
 
-def _service_part(service: VirtualService | None, ipvs: bool) -> Part | None:
+def _service_part(service: VirtualService | None, ipvs: bool, here: frozenset[str]) -> Part | None:
     if service is None:
         return None
     address = f"{service.vip}/{32 if addr.family(service.vip) == 4 else 128}"
-    balanced = ipvs_service(service) if ipvs else balanced_service(service)
+    balanced = ipvs_service(service, here) if ipvs else balanced_service(service)
     return replace(balanced, addresses=(address,), flows=service_flows(service))
 
 
@@ -264,6 +275,7 @@ def _attachment(network: Network, endpoint: LocalEndpoint, inode: int, own: addr
         bridge=BRIDGE,
         addresses=frozenset({f"{endpoint.address}/{own.prefixlen}"}),
         routes=frozenset(str(s) for s in subnets if s != own and s.version == own.version),
+        reply_via=network.lb_address if network.ingress and own.version == 4 else None,
     )
 
 

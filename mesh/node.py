@@ -29,7 +29,7 @@ from mesh.linux.namespace import Namespaces, open_namespace, setns
 from mesh.model import NodeState
 from mesh.plan import Attach, Op, plan
 from mesh.render import Names, Rendered, render
-from mesh.table import EMPTY, HOST, OWN_NAMESPACE, NamespaceTable
+from mesh.table import EMPTY, HOST, OWN_NAMESPACE, NamespaceTable, is_container
 
 T = TypeVar("T")
 log = logging.getLogger("mesh")
@@ -159,13 +159,16 @@ class NodeMesh:
         return await self._run(work)
 
     async def open_connections(self, addresses: Mapping[str, set[str]]) -> dict[tuple[str, str], int]:
-        """Open TCP connections of this node's clients by (network id, backend address), for the addresses asked for; 0 where there are
-        none."""
+        """Open TCP connections by (network id, backend address), for the addresses asked for; 0 where there are none. Every connection
+        through a VIP or a published port is counted by one node: where addresses are translated by the client's, else by the backend's.
+        """
 
         def count() -> dict[tuple[str, str], int]:
             found: dict[tuple[str, str], int] = {}
             for network_id, wanted in sorted(addresses.items()):
-                for address, number in self._kernel.open_connections(network_id, wanted).items():
+                network = self._rendered.networks.get(network_id) if self._rendered else None
+                containers = {e.address: e.netns for e, _, _ in network.links.values()} if network else {}
+                for address, number in self._kernel.open_connections(network_id, wanted, containers).items():
                     found[network_id, address] = number
             return found
 
@@ -177,7 +180,7 @@ class NodeMesh:
         def remove() -> Report:
             self._applied = None
             self._kernel.discover()
-            actual = self._kernel.read({})
+            actual = self._kernel.read({}) | self._kernel.read_containers()
             return self._execute(plan({HOST: NamespaceTable()}, actual), {}, {}, ())[0]
 
         return await self._run(remove)
@@ -220,8 +223,12 @@ class NodeMesh:
             assert self._facts is not None and self._applied is not None
             facts = replace(self._facts, netns=self._kernel.netns_inodes(state), gateways=_gateways(self._applied))
         rendered = self._rendered = render(state, facts, self._names, self._rendered)
-        actual = self._kernel.read(rendered.tables) if whole else self._applied
-        assert actual is not None
+        if whole:
+            left = [n for n in self._applied or () if is_container(n) and n not in rendered.tables]
+            actual: Mapping[str, NamespaceTable] = self._kernel.read(rendered.tables) | self._kernel.read_containers(left)
+        else:
+            assert self._applied is not None
+            actual = self._applied
         desired = _frozen(rendered, actual)
         ops = plan(desired, actual)
         drift: tuple[Difference, ...] = ()

@@ -12,7 +12,20 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from mesh.nft import MapChange, element_changes, script, without_elements
-from mesh.table import EMPTY, HOST, Attachment, Bridge, Flow, IpvsService, NamespaceTable, NftTable, Tables, Tunnel
+from mesh.table import (
+    EMPTY,
+    HOST,
+    Attachment,
+    Bridge,
+    Flow,
+    IpvsService,
+    NamespaceTable,
+    NftTable,
+    Policy,
+    Tables,
+    Tunnel,
+    is_container,
+)
 from mesh.versioned import difference, set_difference
 
 BATCH = 128
@@ -135,6 +148,26 @@ class DeleteIpvs:
 
 
 @dataclass(frozen=True, slots=True)
+class PutIpvsTimeout:
+    """Of idle TCP connections, for the whole namespace."""
+
+    namespace: str
+    timeout_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class PutPolicies:
+    namespace: str
+    policies: tuple[Policy, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePolicies:
+    namespace: str
+    policies: tuple[Policy, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LoadNft:
     """One atomic nft transaction: `text` turns `actual` into `desired`."""
 
@@ -192,6 +225,9 @@ Op = (
     | DeleteHostRoute
     | PutIpvs
     | DeleteIpvs
+    | PutIpvsTimeout
+    | PutPolicies
+    | DeletePolicies
     | LoadNft
     | ChangeElements
     | ForgetFlows
@@ -207,11 +243,14 @@ def plan(desired: Tables, actual: Tables) -> list[Op]:
     """Operations in the order to run them. A namespace missing in `desired` is deleted, with all that is in it; the host's is only
     emptied.
 
-    Networks in the order of their names (so a container's links are numbered by it) and the host last when building, ports being
-    published once they lead somewhere; the other way round when taking down.
+    Containers first, as no balancer may send to one before it can take it, and last, where they no longer have to. Networks in the order
+    of their names (so a container's links are numbered by it) and the host last when building, ports being published once they lead
+    somewhere; the other way round when taking down.
     """
     ops: list[Op] = []
-    built = sorted((n for n in desired if n != HOST), key=str)
+    containers = [_container(n, desired.get(n, EMPTY), actual.get(n, EMPTY)) for n in sorted({*desired, *actual}) if is_container(n)]
+    ops += [op for early, _ in containers for op in early]
+    built = sorted(n for n in desired if n != HOST and not is_container(n))
     ops += [CreateNamespace(n) for n in built if n not in actual]
     host = (desired.get(HOST, EMPTY), actual.get(HOST, EMPTY))
     pairs = [(n, desired[n], actual.get(n, EMPTY)) for n in built] + [(HOST, *host)]
@@ -222,8 +261,31 @@ def plan(desired: Tables, actual: Tables) -> list[Op]:
         ops += _switch(namespace, wanted, present)
     for namespace, wanted, present in reversed(pairs):
         ops += _break(namespace, wanted, present)
-    ops += [DeleteNamespace(n) for n in sorted(actual) if n != HOST and n not in desired]
-    return ops
+    ops += [DeleteNamespace(n) for n in sorted(actual) if n != HOST and n not in desired and not is_container(n)]
+    return ops + [op for _, late in containers for op in late]
+
+
+def _container(path: str, desired: NamespaceTable, actual: NamespaceTable) -> tuple[list[Op], list[Op]]:
+    """What to do before and what after everything else."""
+    if desired.netns_id and desired.netns_id != actual.netns_id:
+        # the path means another namespace today: nothing of what we knew is in it
+        actual = EMPTY
+    early: list[Op] = []
+    late: list[Op] = []
+    # the table, by which a container is known to have something of ours, is made first and goes last
+    if gone := sorted(actual.policies - desired.policies):
+        late.append(DeletePolicies(path, tuple(gone)))
+    takes_more = desired.nft is not None and (actual.nft is None or not _rows_of(desired.nft) <= _rows_of(actual.nft))
+    (early if takes_more else late).extend(_load(path, desired.nft, actual.nft))
+    if fresh := sorted(desired.policies - actual.policies):
+        early.append(PutPolicies(path, tuple(fresh)))
+    return early, late
+
+
+def _rows_of(table: NftTable) -> set[object]:
+    """Rules and elements of a small table."""
+    rules = {r.tag for chain in table.chains.values() for r in chain.rules}
+    return rules | {row for m in table.maps.values() for row in m.elements.items()}
 
 
 def _make(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> Iterator[Op]:
@@ -259,6 +321,8 @@ def _make(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> It
             yield PutHostRoute(namespace, address, via)
     for rule in sorted(desired.engine_accepts - actual.engine_accepts):
         yield PutEngineAccept(namespace, rule)
+    if desired.ipvs_timeout_s and desired.ipvs_timeout_s != actual.ipvs_timeout_s:
+        yield PutIpvsTimeout(namespace, desired.ipvs_timeout_s)
     for mark in sorted(difference(desired.ipvs, actual.ipvs)[0]):
         yield PutIpvs(namespace, desired.ipvs[mark], actual.ipvs.get(mark))
 

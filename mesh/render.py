@@ -14,6 +14,7 @@ from ipaddress import IPv4Network, ip_network
 
 from mesh import address as addr
 from mesh.balance import PROTOCOL_NUMBERS
+from mesh.container import render_containers
 from mesh.errors import ConfigError, MeshError
 from mesh.facts import Facts
 from mesh.host import GATEWAY_LINK, frame_rules, host_rules
@@ -131,6 +132,10 @@ def render(state: NodeState, facts: Facts, names: Names, before: Rendered | None
             tables[names.namespace(network.id)] = done.table
             if network.ingress:
                 ingress = network
+    sound = [n for n in state.networks if n.id in networks]
+    tables |= render_containers(sound, state.published if ingress else (), facts, names.table)
+    # a container's rules are those of all its networks
+    frozen |= {e.netns for n in state.networks if n.id not in networks for e in n.local}
     tables[HOST] = render_host(state, ingress, facts, names, errors)
     owners = {
         (names.namespace(id), attachment.name): f"endpoint:{id}/{endpoint.id}"

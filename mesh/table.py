@@ -10,7 +10,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 HOST = ""
-"""Name of the host namespace in `Tables`; every other key is a name under the namespace directory."""
+"""Name of the host namespace in `Tables`. Other keys: a name under the namespace directory, or a container's path (`is_container`)."""
 
 BRIDGE = "br0"
 TUNNEL = "vx0"
@@ -45,7 +45,8 @@ class Attachment:
 
     `netns_id` is that namespace's inode: a path that means another namespace today compares unequal. `inner` is the inner end's name,
     or "eth" for the first free ethN. `outer_mac` None = any. `hairpin`: the bridge may send a frame back where it came from. On the inner
-    end: `addresses` and on-link `routes` as CIDR, `default_via`.
+    end: `addresses` and on-link `routes` as CIDR, `default_via`; `reply_via`: the default route of the table that answers of published
+    ports are routed by (`Policy`).
     """
 
     name: str
@@ -60,7 +61,18 @@ class Attachment:
     addresses: frozenset[str] = frozenset()
     routes: frozenset[str] = frozenset()
     default_via: str | None = None
+    reply_via: str | None = None
     up: bool = True
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Policy:
+    """A routing rule in a container. What comes from the address `source` ("" = any) or from the UDP port `udp_port` (0 = any) is routed
+    by the table for answers; both empty: by the main table, but not by its default route."""
+
+    priority: int
+    source: str = ""
+    udp_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +123,12 @@ class Flow:
 
 @dataclass(frozen=True, slots=True, order=True)
 class IpvsDestination:
+    """`masqueraded`: its address (and port) is put into the packet; else only the frame is addressed to it (direct routing)."""
+
     address: str
     port: int
     weight: int
+    masqueraded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +149,9 @@ class NamespaceTable:
     addresses: CIDRs on the bridge. host_routes: address -> link, on-link routes of single addresses. tunnels: MAC -> VTEP, each
     standing for the tunnel row *and* the bridge row. neighbours: address -> MAC on the tunnel device. sysctls: name -> value, only ever
     set. nft, frames: our tables of the families inet and bridge. flows: desired = the kinds that may exist; actual = the kinds that do.
-    engine_accepts: rules of ours in the Engine's DOCKER-USER chain.
+    engine_accepts: rules of ours in the Engine's DOCKER-USER chain. ipvs_timeout_s: of an idle TCP connection, 0 = not ours to say.
+
+    Of a container's namespace only `netns_id` (its inode), `policies`, and `nft` are ever filled in.
     """
 
     bridge: Bridge | None = None
@@ -148,8 +165,16 @@ class NamespaceTable:
     nft: NftTable | None = None
     frames: NftTable | None = None
     ipvs: Mapping[int, IpvsService] = field(default_factory=dict)
+    ipvs_timeout_s: int = 0
     flows: Set[Flow] = frozenset()
     engine_accepts: frozenset[str] = frozenset()
+    netns_id: int = 0
+    policies: frozenset[Policy] = frozenset()
+
+
+def is_container(namespace: str) -> bool:
+    """Whether this key of `Tables` is a container's namespace (a path) rather than one of ours (a name) or the host's."""
+    return namespace.startswith("/")
 
 
 Tables = Mapping[str, NamespaceTable]

@@ -103,7 +103,9 @@ def parse(payload: bytes) -> Connection | None:
     if _ID in values:
         # the id keeps us from deleting a successor with the same addresses and ports
         key += attribute(_ID, values[_ID])
-    return Connection(protocol, destination, port, answerer, bool(status & _IPS_DST_NAT), is_open, (family, key))
+    # IPVS translates without saying so in the status
+    translated = bool(status & _IPS_DST_NAT) or answerer != destination
+    return Connection(protocol, destination, port, answerer, translated, is_open, (family, key))
 
 
 def forget(matches: Callable[[Connection], bool], *, addresses: Collection[str] = (), translated_only: bool = False) -> int:

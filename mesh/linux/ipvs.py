@@ -1,7 +1,7 @@
 """IPVS services and destinations over generic netlink, in the namespace the calling thread is in.
 
-Edge: the socket; encoding and decoding are pure. Source: linux/ip_vs.h, genetlink. Every service is keyed by firewall mark, every
-destination is masqueraded. pyroute2's IPVS is not used: its "update" sends DELETE, and a message costs 280 us.
+Edge: the socket; encoding and decoding are pure. Source: linux/ip_vs.h, genetlink. Every service is keyed by firewall mark. pyroute2's IPVS
+is not used: its "update" sends DELETE, and a message costs 280 us.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from dataclasses import replace
 from typing import Final
 
 from mesh.errors import KernelUnsupported
@@ -24,6 +25,7 @@ SET_DEST: Final = 6
 DEL_DEST: Final = 7
 GET_DEST: Final = 8
 SET_CONFIG: Final = 12
+GET_CONFIG: Final = 13
 
 _ATTR_SERVICE: Final = 1
 _ATTR_DEST: Final = 2
@@ -40,12 +42,11 @@ _DEST_METHOD: Final = 3
 _DEST_WEIGHT: Final = 4
 _DEST_UPPER: Final = 5
 _DEST_LOWER: Final = 6
-_DEST_ACTIVE: Final = 7
 _DEST_FAMILY: Final = 11
 _PERSISTENT: Final = 0x0001
 _MASQUERADE: Final = 0
-_TCP_TIMEOUT_S: Final = 7500
-"""Beyond the 7200 s of tcp_keepalive_time: idle connections outlive the classic 900 s complaint."""
+_DIRECT_ROUTE: Final = 3
+_FORWARDING_MASK: Final = 7
 
 _CONTROL: Final = 0x10
 _GET_FAMILY: Final = 3
@@ -97,7 +98,7 @@ def encode_destination(destination: IpvsDestination) -> bytes:
         _ATTR_DEST,
         attribute(_DEST_ADDR, socket.inet_pton(af, destination.address).ljust(16, b"\0")),
         attribute(_DEST_PORT, struct.pack(">H", destination.port)),
-        attribute(_DEST_METHOD, struct.pack("=I", _MASQUERADE)),
+        attribute(_DEST_METHOD, struct.pack("=I", _MASQUERADE if destination.masqueraded else _DIRECT_ROUTE)),
         attribute(_DEST_WEIGHT, struct.pack("=I", destination.weight)),
         attribute(_DEST_UPPER, struct.pack("=I", 0)),
         attribute(_DEST_LOWER, struct.pack("=I", 0)),
@@ -105,15 +106,15 @@ def encode_destination(destination: IpvsDestination) -> bytes:
     )
 
 
-def decode_destination(value: bytes, service_family: int) -> tuple[IpvsDestination, int]:
-    """The destination and its active connections."""
+def decode_destination(value: bytes, service_family: int) -> IpvsDestination:
     values = attributes(value)
     default = socket.AF_INET if service_family == 4 else socket.AF_INET6
     af = struct.unpack("=H", values[_DEST_FAMILY])[0] if _DEST_FAMILY in values else default
     packed = values[_DEST_ADDR][: 4 if af == socket.AF_INET else 16]
-    active = struct.unpack("=I", values[_DEST_ACTIVE])[0] if _DEST_ACTIVE in values else 0
     port = struct.unpack(">H", values[_DEST_PORT])[0]
-    return IpvsDestination(socket.inet_ntop(af, packed), port, struct.unpack("=I", values[_DEST_WEIGHT])[0]), active
+    weight = struct.unpack("=I", values[_DEST_WEIGHT])[0]
+    masqueraded = struct.unpack("=I", values[_DEST_METHOD])[0] & _FORWARDING_MASK == _MASQUERADE
+    return IpvsDestination(socket.inet_ntop(af, packed), port, weight, masqueraded)
 
 
 class Ipvs:
@@ -125,35 +126,29 @@ class Ipvs:
         self._family = family
 
     def read(self) -> dict[int, IpvsService]:
-        return {mark: service for mark, (service, _active) in self._read().items()}
-
-    def active(self) -> dict[str, int]:
-        """Active connections by destination address."""
-        found: dict[str, int] = {}
-        for _service, active in self._read().values():
-            for address, count in active.items():
-                found[address] = found.get(address, 0) + count
-        return found
-
-    def _read(self) -> dict[int, tuple[IpvsService, dict[str, int]]]:
-        found: dict[int, tuple[IpvsService, dict[str, int]]] = {}
+        """All that have a mark, by it."""
+        found: dict[int, IpvsService] = {}
         with Netlink(NETLINK_GENERIC) as netlink:
             for _kind, payload in netlink.dump("list IPVS services", self._family, _header(GET_SERVICE)):
                 service = decode_service(attributes(payload[4:])[_ATTR_SERVICE])
                 if not service.mark:
                     continue
                 request = _header(GET_DEST) + encode_service(service, whole=False)
-                destinations: set[IpvsDestination] = set()
-                active: dict[str, int] = {}
-                for _answer, row in netlink.dump("list IPVS destinations", self._family, request):
-                    destination, count = decode_destination(attributes(row[4:])[_ATTR_DEST], service.family)
-                    destinations.add(destination)
-                    active[destination.address] = active.get(destination.address, 0) + count
-                found[service.mark] = (
-                    IpvsService(service.mark, service.family, service.scheduler, service.timeout_s, frozenset(destinations)),
-                    active,
-                )
+                rows = netlink.dump("list IPVS destinations", self._family, request)
+                destinations = frozenset(decode_destination(attributes(row[4:])[_ATTR_DEST], service.family) for _kind, row in rows)
+                found[service.mark] = replace(service, destinations=destinations)
         return found
+
+    def timeout_s(self) -> int:
+        """Of an idle TCP connection."""
+        with Netlink(NETLINK_GENERIC) as netlink:
+            ((_kind, payload),) = netlink.ask("read IPVS timeouts", self._family, _header(GET_CONFIG))
+        return int(struct.unpack("=I", attributes(payload[4:])[_ATTR_TIMEOUT_TCP])[0])
+
+    def put_timeout(self, timeout_s: int) -> None:
+        value = attribute(_ATTR_TIMEOUT_TCP, struct.pack("=I", timeout_s))
+        with Netlink(NETLINK_GENERIC) as netlink:
+            netlink.request("set IPVS timeouts", self._family, 0, _header(SET_CONFIG) + value)
 
     def put(self, desired: IpvsService, actual: IpvsService | None) -> None:
         """New destinations first, then the changed, then the gone ones; the service is never without."""
@@ -161,8 +156,6 @@ class Ipvs:
             whole = encode_service(desired, whole=True)
             if actual is None:
                 netlink.request("add IPVS service", self._family, 0, _header(NEW_SERVICE) + whole, ignore=(errno.EEXIST,))
-                timeout = struct.pack("=I", _TCP_TIMEOUT_S)
-                netlink.request("set IPVS timeouts", self._family, 0, _header(SET_CONFIG) + attribute(_ATTR_TIMEOUT_TCP, timeout))
             elif (actual.scheduler, actual.timeout_s) != (desired.scheduler, desired.timeout_s):
                 netlink.request("set IPVS service", self._family, 0, _header(SET_SERVICE) + whole)
             key = encode_service(desired, whole=False)

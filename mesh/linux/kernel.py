@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Mapping, Set
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Mapping, Set
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from typing import Final, assert_never
@@ -21,14 +21,14 @@ from mesh.address import address_of_gateway_port
 from mesh.balance import TABLE
 from mesh.errors import ConfigError, KernelError, KernelUnsupported, NamespaceGone
 from mesh.facts import Facts
-from mesh.linux import conntrack, docker_user, link, nftables, rows, sysctl
+from mesh.linux import conntrack, docker_user, link, nftables, policy, rows, sysctl
 from mesh.linux import ipvs as ipvs_netlink
 from mesh.linux.events import Events
-from mesh.linux.namespace import Namespaces, inode, inside, open_namespace
+from mesh.linux.namespace import Namespaces, all_namespaces, inode, inside, open_namespace
 from mesh.linux.netlink import NETLINK_ROUTE, Netlink
 from mesh.model import NodeState
 from mesh.render import Names
-from mesh.table import BRIDGE, HOST, OWN_NAMESPACE, TUNNEL, UPLINK, Attachment, Bridge, Flow, NamespaceTable, Tables, Tunnel
+from mesh.table import BRIDGE, HOST, OWN_NAMESPACE, TUNNEL, UPLINK, Attachment, Bridge, Flow, NamespaceTable, Tables, Tunnel, is_container
 
 _TUNNEL_WAIT_S: Final = 5.0
 """A deleted namespace is taken apart in the background; until then its VXLAN device holds the VNI."""
@@ -108,9 +108,26 @@ class Kernel:
                     tables[name] = self._read_network(name, desired.get(name, NamespaceTable()))
             elif name not in desired and self._namespaces.half_made(name):
                 tables[name] = NamespaceTable()
+        tables |= {path: self._read_container(path) for path in desired if is_container(path)}
         tables[HOST] = self._read_host(desired.get(HOST, NamespaceTable()))
         self._nft.forget_unmet()
         return tables
+
+    def read_containers(self, paths: Iterable[str] | None = None) -> dict[str, NamespaceTable]:
+        """Containers in which something of ours is left: among `paths`, or among all network namespaces with a process or a name."""
+        found = {path: self._read_container(path) for path in (all_namespaces(self._namespaces) if paths is None else paths)}
+        # routing rules have no room for a name: they are ours where the table is
+        return {path: table for path, table in found.items() if table.nft}
+
+    def _read_container(self, path: str) -> NamespaceTable:
+        identity = inode(path)
+        if identity is None:
+            return NamespaceTable()
+        try:
+            with inside(path):
+                return NamespaceTable(netns_id=identity, policies=policy.read(), nft=self._nft.table(self._names.table))
+        except NamespaceGone:
+            return NamespaceTable()
 
     def _marked(self, name: str) -> bool:
         with self._inside(name), Netlink(NETLINK_ROUTE) as netlink:
@@ -135,8 +152,10 @@ class Kernel:
                 neighbours = rows.neighbours(netlink, tunnel.index) if tunnel else {}
             flows = self._flows(desired.flows, {a.partition("/")[0] for a in addresses})
             nft = self._nft.table(TABLE)
+            frames = self._nft.table(TABLE, "bridge") if desired.frames else None
             values = sysctl.read(desired.sysctls)
-            services = ipvs_netlink.Ipvs(self._ipvs_family).read() if self._ipvs_family is not None else {}
+            ipvs = ipvs_netlink.Ipvs(self._ipvs_family) if self._ipvs_family is not None else None
+            services, timeout_s = (ipvs.read(), ipvs.timeout_s()) if ipvs else ({}, 0)
         attachments = {
             item.name: self._attachment(item, links, desired.attachments.get(item.name))
             for item in links.values()
@@ -153,7 +172,10 @@ class Kernel:
             neighbours=neighbours,
             sysctls=values,
             nft=nft,
+            frames=frames,
             ipvs=services,
+            # a value that nobody asked for compares equal
+            ipvs_timeout_s=timeout_s if desired.ipvs_timeout_s else 0,
             flows=flows,
         )
 
@@ -225,6 +247,7 @@ class Kernel:
                     return found
                 addresses = rows.addresses(netlink).get(inner.index, set())
                 routes = [r for r in link.routes(netlink) if r.index == inner.index]
+                defaults = [r for r in routes if not r.destination]
         except (NamespaceGone, KernelError):
             return found
         return replace(
@@ -235,8 +258,9 @@ class Kernel:
             mtu=min(inner.mtu, outer.mtu),
             # the container may have more of its own; we only look for ours
             addresses=desired.addresses & addresses,
-            routes=desired.routes & {r.destination for r in routes if not r.via},
-            default_via=next((r.via for r in routes if not r.destination and r.via == desired.default_via), None),
+            routes=desired.routes & {r.destination for r in routes if not r.via and r.table == link.RT_TABLE_MAIN},
+            default_via=next((r.via for r in defaults if r.table == link.RT_TABLE_MAIN and r.via == desired.default_via), None),
+            reply_via=next((r.via for r in defaults if r.table == link.RT_TABLE_ANSWERS), None),
             up=inner.up and outer.up,
         )
 
@@ -263,20 +287,18 @@ class Kernel:
                 found.add(Flow("", (c.protocol, c.port), c.answerer))
         return frozenset(found)
 
-    def open_connections(self, network_id: str, addresses: set[str]) -> dict[str, int]:
-        """Open TCP connections that the node's own clients have to each address."""
+    def open_connections(self, network_id: str, addresses: set[str], containers: Mapping[str, str]) -> dict[str, int]:
+        """Open TCP connections to each address that this node knows of. Those of its own clients are tracked in the network's namespace
+        where the destination was translated; where only frames are addressed (direct routing), the container that took them over
+        tracks them, whoever the client. `containers`: the path of each address that is here."""
         counts = dict.fromkeys(addresses, 0)
         name = self._names.namespace(network_id)
-        if not self._namespaces.alive(name):
-            return counts
-        with self._inside(name):
-            for c in conntrack.connections():
-                if c.open and c.answerer in counts:
-                    counts[c.answerer] += 1
-            if self._ipvs_family is not None:
-                for address, count in ipvs_netlink.Ipvs(self._ipvs_family).active().items():
-                    if address in counts:
-                        counts[address] = max(counts[address], count)
+        spaces = {self._namespaces.path(name), *(containers[a] for a in addresses if a in containers)}
+        for path in sorted(spaces):
+            with suppress(NamespaceGone), inside(path):
+                for c in conntrack.connections():
+                    if c.open and c.translated and c.answerer in counts:
+                        counts[c.answerer] += 1
         return counts
 
     # ---------------------------------------------------------------- running
@@ -292,6 +314,10 @@ class Kernel:
                 self._put_tunnel(op)
             case plan.Attach():
                 self._attach(op)
+            case plan.DeletePolicies() | plan.LoadNft(desired=None) if is_container(op.namespace):
+                # it went with its namespace
+                with suppress(NamespaceGone), self._inside(op.namespace):
+                    self._run_inside(op)
             case _:
                 with self._inside(op.namespace):
                     self._run_inside(op)
@@ -312,6 +338,12 @@ class Kernel:
                 return ipvs_netlink.Ipvs(self._ipvs_family).put(service, present)
             case plan.DeleteIpvs(_, service):
                 return ipvs_netlink.Ipvs(self._ipvs_family).delete(service)
+            case plan.PutIpvsTimeout(_, timeout_s):
+                return ipvs_netlink.Ipvs(self._ipvs_family).put_timeout(timeout_s)
+            case plan.PutPolicies(_, policies):
+                return policy.put(policies)
+            case plan.DeletePolicies(_, policies):
+                return policy.delete(policies)
             case plan.PutEngineAccept(_, rule):
                 return docker_user.put(self._iptables, rule) if self._iptables else None
             case plan.DeleteEngineAccept(_, rule):
@@ -437,6 +469,11 @@ class Kernel:
                 link.put_route(netlink, link.Route(destination, "", inner.index))
             if attachment.default_via:
                 link.put_route(netlink, link.Route("", attachment.default_via, inner.index))
+            if attachment.reply_via:
+                own = ip_interface(next(iter(attachment.addresses)))
+                answers = link.RT_TABLE_ANSWERS
+                link.put_route(netlink, link.Route(str(own.network), "", inner.index, answers))
+                link.put_route(netlink, link.Route("", attachment.reply_via, inner.index, answers, str(own.ip)))
 
     def _inner_index(self, outer: link.Link, attachment: Attachment) -> int | None:
         with inside(attachment.netns), Netlink(NETLINK_ROUTE) as netlink:

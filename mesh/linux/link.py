@@ -45,7 +45,11 @@ _VXLAN_ID: Final = 1
 _VXLAN_LOCAL: Final = 4
 _VXLAN_PORT: Final = 15
 _VXLAN_LOCAL6: Final = 17
-_RT_TABLE_MAIN: Final = 254
+_RT_TABLE_COMPAT: Final = 252
+RT_TABLE_MAIN: Final = 254
+RT_TABLE_ANSWERS: Final = 0x6D61
+"""The table in a container that answers of published ports are routed by."""
+
 _RTPROT_STATIC: Final = 4
 _RTPROT_KERNEL: Final = 2
 _SCOPE_UNIVERSE: Final = 0
@@ -75,11 +79,14 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`destination` as CIDR ("" = default), `via` "" = on-link."""
+    """`destination` as CIDR ("" = default), `via` "" = on-link. `source`: the address of packets that have none yet, "" = the kernel's
+    choice."""
 
     destination: str
     via: str
     index: int
+    table: int = RT_TABLE_MAIN
+    source: str = ""
 
 
 def links(netlink: Netlink) -> dict[str, Link]:
@@ -216,13 +223,14 @@ def index(name: str) -> int:
 
 
 def routes(netlink: Netlink) -> list[Route]:
-    """The static routes of the main table: not those the kernel makes for addresses."""
+    """Static routes of the main table and of that for answers: not those the kernel makes for addresses."""
     found = []
     for kind, payload in netlink.dump("list routes", _RTM_GETROUTE, _encode(rtmsg())):
         if kind != _RTM_NEWROUTE:
             continue
         message = _decode(rtmsg, payload)
-        if message["table"] != _RT_TABLE_MAIN or message["proto"] == _RTPROT_KERNEL or message["type"] != _RTN_UNICAST:
+        table = message.get_attr("RTA_TABLE") or message["table"]
+        if table not in (RT_TABLE_MAIN, RT_TABLE_ANSWERS) or message["proto"] == _RTPROT_KERNEL or message["type"] != _RTN_UNICAST:
             continue
         destination = message.get_attr("RTA_DST")
         found.append(
@@ -230,6 +238,8 @@ def routes(netlink: Netlink) -> list[Route]:
                 f"{destination}/{message['dst_len']}" if destination else "",
                 message.get_attr("RTA_GATEWAY") or "",
                 message.get_attr("RTA_OIF") or 0,
+                table,
+                message.get_attr("RTA_PREFSRC") or "",
             )
         )
     return found
@@ -250,11 +260,14 @@ def _route(route: Route) -> bytes:
     text = address or route.via
     message["family"] = 10 if ":" in text else 2
     message["dst_len"] = int(length or 0)
-    message["table"] = _RT_TABLE_MAIN
+    # the header has one byte for the table; a bigger number is in the attribute alone
+    message["table"] = route.table if route.table < 256 else _RT_TABLE_COMPAT
     message["proto"] = _RTPROT_STATIC
     message["scope"] = _SCOPE_UNIVERSE if route.via else _SCOPE_LINK
     message["type"] = _RTN_UNICAST
-    message["attrs"] = [("RTA_OIF", route.index)]
+    message["attrs"] = [("RTA_OIF", route.index), ("RTA_TABLE", route.table)]
+    if route.source:
+        message["attrs"].append(("RTA_PREFSRC", route.source))
     if address:
         message["attrs"].append(("RTA_DST", address))
     if route.via:

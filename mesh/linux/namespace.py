@@ -155,3 +155,11 @@ class Namespaces:
 
 def _mount(source: str, target: str, flags: int, op: str) -> None:
     _call(op, _libc.mount(os.fsencode(source), os.fsencode(target), b"none", flags, None))
+
+
+def all_namespaces(named: Namespaces) -> list[str]:
+    """A path of every other network namespace than the calling thread's that has a process or a name, each once."""
+    paths = [*Path("/proc").glob("[0-9]*/ns/net"), *(Path(named.path(name)) for name in named.names())]
+    here = inode(_THREAD_NS)
+    found = {number: str(path) for path in paths if (number := inode(str(path))) is not None and number != here}
+    return sorted(found.values())

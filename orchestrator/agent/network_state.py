@@ -113,11 +113,9 @@ def _local_endpoints(network_id: str, local: Iterable[LocalTask]) -> tuple[Local
 
 def _remote_endpoints(network: NetworkRow, endpoints: Iterable[EndpointRow], rows: Rows, node_id: str) -> tuple[RemoteEndpoint, ...]:
     """Tasks and LB addresses of other nodes. A node that hasn't said where its tunnels end can't be reached yet."""
-    behind: list[tuple[str, str]] = [
-        (bare(address), endpoint.node_id) for endpoint in endpoints if endpoint.node_id != node_id for address in endpoint.addresses
-    ]
-    behind += [(bare(address), other) for other, address in sorted(network.lb_addresses.items()) if other != node_id]
-    return tuple(RemoteEndpoint(address, rows.nodes[other].data_addr) for address, other in behind if other in rows.nodes)
+    behind = [(bare(address), e.node_id, False) for e in endpoints if e.node_id != node_id for address in e.addresses]
+    behind += [(bare(address), other, True) for other, address in sorted(network.lb_addresses.items()) if other != node_id]
+    return tuple(RemoteEndpoint(a, rows.nodes[other].data_addr, balancer) for a, other, balancer in behind if other in rows.nodes)
 
 
 def _published(services: Iterable[ServiceRow], backends: Mapping[str, tuple[Backend, ...]]) -> tuple[PublishedPort, ...]:

@@ -5,16 +5,17 @@ Everything is named after this process and removed at the end, also after a fail
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
+from mesh import NodeMesh
 from mesh.linux.namespace import inside
+from tests.mesh.server import Servers
 
-SERVER = str(Path(__file__).with_name("server.py"))
 TIMEOUT_S = 3.0
 
 
@@ -28,9 +29,11 @@ def sh(command: str, *, check: bool = True) -> str:
 class Bed:
     def __init__(self, hosts: str = "ab") -> None:
         self.tag = f"m{os.getpid() & 0xFFFFF:05x}"
-        self._servers: list[subprocess.Popen[str]] = []
+        self._servers = Servers()
         self._spaces: list[str] = []
         self.hosts = hosts
+        self.draws = 40
+        self.meshes: dict[str, NodeMesh] = {}
         self.wire = self._space("w")
         sh(f"ip -n {self.wire} link add name wire type bridge && ip -n {self.wire} link set wire up")
         for number, host in enumerate(hosts, 1):
@@ -61,26 +64,24 @@ class Bed:
         return f"192.0.2.{self.hosts.index(host) + 1}"
 
     def container(self, name: str, *, server: bool = True) -> str:
-        """A namespace with a server for TCP 80 and UDP 53 that answers with its name; returns its path once it listens."""
-        space = self._space(name)
+        """A namespace with a server for TCP 80 and UDP 53 that answers with its name; returns its path."""
+        self._space(name)
         if server:
-            process = subprocess.Popen(
-                ["ip", "netns", "exec", space, sys.executable, SERVER, name], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
-            )
-            self._servers.append(process)
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
+            self.serve(name)
         return self.path(name)
 
+    def serve(self, name: str) -> None:
+        self._servers.add(name, self.path(name))
+
     def remove_container(self, name: str) -> None:
+        self._servers.remove(name)
         sh(f"ip netns del {self.space(name)}")
         self._spaces.remove(self.space(name))
 
     def close(self) -> None:
-        for process in self._servers:
-            process.kill()
-        for process in self._servers:
-            process.wait()
+        self._servers.close()
+        for mesh in self.meshes.values():
+            asyncio.run(mesh.close())
         for entry in sorted(Path("/run/netns").glob(f"{self.tag}*")):
             sh(f"ip netns del {entry.name}", check=False)
 
@@ -126,8 +127,9 @@ class Bed:
         done = subprocess.run(["ip", "netns", "exec", self.space(name), "busybox", "ping", "-c1", "-W2", address], capture_output=True)
         return done.returncode == 0
 
-    def asked(self, name: str, address: str, port: int = 80, times: int = 30) -> Counter[str]:
-        return Counter(self.ask(name, address, port) for _ in range(times))
+    def asked(self, name: str, address: str, port: int = 80, times: int = 0) -> Counter[str]:
+        """`times` 0: as often as it takes to meet every backend (`draws`)."""
+        return Counter(self.ask(name, address, port) for _ in range(times or self.draws))
 
 
 def say(s: socket.socket) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from mesh import plan
 from mesh.address import mac
 from mesh.nft import element_changes, script
-from mesh.table import HOST, NamespaceTable, NftTable, Tables
+from mesh.table import HOST, NamespaceTable, NftTable, Tables, is_container
+
+CONTAINERS = {"/c/x": 10, "/c/x2": 11, "/c/gone": None}
 
 
 class Refused(Exception):
@@ -15,8 +18,11 @@ class Refused(Exception):
 
 
 class FakeKernel:
-    def __init__(self, tables: Tables) -> None:
+    """`containers`: those that are alive, inode by path."""
+
+    def __init__(self, tables: Tables, containers: Mapping[str, int | None] = CONTAINERS) -> None:
         self.tables: dict[str, NamespaceTable] = dict(tables)
+        self.containers = containers
 
     def run(self, op: plan.Op) -> None:
         if isinstance(op, plan.CreateNamespace):
@@ -24,12 +30,34 @@ class FakeKernel:
                 raise Refused(op)
             self.tables[op.namespace] = NamespaceTable()
             return
+        if is_container(op.namespace):
+            present = self.tables.get(op.namespace, NamespaceTable(netns_id=self.containers[op.namespace] or 0))
+            self.tables[op.namespace] = self._in_container(present, op)
+            return
         if op.namespace not in self.tables and op.namespace != HOST:
             raise Refused(op)
         if isinstance(op, plan.DeleteNamespace):
             del self.tables[op.namespace]
             return
         self.tables[op.namespace] = self._changed(self.tables.get(op.namespace, NamespaceTable()), op)
+
+    def _in_container(self, t: NamespaceTable, op: plan.Op) -> NamespaceTable:
+        match op:
+            case plan.LoadNft(_, desired, actual, text):
+                if t.nft != actual or script(desired, actual) != text:
+                    raise Refused(op)
+                return replace(t, nft=desired)
+            case plan.ChangeElements(_, desired, actual, changes):
+                if t.nft != actual or element_changes(desired, actual) != changes:
+                    raise Refused(op)
+                return replace(t, nft=desired)
+            case plan.PutPolicies(_, policies):
+                return replace(t, policies=t.policies | set(policies))
+            case plan.DeletePolicies(_, policies):
+                if not set(policies) <= t.policies:
+                    raise Refused(op)
+                return replace(t, policies=t.policies - set(policies))
+        raise Refused(op)
 
     def _changed(self, t: NamespaceTable, op: plan.Op) -> NamespaceTable:
         match op:
@@ -114,6 +142,8 @@ class FakeKernel:
                     check_references(desired)
                 return replace(t, nft=desired)
             case plan.ChangeElements(_, desired, actual, changes):
+                if desired.family == "bridge":
+                    return replace(t, frames=desired)
                 if t.nft != actual or element_changes(desired, actual) != changes:
                     raise Refused(op)
                 check_references(desired)
@@ -128,6 +158,8 @@ class FakeKernel:
                 if t.ipvs.get(wanted.mark) != present:
                     raise Refused(op)
                 return replace(t, ipvs={**t.ipvs, wanted.mark: wanted})
+            case plan.PutIpvsTimeout(_, timeout_s):
+                return replace(t, ipvs_timeout_s=timeout_s)
             case plan.DeleteIpvs(_, service):
                 if service.mark not in t.ipvs:
                     raise Refused(op)
@@ -141,9 +173,16 @@ class FakeKernel:
         t = self.tables.get(namespace, NamespaceTable())
         if t.bridge is None:
             return False
-        if any(cidr.partition("/")[0] == address for a in t.attachments.values() for cidr in a.addresses):
-            return True
+        for attachment in t.attachments.values():
+            if any(cidr.partition("/")[0] == address for cidr in attachment.addresses):
+                return not t.ipvs or self.takes(attachment.netns, address)
         return t.tunnel is not None and t.neighbours.get(address) == mac(address) and mac(address) in t.tunnels
+
+    def takes(self, path: str, address: str) -> bool:
+        """The container at `path` answers what is sent to it with another address of the network as destination."""
+        nft = self.tables.get(path, NamespaceTable()).nft
+        texts = [rule.text for rule in nft.chains["prerouting"].rules] if nft else []
+        return any(f"ether daddr {mac(address)} " in text and text.endswith(f"dnat ip to {address}") for text in texts)
 
     def backends(self, namespace: str, vip: str) -> set[str] | None:
         """Where new connections to the VIP go; None: there is no such VIP; empty: refused."""

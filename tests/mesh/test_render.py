@@ -13,11 +13,11 @@ from mesh import address as addr
 from mesh.balance import MAX_WEIGHTED_SLOTS, slots
 from mesh.errors import ConfigError, NamespaceGone
 from mesh.facts import Facts
-from mesh.ipvs import port_mark, vip_mark
+from mesh.ipvs import MASQUERADED, port_mark, vip_mark
 from mesh.model import Backend, HostPort, LocalEndpoint, Network, NodeState, PublishedPort, RemoteEndpoint, Sandbox, VirtualService
 from mesh.network import render_network
 from mesh.render import Names, render
-from mesh.table import HOST, IpvsDestination
+from mesh.table import HOST, IpvsDestination, Policy
 
 NAMES = Names("mesh")
 FACTS = Facts(underlay_mtu=1500, host_id=1, netns={"/c/x": 10, "/c/y": 11, "/c/gone": None, "/c/host": 1})
@@ -75,7 +75,8 @@ def test_a_wrong_network_is_reported_and_frozen_and_its_sibling_rendered(change:
     wrong = replace(NETWORK, **change)
     rendered = render(replace(STATE, networks=(wrong, sibling)), FACTS, NAMES)
     assert sentence in str(rendered.errors[f"network:{wrong.id}"])
-    assert rendered.frozen == {f"mesh-{wrong.id}"}
+    # and with it the containers in it
+    assert rendered.frozen == {f"mesh-{wrong.id}", *(e.netns for e in wrong.local)}
     assert rendered.tables.keys() == {"mesh-m", HOST}
 
 
@@ -159,26 +160,88 @@ def test_the_end_here_tells_the_address_there(address: object) -> None:
 
 
 def test_ipvs_render() -> None:
+    """The direct service of each VIP and port and, where masquerading may be needed, its twin."""
     network = Network(
         "n",
         5,
         ("10.0.0.0/24",),
         "10.0.0.2",
         ingress=True,
-        services=(VirtualService("10.0.0.100", (Backend("10.0.0.9"), Backend("10.0.0.8", 0)), affinity_s=60), VirtualService("10.0.0.101")),
+        local=(LocalEndpoint("x", "10.0.0.9", "/c/x"),),
+        services=(
+            VirtualService("10.0.0.100", (Backend("10.0.0.9"), Backend("10.0.0.8", 0)), affinity_s=60),
+            VirtualService("10.0.0.101"),
+            VirtualService("10.0.0.102", (Backend("10.0.0.8"),), "mh"),
+        ),
     )
-    published = (PublishedPort("udp", 53, 5353, (Backend("10.0.0.9"),)), PublishedPort("tcp", 81, 81))
+    published = (
+        PublishedPort("udp", 53, 5353, (Backend("10.0.0.9"),)),
+        PublishedPort("tcp", 81, 81),
+        PublishedPort("tcp", 82, 82, (Backend("10.0.0.9"),), source_nat=True),
+    )
     rendered = render_network(network, NodeState("192.0.2.1", published=published, balancer="ipvs"), FACTS, {}).table
-    services = rendered.ipvs
-    assert services.keys() == {vip_mark("10.0.0.100"), vip_mark("10.0.0.101"), port_mark(17, 53), port_mark(6, 81)}
-    assert services[vip_mark("10.0.0.100")].destinations == {IpvsDestination("10.0.0.9", 0, 1), IpvsDestination("10.0.0.8", 0, 0)}
-    assert services[vip_mark("10.0.0.100")].timeout_s == 60
-    assert services[port_mark(17, 53)].destinations == {IpvsDestination("10.0.0.9", 5353, 1)}
+    vip, empty, remote = (vip_mark(f"10.0.0.{n}") for n in (100, 101, 102))
+    udp, unserved, translated = port_mark(17, 53), port_mark(6, 81), port_mark(6, 82)
+    twins = {mark | MASQUERADED for mark in (vip, udp, unserved, translated)}
+    assert rendered.ipvs.keys() == {vip, empty, remote, udp, unserved, *twins}
+    assert rendered.ipvs[vip].destinations == {IpvsDestination("10.0.0.9", 0, 1), IpvsDestination("10.0.0.8", 0, 0)}
+    assert rendered.ipvs[vip].timeout_s == 60 and rendered.ipvs[remote].scheduler == "mh"
+    assert rendered.ipvs[udp].destinations == {IpvsDestination("10.0.0.9", 0, 1)}
+    assert rendered.ipvs[udp | MASQUERADED].destinations == {IpvsDestination("10.0.0.9", 5353, 1, masqueraded=True)}
     table = rendered.nft
     assert table is not None
     # nobody serves it: no mark, the namespace refuses by itself
-    assert table.maps["vip_marks4"].elements == {"10.0.0.100": str(vip_mark("10.0.0.100"))}
-    assert table.maps["port_marks"].elements == {"17 . 53": str(port_mark(17, 53))}
+    assert table.maps["vip_marks4"].elements == {"10.0.0.100": str(vip), "10.0.0.102": str(remote)}
+    assert table.maps["self_marks4"].elements == {"10.0.0.9 . 10.0.0.100": str(vip | MASQUERADED)}
+    assert table.maps["port_marks"].elements == {"17 . 53": str(udp), "6 . 82": str(translated | MASQUERADED)}
+
+
+def test_a_backend_that_comes_here_may_call_itself() -> None:
+    service = VirtualService("10.0.0.100", (Backend("10.0.0.9"),))
+    there = replace(NETWORK, remote=(RemoteEndpoint("10.0.0.9", "192.0.2.2"),), services=(service,))
+    here = replace(there, remote=(), local=(LocalEndpoint("x", "10.0.0.9", "/c/x"),))
+    state = replace(STATE, balancer="ipvs")
+    before = render_network(there, state, FACTS, {})
+    moved = render_network(here, state, FACTS, {}, before)
+    assert len(before.table.ipvs) == 1 and len(moved.table.ipvs) == 2
+    assert moved.table == render_network(here, state, FACTS, {}).table
+    assert render_network(there, state, FACTS, {}, moved).table == before.table
+
+
+def test_a_container_takes_what_is_sent_to_it_by_its_frame() -> None:
+    ingress = Network(
+        "i",
+        6,
+        ("10.1.0.0/16",),
+        "10.1.0.2",
+        ingress=True,
+        local=(LocalEndpoint("x", "10.1.0.9", "/c/x"),),
+        remote=(RemoteEndpoint("10.1.0.3", "192.0.2.2", balancer=True), RemoteEndpoint("10.1.0.8", "192.0.2.2")),
+    )
+    own = replace(
+        NETWORK,
+        subnets=("10.0.0.0/24", "fd00::/64"),
+        local=(LocalEndpoint("x", "10.0.0.9", "/c/x"), LocalEndpoint("x-1", "fd00::9", "/c/x")),
+    )
+    published = (PublishedPort("udp", 53, 5353, (Backend("10.1.0.9"),)), PublishedPort("tcp", 81, 80, (Backend("10.1.0.8"),)))
+    rendered = render(replace(STATE, networks=(own, ingress), published=published), FACTS, NAMES)
+    table = rendered.tables["/c/x"]
+    assert table.netns_id == 10 and table.nft is not None
+    services = "meta l4proto { 6, 17, 132 }"
+    ports = "meta l4proto . th dport map @ports"
+    first, second, third = (f"ether daddr {addr.mac(a)}" for a in ("10.0.0.9", "10.1.0.9", "fd00::9"))
+    assert [r.text for r in table.nft.chains["prerouting"].rules] == [
+        f"{first} ip daddr {{ 10.0.0.0/24 }} ip daddr != 10.0.0.9 {services} dnat ip to 10.0.0.9",
+        f"{second} ip daddr {{ 10.1.0.0/16 }} ip daddr != 10.1.0.9 dnat ip addr . port to {ports}",
+        f"{second} ip daddr {{ 10.1.0.0/16 }} ip daddr != 10.1.0.9 {services} dnat ip to 10.1.0.9",
+        f"{third} ip6 daddr {{ fd00::/64 }} ip6 daddr != fd00::9 {services} dnat ip6 to fd00::9",
+    ]
+    assert table.nft.maps["ports"].elements == {"17 . 53": "10.1.0.9 . 5353"}
+    assert table.policies == {Policy(89, source="10.1.0.9"), Policy(90), Policy(95, udp_port=5353)}
+    frames = rendered.tables["mesh-i"].frames
+    assert frames is not None and frames.maps["nodes"].elements == {"10.1.0.3": "02:42:0a:01:00:03"}
+    (link,) = rendered.tables["mesh-i"].attachments.values()
+    assert link.reply_via == "10.1.0.2"
 
 
 def test_ipvs_marks_that_collide_are_a_sentence() -> None:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.linux import conntrack, ipvs
+from mesh.linux import conntrack, ipvs, policy
 from mesh.linux.netlink import Netlink, attribute, attributes, nested
-from mesh.table import IpvsDestination, IpvsService
+from mesh.table import IpvsDestination, IpvsService, Policy
 
 
 @given(st.dictionaries(st.integers(1, 1000), st.binary(max_size=40)))
@@ -33,11 +33,17 @@ def test_ipvs_service_round_trip(mark: int, family: int, scheduler: str, timeout
     assert ipvs.decode_service(attributes(ipvs.encode_service(service, whole=True))[1]) == service
 
 
-@given(addresses, st.integers(0, 65535), st.integers(0, 65535))
-def test_ipvs_destination_round_trip(address: str, port: int, weight: int) -> None:
-    destination = IpvsDestination(address, port, weight)
+@given(addresses, st.integers(0, 65535), st.integers(0, 65535), st.booleans())
+def test_ipvs_destination_round_trip(address: str, port: int, weight: int, masqueraded: bool) -> None:
+    destination = IpvsDestination(address, port, weight, masqueraded)
     family = 6 if ":" in address else 4
-    assert ipvs.decode_destination(attributes(ipvs.encode_destination(destination))[2], family) == (destination, 0)
+    assert ipvs.decode_destination(attributes(ipvs.encode_destination(destination))[2], family) == destination
+
+
+@given(st.integers(1, 32766), st.ip_addresses(v=4).map(str) | st.just(""), st.integers(0, 65535))
+def test_routing_rule_round_trip(priority: int, source: str, udp_port: int) -> None:
+    wanted = Policy(priority, source, udp_port)
+    assert policy.decode(policy.encode(wanted)) == wanted
 
 
 def test_an_ipvs_service_on_the_wire() -> None:

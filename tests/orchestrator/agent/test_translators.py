@@ -82,7 +82,7 @@ def test_the_whole_picture() -> None:
     assert state.underlay == "192.0.2.1"
     assert (app.id, app.vni, app.lb_address, app.ingress) == ("app", 4097, "10.0.1.2", False)
     assert app.local == (LocalEndpoint(id="t1", address="10.0.1.21", netns="/proc/77/ns/net"),)
-    assert app.remote == (RemoteEndpoint("10.0.1.22", "192.0.2.2"), RemoteEndpoint("10.0.1.3", "192.0.2.2"))
+    assert app.remote == (RemoteEndpoint("10.0.1.22", "192.0.2.2"), RemoteEndpoint("10.0.1.3", "192.0.2.2", balancer=True))
     assert app.services == (VirtualService(vip="10.0.1.10", backends=(Backend("10.0.1.21"), Backend("10.0.1.22"))),)
     assert ingress.ingress
     assert state.published == (
