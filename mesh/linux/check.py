@@ -6,8 +6,6 @@ Edge. Everything is tried in a namespace of its own that ends with the thread th
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import threading
 from collections.abc import Callable
 
@@ -29,14 +27,10 @@ add rule inet meshd_check prerouting fib daddr type local dnat ip to ip daddr . 
 def detect_balancer() -> Balancer:
     """ "ipvs" where the kernel has it or can load it, else "nftables"."""
     try:
-        if ipvs.family_id() is not None:
-            return "ipvs"
-        if shutil.which("modprobe"):
-            subprocess.run(["modprobe", "-q", "ip_vs"], stdin=subprocess.DEVNULL, capture_output=True, timeout=10)
-            return "ipvs" if ipvs.family_id() is not None else "nftables"
-    except (MeshError, OSError, subprocess.TimeoutExpired):
-        pass
-    return "nftables"
+        ipvs.load_module()
+        return "ipvs" if ipvs.family_id() is not None else "nftables"
+    except (MeshError, OSError):
+        return "nftables"
 
 
 def check_kernel() -> list[str]:

@@ -7,8 +7,11 @@ is not used: its "update" sends DELETE, and a message costs 280 us.
 from __future__ import annotations
 
 import errno
+import shutil
 import socket
 import struct
+import subprocess
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
@@ -62,6 +65,13 @@ def family_id() -> int | None:
             if values.get(_FAMILY_NAME, b"").rstrip(b"\0") == b"IPVS":
                 return int(struct.unpack("=H", values[_FAMILY_ID])[0])
     return None
+
+
+def load_module() -> None:
+    """Afterwards `family_id` tells whether this kernel can have IPVS at all."""
+    if family_id() is None and shutil.which("modprobe"):
+        with suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(["modprobe", "-q", "ip_vs"], stdin=subprocess.DEVNULL, capture_output=True, timeout=10)
 
 
 def encode_service(service: IpvsService, *, whole: bool) -> bytes:

@@ -64,6 +64,8 @@ class Kernel:
             )
         if underlay is None:
             raise ConfigError("underlay", f"no interface of this node has the address {state.underlay}")
+        if state.balancer == "ipvs":
+            ipvs_netlink.load_module()
         self.discover()
         if state.balancer == "ipvs" and self._ipvs_family is None:
             raise KernelUnsupported("use IPVS", errno.ENOENT, "the kernel has no ip_vs: choose the nftables balancer")
