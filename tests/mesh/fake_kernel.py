@@ -10,7 +10,7 @@ from mesh.address import mac
 from mesh.nft import element_changes, script
 from mesh.table import HOST, NamespaceTable, NftTable, Tables, is_container
 
-CONTAINERS = {"/c/x": 10, "/c/x2": 11, "/c/gone": None}
+CONTAINERS = {"/c/x": 10, "/c/x2": 11, "/c/y": 12, "/c/gone": None}
 
 
 class Refused(Exception):
@@ -209,6 +209,13 @@ class FakeKernel:
         t = self.tables.get(HOST, NamespaceTable())
         address = t.nft.maps["published"].elements.get(port) if t.nft else None
         return address is not None and t.host_routes.get(address) in t.attachments
+
+
+def settled(tables: Tables) -> dict[str, NamespaceTable]:
+    """Sysctls are only ever set, connections only ever forgotten: what is left of the former state doesn't count, nor does a container
+    in which nothing of ours is left."""
+    found = {name: replace(t, sysctls={}, flows=frozenset()) for name, t in tables.items() if not is_container(name) or t.nft or t.policies}
+    return found | {HOST: found.get(HOST, NamespaceTable())}
 
 
 def check_references(table: NftTable) -> None:

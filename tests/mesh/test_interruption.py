@@ -26,13 +26,13 @@ from mesh.model import (
     Sandbox,
     VirtualService,
 )
-from mesh.plan import DeleteIpvs, ForgetFlows, Op, PutIpvs, plan
+from mesh.plan import DeleteIpvs, ForgetFlows, Op, PutIpvs, PutIpvsTimeout, plan
 from mesh.render import Names, render
-from mesh.table import HOST, NamespaceTable, Tables
-from tests.mesh.fake_kernel import FakeKernel
+from mesh.table import Tables
+from tests.mesh.fake_kernel import CONTAINERS, FakeKernel, settled
 
 NAMES = Names("mesh")
-FACTS = Facts(underlay_mtu=1500, host_id=1, netns={"/c/x": 10, "/c/x2": 11, "/c/y": 12}, has_bridge_netfilter=True)
+FACTS = Facts(underlay_mtu=1500, host_id=1, netns=CONTAINERS, has_bridge_netfilter=True)
 VIP, X, Y, Z = "10.0.0.100", "10.0.0.10", "10.0.0.11", "10.0.0.12"
 MANY = tuple(f"10.0.0.{i}" for i in range(200, 220))
 Served = dict[str, dict[str, int]]
@@ -85,12 +85,6 @@ def states(balancer: Balancer) -> list[tuple[Tables, Served]]:
     return found
 
 
-def settled(tables: Tables) -> dict[str, NamespaceTable]:
-    """Sysctls are only ever set, connections only ever forgotten."""
-    found = {name: replace(t, sysctls={}, flows=frozenset()) for name, t in tables.items()}
-    return found | {HOST: found.get(HOST, NamespaceTable())}
-
-
 @pytest.mark.parametrize("balancer", ["nftables", "ipvs"])
 def test_any_two_states_interrupted_anywhere(balancer: Balancer) -> None:
     universe = states(balancer)
@@ -122,7 +116,7 @@ def test_any_two_states_interrupted_anywhere(balancer: Balancer) -> None:
                     assert not any(f.backend == address and (name == "port") == (f.port is not None) for f in op.flows), (op, ops)
             if op is not None:
                 kernel.run(op)
-    assert seen == set(get_args(Op)) - ({PutIpvs, DeleteIpvs} if balancer == "nftables" else set())
+    assert seen == set(get_args(Op)) - ({PutIpvs, DeleteIpvs, PutIpvsTimeout} if balancer == "nftables" else set())
 
 
 def _replaced_container(actual: Tables, desired: Tables) -> bool:

@@ -11,8 +11,8 @@ from mesh.facts import Facts
 from mesh.model import Backend, HostPort, LocalEndpoint, Network, NodeState, PublishedPort, RemoteEndpoint, Sandbox, VirtualService
 from mesh.plan import plan
 from mesh.render import Names, render
-from mesh.table import HOST, NamespaceTable, Tables, is_container
-from tests.mesh.fake_kernel import CONTAINERS, FakeKernel
+from mesh.table import HOST, NamespaceTable, Tables
+from tests.mesh.fake_kernel import CONTAINERS, FakeKernel, settled
 
 NAMES = Names("mesh")
 VIP, X, Y = "10.0.0.100", "10.0.0.10", "10.0.0.11"
@@ -77,7 +77,7 @@ def test_every_pair_converges_from_every_prefix_and_stays_live(balancer: str) ->
                 resumed = FakeKernel(kernel.tables)
                 for again in plan(desired, resumed.tables):
                     resumed.run(again)
-                assert _visible(resumed.tables) == _visible(desired)
+                assert settled(resumed.tables) == settled(desired)
                 assert plan(desired, resumed.tables) == []
                 # a VXLAN device whose identity changes has to go first; nothing else may interrupt
                 if live_through and same_tunnel:
@@ -88,13 +88,6 @@ def test_every_pair_converges_from_every_prefix_and_stays_live(balancer: str) ->
                     kernel.run(op)
             pairs += 1
     assert pairs == len(states) ** 2 > (900 if balancer == "nftables" else 300)
-
-
-def _visible(tables: Tables) -> dict[str, NamespaceTable]:
-    """Sysctls are only ever set, connections only ever forgotten: what is left of the former state doesn't count, nor does a container
-    in which nothing of ours is left."""
-    found = {name: replace(t, sysctls={}, flows=frozenset()) for name, t in tables.items() if not is_container(name) or t.nft or t.policies}
-    return found | {HOST: found.get(HOST, NamespaceTable())}
 
 
 def test_a_plan_of_thousands_of_rows_is_batched() -> None:
