@@ -144,9 +144,10 @@ def tasks(of: Service, count: int, **fields: object) -> list[Task]:
 
 
 def run(picture: Snapshot, *loops: Loop, now: datetime = NOW) -> Snapshot:
-    """The loops, one after the other, until none has anything left to say: after two passes at the latest (a third finds nothing)."""
+    """The loops, one after the other, until none has anything left to say: after three passes at the latest (the third may still
+    count addresses anew in a sentence)."""
     ctx = context(now)
-    for last in (False, False, True):
+    for last in (False, False, False, True):
         decided = []
         for loop in loops:
             steps = loop(picture, ctx).steps

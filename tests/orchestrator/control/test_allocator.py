@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.control.addresses import SubnetPool
@@ -418,6 +418,7 @@ ACTIONS = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(ACTIONS)
+@example([*(("service", number, ("a",), False) for number in range(3)), *[("task", 0)] * 3, ("node", 1), ("forget", 0)])
 def test_nothing_is_ever_given_twice(actions: list[tuple[object, ...]]) -> None:
     start = (cluster(), network("ing", "10.9.0.0/27", ingress=True), network("a", "10.1.0.0/29"), network("b", "10.2.0.0/28"))
     picture = snapshot(*start, node("n0"))
