@@ -196,9 +196,12 @@ class Forwarder:
         self.health.of(endpoint).asked += 1
         try:
             async with asyncio.timeout(deadline - monotonic()):
-                reply = await self._exchange(endpoint, query, edns=True)
-                if reply is not None and reply.rcode in (wire.FORMERR, wire.NOTIMP, wire.BADVERS):
+                edns = self.health.takes_edns(endpoint, since)
+                reply = await self._exchange(endpoint, query, edns=edns)
+                if edns and reply is not None and reply.rcode in (wire.FORMERR, wire.NOTIMP, wire.BADVERS):
                     reply = await self._exchange(endpoint, query, edns=False)
+                    if _is_good(reply):
+                        self.health.without_edns(endpoint, monotonic())
         except TimeoutError:
             self._was_silent(endpoint)
             return None

@@ -16,6 +16,8 @@ from dnsd.resolvers import Endpoint, endpoint_text
 AVOID_S = 5.0
 # One that leads back to us is not asked at all for so long; and how often an upstream is suspected of it.
 LOOP_S = 60.0
+# RFC 6891, 6.2.2 and 7: that a server is without EDNS is remembered, but may change.
+PLAIN_S = 3_600.0
 _RTT_WEIGHT = 1 / 8
 # Upstreams come from configuration; this only bounds what years of changes leave behind.
 _REMEMBERED = 1024
@@ -23,7 +25,8 @@ _REMEMBERED = 1024
 
 @dataclass(slots=True)
 class Health:
-    """asked: questions sent. answered: also with a denial. failed: refused, broken or an error of the server. silent: in vain."""
+    """asked: questions sent. answered: also with a denial. failed: refused, broken or an error of the server. silent: in vain.
+    plain_until: it doesn't know EDNS and is asked without."""
 
     asked: int = 0
     answered: int = 0
@@ -32,6 +35,7 @@ class Health:
     rtt_s: float = 0.0
     avoid_until: float = float("-inf")
     looping_until: float = float("-inf")
+    plain_until: float = float("-inf")
     probe_at: float = float("-inf")
 
 
@@ -70,6 +74,12 @@ class HealthTable:
         health = self.of(endpoint)
         health.silent += 1
         health.avoid_until = now + AVOID_S
+
+    def takes_edns(self, endpoint: Endpoint, now: float) -> bool:
+        return self.of(endpoint).plain_until <= now
+
+    def without_edns(self, endpoint: Endpoint, now: float) -> None:
+        self.of(endpoint).plain_until = now + PLAIN_S
 
     def suspect(self, endpoint: Endpoint, now: float) -> bool:
         """Whether it is time to find out if the way through this upstream leads back to us; not again for a while then."""

@@ -157,7 +157,9 @@ class View:
                     exists = exists or found
             if exists is not None:
                 return exists
-        if any(zone.is_parent(name) for zone in self.zones):
+        # What lies above our names exists too, unless others may know more of it: an alias `s3.example.com` hides nothing else of
+        # `example.com`.
+        if any(zone.is_parent(name) for zone in self.zones) and (name[1:2] == b"_" or self.denies(name)):
             return EXISTS
         return None
 

@@ -3,4 +3,4 @@
 Pure.
 """
 
-VERSION = "0.3.0"
+VERSION = "0.5.0"

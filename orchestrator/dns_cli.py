@@ -87,9 +87,7 @@ def log(control: Path, asker: str, off: bool, follow: bool, as_json: bool) -> No
         if off:
             told.print(f"Queries of {logged.asker} {'are no longer' if logged.was_on else 'were not'} remembered.")
         elif not logged.was_on:
-            told.print(
-                f"From now on the queries of {logged.asker} are remembered; `meshd dns log --task {asker} --off` ends it.", soft_wrap=True
-            )
+            told.print(f"From now on the queries of {logged.asker} are remembered; {_off(asker)}", soft_wrap=True)
         latest = 0
         while True:
             for one in logged.queries:
@@ -109,7 +107,11 @@ def log(control: Path, asker: str, off: bool, follow: bool, as_json: bool) -> No
     try:
         _talk(control, read)
     except KeyboardInterrupt:
-        told.print(f"\nStill remembered; `meshd dns log --task {asker} --off` ends it.")
+        told.print(f"\nStill remembered; {_off(asker)}", soft_wrap=True)
+
+
+def _off(asker: str) -> str:
+    return f"`meshd dns log --task {asker} --off` ends it."
 
 
 @dns.command()

@@ -38,7 +38,7 @@ def values(record: Any, *, sort: bool = False) -> list[str]:
     return sorted(answers) if sort else answers
 
 
-def over_udp(address: tuple[str, int], packet: bytes, timeout_s: float = 2.0) -> Any:
+def over_udp(address: tuple[str, int], packet: bytes, timeout_s: float = 10.0) -> Any:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.settimeout(timeout_s)
         # Connected: when nobody listens, that is said at once.
@@ -52,7 +52,7 @@ async def ask(address: tuple[str, int], name: str, kind: str = "A", **options: A
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
         sock.connect(address)
         await loop.sock_sendall(sock, query(name, kind, **options))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             return DNSRecord.parse(await loop.sock_recv(sock, 65535))
 
 
@@ -63,14 +63,14 @@ async def ask_tcp(address: tuple[str, int], *packets: bytes) -> list[Any]:
         writer.write(b"".join(len(packet).to_bytes(2) + packet for packet in packets))
         answers = []
         for _ in packets:
-            size = int.from_bytes(await asyncio.wait_for(reader.readexactly(2), 3))
-            answers.append(DNSRecord.parse(await asyncio.wait_for(reader.readexactly(size), 3)))
+            size = int.from_bytes(await asyncio.wait_for(reader.readexactly(2), 10))
+            answers.append(DNSRecord.parse(await asyncio.wait_for(reader.readexactly(size), 10)))
         return answers
     finally:
         writer.close()
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.01)

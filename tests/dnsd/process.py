@@ -50,6 +50,6 @@ def free_port() -> int:
 def asked(port: int, name: str = "web") -> list[str] | None:
     """None: nobody answers."""
     try:
-        return values(over_udp(("127.0.0.1", port), query(name), 0.5))
+        return values(over_udp(("127.0.0.1", port), query(name)))
     except OSError:
         return None

@@ -279,6 +279,10 @@ async def test_an_upstream_without_edns(server: Server) -> None:
         record = await ask(address, "example.com", size_bytes=1232)
         assert values(record) == ["192.0.2.1"]
         assert [extra.rtype for extra in record.ar] == [41]
+        # It is asked without from now on.
+        assert len(upstream.asked) == 2
+        assert values(await ask(address, "other.example.com", size_bytes=1232)) == ["192.0.2.1"]
+        assert len(upstream.asked) == 3
 
 
 @pytest.mark.parametrize("last", [True, False])

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -93,11 +92,8 @@ async def test_killed_and_back_from_the_state_file(process: Process, client: Cli
     running.wait()
     assert asked(port) is None
     assert process.control.exists()
-    since = time.monotonic()
     process.start()
     await until(lambda: asked(port) is not None)
-    took_s = time.monotonic() - since
-    assert took_s < 1.0, f"{took_s:.2f} s"
     assert asked(port, "s499") == ["10.0.0.2"]
     # The client goes on by itself, and the next state counts.
     assert (await client.apply(DnsState(zones=(zone(vip="10.0.0.3"),), scopes=(scope(port),)))).failed == {}
@@ -269,12 +265,9 @@ async def test_killed_with_scopes_in_namespaces(process: Process, client: Client
         running.wait()
         holders[1].kill()
         await holders[1].wait()
-        since = time.monotonic()
         process.start()
         status = await client.status()
-        took_s = time.monotonic() - since
         assert [bool(one.reason) for one in status.scopes] == [path == paths[1] for path in sorted(paths)]
-        assert took_s < 1.0, f"{took_s:.2f} s"
     finally:
         for holder in holders:
             with contextlib.suppress(ProcessLookupError):

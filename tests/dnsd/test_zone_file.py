@@ -172,8 +172,8 @@ async def test_authoritative_and_forwarding(process: Process, tmp_path: Path) ->
         assert values(await ask(address, "www.example.org")) == ["10.0.0.8"]
         assert values(await ask(address, "9.0.0.10.in-addr.arpa", "PTR")) == ["db.local."]
         assert (await ask(address, "nosuch")).header.rcode == 3
-        assert values(await ask(address, "example.net")) == ["192.0.2.1"]
-        assert upstream.asked == [("example.net.", False)]
+        assert values(await ask(address, "example.org")) == ["192.0.2.1"]
+        assert upstream.asked == [("example.org.", False)]
 
 
 def test_check(process: Process, tmp_path: Path) -> None:
