@@ -1,17 +1,21 @@
 """Which of a machine's addresses a node advertises.
 
-Pure but for `own_addresses`, which asks the kernel through `ip`. Source: Docker's resolveSystemAddr and its texts.
+Pure but for `own_addresses` and `mtu_of`, which ask the kernel. Source: netdevice(7), Docker's resolveSystemAddr and its texts.
 """
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import json
+import socket
+import struct
 import subprocess
 from collections.abc import Mapping
 
 from orchestrator.errors import ApiError, ConfigError
 
+_SIOCGIFMTU = 0x8921
 # addresses of these are of this machine's containers, never of the machine
 _VIRTUAL = ("docker", "br-", "veth", "virbr", "mv-", "mx-", "mg-", "mi-", "mesh")
 
@@ -29,6 +33,13 @@ def own_addresses() -> dict[str, str]:
         for address in link.get("addr_info", ())
         if address.get("scope") == "global" and "local" in address
     }
+
+
+def mtu_of(link: str) -> int:
+    """Of the link with that name in this process's network namespace (/sys shows that of whoever mounted it). OSError: there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        answer = fcntl.ioctl(asker, _SIOCGIFMTU, struct.pack("16si12x", link.encode(), 0))
+    return int(struct.unpack("16si12x", answer)[1])
 
 
 def choose_address(wanted: str, own: Mapping[str, str], towards: str) -> str:

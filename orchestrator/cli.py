@@ -69,11 +69,18 @@ def daemon(**options: object) -> None:
 
 @main.command()
 @click.option("--engine", default="unix:///var/run/docker.sock", show_default=True, help="The Docker Engine to check.")
-def doctor(engine: str) -> None:
-    """Is this machine ready to be a node? Checks kernel, programs, Engine; says what to do. Exit code 1 if something is missing."""
-    from orchestrator import doctor as checks
+@click.option("--socket", default=DEFAULT_SOCKET, show_default=True, help="The socket of this machine's meshd, if it runs.")
+@click.option("--state-dir", default="/var/lib/meshd", show_default=True, help="meshd's.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def doctor(engine: str, socket: str, state_dir: str, as_json: bool) -> None:
+    """Is this machine ready to be a node, and does it reach the others? Says what is wrong, and what to do about it.
 
-    sys.exit(checks.main(engine))
+    Looks at programs, kernel, limits, the Engine, addresses, firewalls, ports, clock and disk; while meshd runs also at the tunnels to the
+    other nodes (full-size packets there and back), their clocks, etcd and the kernel's tables. Exit code 1 if there is something to fix.
+    """
+    from orchestrator.diagnose import doctor as checks
+
+    sys.exit(checks.main(engine, socket, Path(state_dir), as_json=as_json))
 
 
 @main.command()

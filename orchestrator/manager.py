@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from orchestrator.diagnose.finding import Finding
+from orchestrator.diagnose.peers import etcd_findings
 from orchestrator.dispatcher.tls_app import ManagerSide
 from orchestrator.errors import ConfigError, MeshdError, StoreError, StoreUnavailable
 from orchestrator.leading import Leading
@@ -171,6 +173,15 @@ class Manager:
         for task in self._tasks:
             await _cancelled(task)
         self._tasks.clear()
+
+    async def examine(self) -> list[Finding]:
+        """What etcd says of itself."""
+        if self._client is None:
+            return []
+        try:
+            return etcd_findings(await self._client.status(), await self._client.members(), self._etcd.config.quota_bytes)
+        except StoreError as error:
+            return [Finding("bad", "etcd", str(error), "bring the other managers back: more than half must run")]
 
     def encrypt(self, plain: bytes) -> bytes:
         return secretbox.encrypt(self._cluster().mesh_secret_key, plain)

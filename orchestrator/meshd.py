@@ -33,6 +33,8 @@ from orchestrator import local_state
 from orchestrator.addresses import choose_address, own_addresses
 from orchestrator.api.app import serve_unix
 from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole, NodeFacts, NodeState
+from orchestrator.diagnose.finding import Finding
+from orchestrator.diagnose.peers import examine
 from orchestrator.errors import ApiError, ConfigError, StoreUnavailable
 from orchestrator.genesis import FirstNode, Keys, first_objects
 from orchestrator.ids import new_id
@@ -268,6 +270,24 @@ class Meshd:
         if self._node is None or self._manager is None:
             raise ApiError(503, "this node is not a manager")
         return self._node.node_session(self._manager.store.snapshot(), node_id)
+
+    async def examine(self) -> list[Finding]:
+        if self._node is None or self._local is None:
+            return [Finding("note", "cluster", "this node is in no cluster", "docker swarm init, or docker swarm join")]
+        findings = [Finding("bad", "cluster", self._error, "")] if self._error else []
+        nodes = [(addr, addr, "") for addr in self._local.managers]
+        if self._manager is not None:
+            nodes = [
+                (node.description.hostname, node.description.mesh_api_addr, node.id)
+                for node in self._manager.store.snapshot().all(Node)
+                if node.description.mesh_api_addr and node.status.state != "down"
+            ]
+        others = [entry for entry in sorted(nodes) if self.node_id != entry[2] and self._own_api_addr() != entry[1]]
+        return findings + await examine(self._node.view(others, self._manager.examine if self._manager else None))
+
+    def _own_api_addr(self) -> str:
+        assert self._local is not None
+        return join_endpoint(self._local.advertise_addr, split_endpoint(self._local.listen)[1])
 
     def rotate_token(self, cluster: Cluster, role: JoinRole) -> JoinTokens:
         return tokens.rotated(cluster.join_tokens or JoinTokens(), role, cluster.mesh_ca_cert)

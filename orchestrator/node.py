@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +16,16 @@ import aiohttp
 import msgspec
 
 from dnsd.client import Client
-from mesh import NodeMesh
+from mesh import MeshError, NodeMesh
 from mesh.model import Balancer, NodeState
 from orchestrator.agent.agent import Agent
 from orchestrator.agent.dnsd_process import DnsdProcess
 from orchestrator.agent.engine import DockerRuntime
 from orchestrator.agent.errors import EngineUnavailable
 from orchestrator.agent.leaving import remove_all
+from orchestrator.diagnose.finding import Finding
 from orchestrator.diagnose.node_side import NodeTracing
+from orchestrator.diagnose.peers import NodeView
 from orchestrator.dispatcher.connection import over_tls
 from orchestrator.dispatcher.session import AgentSession
 from orchestrator.dispatcher.tls_app import ManagerSide, NodeServer
@@ -103,7 +105,9 @@ class NodeRuntime:
         )
         self._names = Client(control)
         host, port = split_endpoint(settings.listen)
-        tracing = NodeTracing(netns_prefix=settings.netns_prefix, state=self._told, pid_of=self._pid_of)
+        tracing = NodeTracing(
+            netns_prefix=settings.netns_prefix, state=self._told, pid_of=self._pid_of, differences=self._differences
+        )  # fmt: skip
         self._server = NodeServer(
             credentials, engine_socket=settings.engine_socket, manager=manager_side, host=host, port=port, tracing=tracing
         )  # fmt: skip
@@ -162,6 +166,32 @@ class NodeRuntime:
 
     def _told(self) -> NodeState | None:
         return self._agent.wanted if self._agent is not None else None
+
+    def view(self, nodes: Sequence[tuple[str, str, str]], etcd: Callable[[], Coroutine[None, None, list[Finding]]] | None) -> NodeView:
+        """What a doctor looks at. nodes: see there."""
+        agent = self._agent
+        return NodeView(
+            node_id=self._credentials.identity.node_id,
+            data_addr=self._settings.data_addr,
+            netns_prefix=self._settings.netns_prefix,
+            credentials=self._credentials,
+            rows=agent.rows if agent is not None else None,
+            state=self._told(),
+            nodes=nodes,
+            network_errors=agent.network_errors if agent is not None else {},
+            differences=self._differences,
+            etcd=etcd,
+        )
+
+    async def _differences(self) -> list[str]:
+        """Between the kernel and what it was told; what can't be compared is said too."""
+        told = self._told()
+        if told is None:
+            return []
+        try:
+            return [str(difference) for difference in (await self._mesh.compare(told)).differences]
+        except (MeshError, OSError) as error:
+            return [f"host: could not be read ({error})"]
 
     def _pid_of(self, task_id: str) -> int:
         container = self._agent.containers.get(task_id) if self._agent is not None else None

@@ -1,8 +1,9 @@
-"""`python -m mesh.trace watch|send`: the process that captures or sends for a daemon, with its orders in one line of standard input.
+"""`python -m mesh.trace watch|send|echo`: the process that captures or sends for a daemon, its orders one line of standard input.
 
 Edge. A process of its own: scapy is big, and a daemon should not carry it for the few traces of its life; captures end with it whatever
 happens. Answers are JSON lines: `{"ready": true}`, then sightings until a second line (or the end) of standard input, then `{"end": true}`;
 `{"error": sentence}` and exit code 1 if it can't be done.
+`send` and `echo` give one answer and end.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Final
 
 from mesh.errors import MeshError
 from mesh.trace.capture import Watch, send
+from mesh.trace.echo import Peer, Tunnel, ask, owners
 from mesh.trace.model import Mark, Probe
 
 _LONGEST_S: Final = 120.0
@@ -25,13 +27,16 @@ _LONGEST_S: Final = 120.0
 
 def main() -> int:
     command = sys.argv[1] if len(sys.argv) == 2 else ""
-    if command not in ("watch", "send"):
-        print("usage: python -m mesh.trace watch|send   (orders as one line of JSON on standard input)", file=sys.stderr)
+    if command not in ("watch", "send", "echo"):
+        print("usage: python -m mesh.trace watch|send|echo   (orders as one line of JSON on standard input)", file=sys.stderr)
         return 2
     try:
         orders = json.loads(_line())
         if command == "watch":
             _watch(orders)
+        elif command == "echo":
+            answered = ask(Tunnel(**orders["tunnel"]), [Peer(**peer) for peer in orders["peers"]]) if orders["tunnel"] else {}
+            _say({"peers": answered, "owners": owners(orders["link"], orders["address"])})
         else:
             probe = Probe(orders["protocol"], orders["destination"], orders["port"], Mark(orders["mark"]), orders["count"])
             _say({"source": send(orders["namespace"], probe)})

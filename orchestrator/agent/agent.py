@@ -127,6 +127,16 @@ class Agent:
         return dict(self._containers)
 
     @property
+    def rows(self) -> Rows | None:
+        """The node's assignment; None before it has one."""
+        return self._rows if self._rows_known else None
+
+    @property
+    def network_errors(self) -> dict[str, str]:
+        """Task id -> why its network isn't whole."""
+        return dict(self._network.errors)
+
+    @property
     def wanted(self) -> NodeState | None:
         """What the data plane was last told to be."""
         return self._network.wanted_state

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 import aiohttp
 
+from orchestrator.diagnose.finding import Finding
 from orchestrator.model import Cluster, ClusterSpec, JoinTokens
 from orchestrator.store.base import Store
 
@@ -112,6 +113,10 @@ class Backend(Protocol):
 
     async def node_session(self, node_id: str) -> tuple[aiohttp.ClientSession, str]:
         """The same for the node's own API, which carries its Engine's."""
+        ...
+
+    async def examine(self) -> list[Finding]:
+        """What this node, while it runs, finds wrong with itself and with its way to the others."""
         ...
 
     def rotate_token(self, cluster: Cluster, role: JoinRole) -> JoinTokens:

@@ -1,6 +1,7 @@
-"""Diagnosis over the API, beyond Docker's: `POST /mesh/v1/trace` sends probes through the cluster and tells the way they took.
+"""Diagnosis over the API, beyond Docker's: `POST /mesh/v1/trace` sends probes through the cluster and tells the way they took,
+`GET /mesh/v1/doctor` says what a running node finds wrong.
 
-Edge: routes; managers only, for they alone may look into other nodes.
+Edge: routes. Only managers trace, for they alone may look into other nodes.
 """
 
 from __future__ import annotations
@@ -19,4 +20,8 @@ async def post_trace(request: web.Request) -> web.Response:
     return access.answer(await trace(backend, store.snapshot(), asked, backend.node_id))
 
 
-ROUTES = [web.post("/mesh/v1/trace", post_trace)]
+async def get_doctor(request: web.Request) -> web.Response:
+    return access.answer(await access.backend_of(request).examine())
+
+
+ROUTES = [web.get("/mesh/v1/doctor", get_doctor), web.post("/mesh/v1/trace", post_trace)]

@@ -4,7 +4,7 @@ Edge: WebSocket and HTTP in, child processes `python -m mesh.trace` out. The chi
 
     manager                                     node
     Watching(network, tasks, mark)   ------->   captures in: its host namespace, that of the network, those of the tasks
-                                     <-------   {"state": what its data plane was told of the network, "missing": [...]}, {"ready": true}
+                                     <-------   {"state": what its data plane was told of the network, ...}, {"ready": true}
                                      <-------   a sighting a message
     "end"                            ------->   what is still in the sockets, then {"end": true}
 """
@@ -16,7 +16,7 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,21 @@ class Sending(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeTracing:
-    """state: what the data plane was last told, None before. pid_of: of a task's container here, 0 if it has none."""
+    """state: what the data plane was last told, None before. pid_of: of a task's container here, 0 if it has none. differences: between
+    the kernel and what it was told, as sentences."""
 
-    def __init__(self, *, netns_prefix: str, state: Callable[[], NodeState | None], pid_of: Callable[[str], int]) -> None:
+    def __init__(
+        self,
+        *,
+        netns_prefix: str,
+        state: Callable[[], NodeState | None],
+        pid_of: Callable[[str], int],
+        differences: Callable[[], Awaitable[list[str]]],
+    ) -> None:
         self._prefix = netns_prefix
         self._state = state
         self._pid_of = pid_of
+        self._differences = differences
 
     async def watch(self, request: web.Request) -> web.WebSocketResponse:
         answer = web.WebSocketResponse(heartbeat=10.0)
@@ -72,7 +81,9 @@ class NodeTracing:
         wanted |= {task_place(id): self._namespace_of(id) for id in orders.tasks}
         places = {place: path for place, path in wanted.items() if path and Path(path).exists()}
         told = msgspec.to_builtins(_about(state, orders.network)) if state else None
-        await answer.send_json({"state": told, "missing": sorted(wanted.keys() - places.keys())})
+        concerned = (f"{self._prefix}-{orders.network}:", "host:")
+        differences = [text for text in await self._differences() if text.startswith(concerned)]
+        await answer.send_json({"state": told, "missing": sorted(wanted.keys() - places.keys()), "differences": differences})
         port = state.vxlan_port if state else 4789
         async with _child("watch", {"places": places, "mark": orders.mark, "vxlan_port": port}) as child:
             forward = asyncio.create_task(_forward(child, answer))

@@ -47,6 +47,7 @@ class _Watcher:
     node_id: str
     state: NodeState | None = None
     missing: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
     sightings: list[Sighting] = field(default_factory=list)
     problem: str = ""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
@@ -125,6 +126,7 @@ def _heard(watcher: _Watcher, answer: dict[str, Any]) -> bool:
     if "state" in answer:
         watcher.state = msgspec.convert(answer["state"], NodeState | None)
         watcher.missing = answer["missing"]
+        watcher.differences = answer["differences"]
     else:
         watcher.sightings.append(msgspec.convert(answer, Sighting))
     return True
@@ -170,6 +172,7 @@ def _report(
         if watcher.problem:
             problems.append(f"{name} {watcher.problem}: what happens on it isn't seen")
         problems += [f"{name} has no {_place_name(place, trip)}" for place in watcher.missing]
+        problems += [f"{name}'s kernel is not as it was told: {text}" for text in watcher.differences]
         if watcher.state is not None:
             balancers[id] = watcher.state.balancer
             for endpoint in (e for network in watcher.state.networks for e in network.local):

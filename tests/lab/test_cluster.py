@@ -15,9 +15,10 @@ import msgspec
 import pytest
 
 from dnsd.model import Explanation
+from orchestrator.diagnose.finding import Finding, is_well
 from orchestrator.diagnose.report import TraceReport
 from orchestrator.lab import processes
-from orchestrator.lab.lab import Lab, Node, wait_until
+from orchestrator.lab.lab import Lab, Node, run, wait_until
 from orchestrator.lab.probe import Log, Probe, dns_addresses, http_get, in_network
 from tests.lab.cli import IMAGE, Cli
 
@@ -173,6 +174,44 @@ def test_trace_follows_a_packet_there_and_back_and_says_where_it_is_lost(lab: La
     assert "arrived on node-2's eth0 in its VXLAN capsule and never came out of the tunnel" in lost.paths[0].verdict
     port = traced(lab.nodes[0], "node-2:8086", "--from", "node-1", "--count", "1")
     assert (port.kind, port.nodes[port.entry], port.paths[0].outcome) == ("published port", "node-2", "answered"), port
+
+
+def examined(node: Node) -> list[Finding]:
+    spec = node.layout
+    command = [
+        "doctor",
+        "--json",
+        "--engine",
+        f"unix://{spec.engine_socket}",
+        "--socket",
+        str(spec.meshd_socket),
+        "--state-dir",
+        str(spec.meshd_dir),
+    ]
+    return msgspec.json.decode(node.exec(sys.executable, "-m", "orchestrator.cli", *command, check=False), type=list[Finding])
+
+
+def test_doctor_finds_nothing_on_a_healthy_node_and_what_the_network_between_nodes_lacks(lab: Lab) -> None:
+    # a worker, that knows its peers from its assignment alone
+    healthy = examined(lab.nodes[1])
+    assert is_well(healthy), healthy
+    peers = {other.name: f"full-size packets reach {other.name} ({other.address}) and come back" for other in (lab.nodes[0], lab.nodes[2])}
+    assert [f.what for f in healthy if f.check == "tunnels"] == list(peers.values())
+    # to node-3 less than its links promise; the tunnel to node-1 is closed
+    first, _, third = lab.nodes
+    run("ip", "-n", lab.layout.switch, "link", "set", third.layout.port, "mtu", "1000")
+    first.exec(
+        "nft", "add table inet fw; add chain inet fw in { type filter hook input priority 0; }; add rule inet fw in udp dport 4789 drop"
+    )
+    try:
+        found = examined(lab.nodes[1])
+    finally:
+        first.exec("nft", "delete", "table", "inet", "fw")
+        run("ip", "-n", lab.layout.switch, "link", "set", third.layout.port, "mtu", "1500")
+    closed, narrow = [f for f in found if f.check == "tunnels"]
+    assert (closed.level, narrow.level) == ("bad", "bad")
+    assert "node-1" in closed.what and "nothing comes through the tunnel" in closed.what and "open UDP 4789" in closed.do
+    assert "small packets reach node-3" in narrow.what and "full-size ones don't" in narrow.what
 
 
 def test_dnsrr_rotates_over_the_tasks(lab: Lab, cli: Cli) -> None:

@@ -67,7 +67,8 @@ def test_doctor_says_what_to_do_without_an_engine(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     result = _run("doctor", "--engine", "unix:///nonexistent.sock")
     assert result.exit_code == 1
-    assert "no Docker Engine answers at unix:///nonexistent.sock: start it" in result.output
+    assert "no Docker Engine answers at unix:///nonexistent.sock" in result.output
+    assert "start it, or say where it is with --engine" in result.output
 
 
 def test_trace_needs_a_daemon(tmp_path: Path) -> None:

@@ -52,6 +52,10 @@ async def worker(lab: Lab, tmp_path: Path) -> AsyncIterator[NodeServer]:
     await server.stop()
 
 
+async def no_difference() -> list[str]:
+    return []
+
+
 @pytest.fixture
 async def traced(lab: Lab) -> AsyncIterator[NodeServer]:
     """A worker that has no network and no task."""
@@ -61,7 +65,7 @@ async def traced(lab: Lab) -> AsyncIterator[NodeServer]:
         manager=lambda: None,
         host="127.0.0.1",
         port=0,
-        tracing=NodeTracing(netns_prefix="none", state=lambda: None, pid_of=lambda task_id: 0),
+        tracing=NodeTracing(netns_prefix="none", state=lambda: None, pid_of=lambda task_id: 0, differences=no_difference),
     )
     await server.start()
     yield server
