@@ -42,6 +42,8 @@ def main() -> None:
     meshd doctor                 is this machine ready to be a node, and does it reach the others?
     meshd trace web              where does a packet to that service go, link by link?
     meshd dns query web --as client.1    what this node's task is answered, and why
+    meshd backup, restore        the whole cluster as one file, and back
+    meshd recover                go on after most managers are lost for good
     """
 
 
@@ -56,6 +58,8 @@ def main() -> None:
 @click.option("--netns-prefix", default="mesh", show_default=True, help="Prefix of the network namespaces meshd makes.")
 @click.option("--etcd-client-port", default=2379, show_default=True, help="etcd's port for meshd, on loopback (managers).")
 @click.option("--etcd-peer-port", default=2380, show_default=True, help="etcd's port for other managers.")
+@click.option("--backup-every", default=60, show_default=True, help="Managers write a backup into backups/ every so many minutes; 0: no.")
+@click.option("--backup-keep", default=24, show_default=True, type=click.IntRange(min=1), help="How many backups are kept.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
 def daemon(**options: object) -> None:
     """Run this node: agent always, manager after `swarm init` or a join with a manager token.
@@ -136,9 +140,10 @@ def demo(keep: bool, figures: bool, state_dir: str) -> None:
 def _add_groups() -> None:
     from orchestrator.dns_cli import dns
     from orchestrator.lab.cli import lab
+    from orchestrator.rescue_cli import backup, recover, restore
 
-    main.add_command(dns)
-    main.add_command(lab)
+    for command in (dns, lab, backup, restore, recover):
+        main.add_command(command)
 
 
 _add_groups()

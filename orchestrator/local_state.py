@@ -42,14 +42,18 @@ def load(directory: Path) -> LocalState | None:
 
 def save(directory: Path, state: LocalState) -> None:
     """Durable when it returns."""
-    path, temporary = directory / _FILE, directory / f".{_FILE}.tmp"
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with temporary.open("wb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(msgspec.json.encode(state))
+    write_private(directory / _FILE, msgspec.json.encode(state))
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Whole or not at all, durable when it returns, for the owner only."""
+    fresh = path.with_name(f".{path.name}.tmp")
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+    fresh.replace(path)
 
 
 def erase(directory: Path) -> None:

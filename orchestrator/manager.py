@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from orchestrator.backup_files import keep_backups
 from orchestrator.diagnose.finding import Finding
 from orchestrator.diagnose.peers import etcd_findings
 from orchestrator.dispatcher.tls_app import ManagerSide
@@ -27,15 +28,19 @@ from orchestrator.store.base import Change
 from orchestrator.store.etcd import EtcdStore
 from orchestrator.store.etcd_client import EtcdClient
 from orchestrator.store.etcd_process import EtcdConfig, EtcdProcess
+from orchestrator.store.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
+# far from etcd's limits of operations and bytes a transaction
+_CHUNK = 500
 BUNDLE_CA_CERT, BUNDLE_CA_KEY, BUNDLE_CLUSTER = "etcd-ca.crt", "etcd-ca.key", "etcd-initial-cluster"
 
 
 @dataclass(frozen=True, slots=True)
 class ManagerConfig:
-    """addr: "ip:port" of this node's TLS server. initial_cluster: etcd's, "" for a cluster of its own; only its first start reads it."""
+    """addr: "ip:port" of this node's TLS server. initial_cluster: etcd's, "" for a cluster of its own; only its first start reads it.
+    force_new_cluster: this member's data go on without the others. backups: where, every how many seconds (0: never), how many."""
 
     node_id: str
     addr: str
@@ -44,6 +49,10 @@ class ManagerConfig:
     peer_port: int
     initial_cluster: str = ""
     joining: bool = False
+    force_new_cluster: bool = False
+    backups: Path | None = None
+    backup_every_s: float = 0.0
+    backup_keep: int = 1
 
     @property
     def host(self) -> str:
@@ -85,6 +94,7 @@ class Manager:
                 peer_port=config.peer_port,
                 initial_cluster=parse_cluster(config.initial_cluster),
                 joining=config.joining,
+                force_new_cluster=config.force_new_cluster,
             )
         )
         self._tasks: list[asyncio.Task[None]] = []
@@ -112,8 +122,8 @@ class Manager:
         """ConfigError: this machine can't run etcd."""
         await self._etcd.check()
 
-    async def start(self, first_objects: Sequence[Change] = ()) -> None:
-        """Serving when it returns. first_objects: what a new cluster starts with.
+    async def start(self, first_changes: Callable[[Snapshot], Sequence[Change]] = lambda snapshot: ()) -> None:
+        """Serving when it returns. first_changes: what a cluster begins, or begins again, with; written before anything is decided.
 
         ConfigError: etcd is missing, unusable or refuses. StoreUnavailable: no quorum in time; nothing is left running then.
         """
@@ -124,8 +134,9 @@ class Manager:
             if self._config.joining:
                 await self._until_voting()
             self._store = await EtcdStore.open([self._etcd.config.endpoint], self._tls)
-            if first_objects:
-                await self._store.commit(first_objects)
+            self._etcd.config = replace(self._etcd.config, force_new_cluster=False)
+            for chunk in _chunks(first_changes(self._store.snapshot())):
+                await self._store.commit(chunk)
             if self._store.snapshot().cluster is None:
                 raise ConfigError(
                     f"etcd's data in {self._config.directory} holds no cluster; remove {self._config.directory} and init or join again"
@@ -152,6 +163,15 @@ class Manager:
         )
         self._leading.also(self._quorum.lead, "quorum")
         self._tasks.append(asyncio.create_task(self._leading.run(), name="leading"))
+        if self._config.backups is not None and self._config.backup_every_s:
+            keeping = keep_backups(
+                self._config.backups,
+                self._store.snapshot,
+                every_s=self._config.backup_every_s,
+                keep=self._config.backup_keep,
+                now=self._now,
+            )
+            self._tasks.append(asyncio.create_task(keeping, name="backups"))
 
     async def withdraw(self) -> None:
         """Before a node that leaves the cluster stops: the other managers count without it."""
@@ -215,6 +235,10 @@ class Manager:
             raise StoreUnavailable(f"this manager's etcd was not made a voting member within {PROMOTION_TIMEOUT_S:g} s") from None
         finally:
             await client.close()
+
+
+def _chunks(changes: Sequence[Change]) -> Iterator[Sequence[Change]]:
+    return (changes[start : start + _CHUNK] for start in range(0, len(changes), _CHUNK))
 
 
 async def _status_or_none(client: EtcdClient) -> bool | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import grp
 import ipaddress
 import logging
@@ -17,7 +18,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,9 +34,11 @@ from orchestrator import local_state
 from orchestrator.addresses import choose_address, own_addresses
 from orchestrator.api.app import serve_unix
 from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole, NodeFacts, NodeState
+from orchestrator.backup import Backup, manager_node, sole_manager
+from orchestrator.backup import first_objects as first_objects_of_backup
 from orchestrator.diagnose.finding import Finding
 from orchestrator.diagnose.peers import examine
-from orchestrator.errors import ApiError, ConfigError, StoreUnavailable
+from orchestrator.errors import ApiError, ConfigError, MeshdError, StoreUnavailable
 from orchestrator.genesis import FirstNode, Keys, first_objects
 from orchestrator.ids import new_id
 from orchestrator.local_state import LocalState
@@ -46,7 +49,8 @@ from orchestrator.security import ca, secretbox, tokens
 from orchestrator.security.admission import DEFAULT_PORT, join_endpoint, split_endpoint
 from orchestrator.security.identity import Credentials, Identity
 from orchestrator.security.join import ask_for_promotion, join, renew
-from orchestrator.store.base import Store
+from orchestrator.store.base import Change, Store
+from orchestrator.store.snapshot import Snapshot
 from orchestrator.version import VERSION
 
 if TYPE_CHECKING:
@@ -56,12 +60,13 @@ log = logging.getLogger(__name__)
 
 _CERTIFICATES = "certificates"
 _ETCD = "etcd"
+_BACKUPS = "backups"
 _RESUME_RETRY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class DaemonConfig:
-    """engine: "unix:///path". listen_addr: "ip:port" or ""."""
+    """engine: "unix:///path". listen_addr: "ip:port" or "". backup_every: minutes, 0 = never."""
 
     state_dir: Path
     socket: Path
@@ -73,6 +78,8 @@ class DaemonConfig:
     netns_prefix: str
     etcd_client_port: int
     etcd_peer_port: int
+    backup_every: int
+    backup_keep: int
     log_level: str
 
     @classmethod
@@ -144,6 +151,8 @@ class Meshd:
         if self._balancer == "nftables":
             warnings.append("balancer is nftables because this kernel has no ip_vs: servers see the node's address, not the client's")
         local = self._local
+        if self._manager and not self._manager.store.available:
+            warnings.append("no majority of the managers can be reached: what is shown is as old as that, and nothing can be changed")
         snapshot = self._manager.store.snapshot() if self._manager else None
         known: list[tuple[str, str]] = [("", addr) for addr in local.managers] if local else []
         if snapshot is not None:
@@ -201,8 +210,58 @@ class Meshd:
             config = self._manager_config(local)
             self._clear()
             write_etcd_certificate(config, etcd_ca, now)
-            await self._become(local, Identity.of(certificate, key, root.certificate), Manager(config), changes)
+            await self._become(local, Identity.of(certificate, key, root.certificate), Manager(config), lambda snapshot: changes)
             log.info("cluster made cluster=%s node=%s addr=%s", cluster_id, node_id, addr)
+            return node_id
+
+    async def recover(self) -> str:
+        async with self._one_change():
+            from orchestrator.manager import Manager
+
+            local = self._local
+            if local is None or not self._has_etcd_data():
+                raise ApiError(503, "this node holds no data of a manager: recover at one that was a manager, or restore a backup")
+            await self._stop_resuming()
+            manager, self._manager = self._manager, None
+            if manager is not None:
+                await manager.stop()
+            config = dataclasses.replace(self._manager_config(local), force_new_cluster=True)
+            log.warning("recovering as the only manager cluster=%s node=%s", local.cluster_id, local.node_id)
+            manager = Manager(config)
+            try:
+                await manager.start(lambda snapshot: sole_manager(snapshot, local.node_id, datetime.now(UTC)))
+            except MeshdError:
+                # whatever etcd could not do now, it may do at the next try; until then this node waits as before
+                self._resuming = asyncio.create_task(self._resume_manager(local), name="resume-manager")
+                raise
+            self._manager, self._error = manager, ""
+            return local.node_id
+
+    async def restore(self, backup: Backup, advertise_addr: str) -> str:
+        async with self._one_change():
+            from orchestrator.manager import Manager, write_etcd_certificate
+            from orchestrator.store import etcd_tls
+
+            advertise, listen = self._addresses(advertise_addr, "", "")
+            now = datetime.now(UTC)
+            cluster = backup.cluster
+            root = ca.RootCA(cluster.mesh_ca_cert, cluster.mesh_ca_key)
+            key, csr = ca.new_key_and_csr()
+            node_id = ca.node_id_of(csr)
+            certificate = ca.issue(root, csr, node_id=node_id, role="manager", cluster_id=cluster.id, now=now, addresses=[advertise])
+            addr = join_endpoint(advertise, split_endpoint(listen)[1])
+            local = LocalState(
+                cluster_id=cluster.id, node_id=node_id, advertise_addr=advertise, data_addr=advertise, listen=listen, managers=(addr,)
+            )
+            config = self._manager_config(local)
+            me = manager_node(backup, node_id, self._config.hostname, addr, advertise, now)
+            self._clear()
+            write_etcd_certificate(config, etcd_tls.KeyPair(cluster.mesh_etcd_ca_cert, cluster.mesh_etcd_ca_key), now)
+            changes = first_objects_of_backup(backup, me, now)
+            await self._become(local, Identity.of(certificate, key, root.certificate), Manager(config), lambda snapshot: changes)
+            log.info(
+                "cluster restored cluster=%s node=%s objects=%d made_at=%s", cluster.id, node_id, len(changes), backup.header.created_at
+            )
             return node_id
 
     async def join(self, request: JoinRequest) -> None:
@@ -231,7 +290,7 @@ class Meshd:
             manager = None
             if identity.role == "manager":
                 local, manager = self._joining_manager(local, result.bundle)
-            await self._become(local, identity, manager, [])
+            await self._become(local, identity, manager)
             log.info("joined cluster=%s node=%s role=%s", local.cluster_id, local.node_id, identity.role)
 
     def _joining_manager(self, local: LocalState, bundle: Mapping[str, str]) -> tuple[LocalState, Manager]:
@@ -314,7 +373,7 @@ class Meshd:
             raise ConfigError(f"{self._config.state_dir} says this node is in a cluster, but its certificate is gone; leave and join again")
         self._credentials, self._local = credentials, local
         # without etcd's data it is on its way to be a manager, or no longer one: the leader says which
-        if credentials.identity.role == "manager" and (self._config.state_dir / _ETCD / "data" / "member").exists():
+        if credentials.identity.role == "manager" and self._has_etcd_data():
             self._resuming = asyncio.create_task(self._resume_manager(local), name="resume-manager")
         await self._start_node()
         if self._resuming is not None:
@@ -398,6 +457,9 @@ class Meshd:
     def _credential_role(self) -> str:
         return self._credentials.identity.role if self._credentials is not None else ""
 
+    def _has_etcd_data(self) -> bool:
+        return (self._config.state_dir / _ETCD / "data" / "member").exists()
+
     def _clear_etcd(self) -> None:
         shutil.rmtree(self._config.state_dir / _ETCD, ignore_errors=True)
 
@@ -412,16 +474,22 @@ class Meshd:
         if self._manager is not None:
             await self._manager.stop()
 
-    async def _become(self, local: LocalState, identity: Identity, manager: Manager | None, changes: list[Any]) -> None:
-        """From inactive to a member, or (any error) back to inactive with nothing left."""
+    async def _become(
+        self,
+        local: LocalState,
+        identity: Identity,
+        manager: Manager | None,
+        first_changes: Callable[[Snapshot], Sequence[Change]] | None = None,
+    ) -> None:
+        """From inactive to a member, or (any error) back to inactive with nothing left. first_changes: of a cluster that begins here."""
         try:
             self._credentials = Credentials.create(self._config.state_dir / _CERTIFICATES, identity)
             self._local = local
             if manager is not None:
-                await manager.start(changes)
+                await manager.start(first_changes or _nothing)
                 self._manager = manager
             await self._start_node()
-            if changes:
+            if first_changes:
                 await self._until_ingress()
             local_state.save(self._config.state_dir, local)
         except BaseException as error:
@@ -491,6 +559,9 @@ class Meshd:
             peer_port=self._config.etcd_peer_port,
             initial_cluster=local.etcd_cluster,
             joining=joining,
+            backups=self._config.state_dir / _BACKUPS,
+            backup_every_s=self._config.backup_every * 60.0,
+            backup_keep=self._config.backup_keep,
         )
 
     def _addresses(self, advertise: str, listen: str, remote: str) -> tuple[str, str]:
@@ -523,6 +594,10 @@ class Meshd:
             raise ApiError(503, "this node is just being initialized, joined or removed: wait until that is done")
         async with self._changing:
             yield
+
+
+def _nothing(snapshot: Snapshot) -> Sequence[Change]:
+    return ()
 
 
 async def _serve(config: DaemonConfig) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from orchestrator.api import access, diagnosis, events, logs, networks, nodes, proxy, secrets, services, swarm, system, tasks
+from orchestrator.api import access, backups, diagnosis, events, logs, networks, nodes, proxy, secrets, services, swarm, system, tasks
 from orchestrator.api.backend import Backend
 from orchestrator.errors import ApiError, ConfigError, Conflict, MeshdError, StoreUnavailable
 from orchestrator.version import VERSION
@@ -45,7 +45,7 @@ def make_app(backend: Backend) -> web.Application:
     app.on_response_prepare.append(announce)
     routes = [
         *system.ROUTES, *swarm.ROUTES, *nodes.ROUTES, *services.ROUTES, *tasks.ROUTES, *logs.ROUTES, *networks.ROUTES,
-        *secrets.ROUTES, *events.ROUTES, *diagnosis.ROUTES, *proxy.ROUTES,
+        *secrets.ROUTES, *events.ROUTES, *backups.ROUTES, *diagnosis.ROUTES, *proxy.ROUTES,
     ]  # fmt: skip
     for route in routes:
         # The versioned form first: the last route takes every path.

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 import aiohttp
 
+from orchestrator.backup import Backup
 from orchestrator.diagnose.finding import Finding
 from orchestrator.model import Cluster, ClusterSpec, JoinTokens
 from orchestrator.store.base import Store
@@ -35,7 +36,6 @@ class InitRequest:
     default_addr_pool: Sequence[str] = ()
     subnet_size: int = 0
     availability: str = "active"
-    force_new_cluster: bool = False
     auto_lock_managers: bool = False
 
 
@@ -96,6 +96,14 @@ class Backend(Protocol):
 
     async def init(self, request: InitRequest) -> str:
         """Make a cluster of this one node; returns the node id once the store answers. The API has refused it unless inactive."""
+        ...
+
+    async def recover(self) -> str:
+        """The quorum is lost for good: go on as the only manager, with what this node's etcd has; returns the node id."""
+        ...
+
+    async def restore(self, backup: Backup, advertise_addr: str) -> str:
+        """From inactive: the backup's cluster again, with this node as its only manager; returns the node id."""
         ...
 
     async def join(self, request: JoinRequest) -> None:

@@ -77,7 +77,9 @@ async def init_swarm(request: web.Request) -> web.Response:
         raise validate.unsupported("autolock is not supported: managers keep their keys readable by root only")
     if sent.data_path_port and not 1024 <= sent.data_path_port <= 49151:
         raise ApiError(400, "Datapath port number must be between 1024 and 49151 inclusive")
-    if backend.state != "inactive" and not (sent.force_new_cluster and backend.state == "manager"):
+    if sent.force_new_cluster and backend.state in ("manager", "error"):
+        return access.answer(await asyncio.shield(backend.recover()))
+    if backend.state != "inactive":
         raise ApiError(503, _ALREADY)
     order = InitRequest(
         spec=spec,
@@ -88,7 +90,6 @@ async def init_swarm(request: web.Request) -> web.Response:
         default_addr_pool=tuple(sent.default_addr_pool),
         subnet_size=sent.subnet_size,
         availability=sent.availability or "active",
-        force_new_cluster=sent.force_new_cluster,
     )
     # A client that goes away must not leave half a cluster behind.
     node_id = await asyncio.shield(backend.init(order))

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from orchestrator.lab import processes
-from orchestrator.lab.lab import Lab, Node, wait_until
-from orchestrator.lab.probe import Log, Probe, http_get
+from orchestrator.lab.lab import Lab, LabError, Node, wait_until
+from orchestrator.lab.probe import Log, Probe, http_get, in_network
 from tests.lab.cli import Cli
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -60,6 +62,20 @@ def three_managers(lab: Lab) -> Node:
         cli.ok("node", "promote", *(node.name for node in lab.nodes))
         wait_until(agreed, 60, "three managers agree")
     return lab.node(leader_seen_by(lab.nodes[0]))
+
+
+def containers(node: Node) -> list[str]:
+    engine = node.engine()
+    try:
+        return sorted(container.id for container in engine.containers.list(filters={"label": "com.docker.swarm.service.name=web"}))
+    finally:
+        engine.close()
+
+
+def answers(netns: str, address: str, port: int) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return bool(in_network(netns, lambda: http_get(address, port, 1.0)))
+    return False
 
 
 def others(lab: Lab, node: Node) -> list[Node]:
@@ -155,6 +171,67 @@ def test_a_dead_manager_is_demoted_and_removed_and_comes_back_as_nobody(lab: Lab
     token = cli.ok("swarm", "join-token", "-q", "manager")
     Cli(dead).ok("swarm", "join", "--token", token, "--advertise-addr", dead.address, f"{ask.address}:2377")
     wait_until(lambda: sorted(managers(ask).values()) == ["Leader", "Reachable", "Reachable"], 40, "it joined anew")
+
+
+def meshd(node: Node, *arguments: str) -> str:
+    return node.exec(sys.executable, "-m", "orchestrator.cli", *arguments, "--socket", str(node.layout.meshd_socket))
+
+
+def test_without_a_quorum_everything_goes_on_but_changes_and_one_manager_recovers(lab: Lab) -> None:
+    leader = three_managers(lab)
+    ask, also = others(lab, leader)
+    cli = Cli(ask)
+    here = cli.ok("service", "ps", "web", "--filter", f"node={ask.name}", "-q").split()
+    for lost in (leader, also):
+        lost.kill("all")
+    wait_until(lambda: "no majority of the managers" in cli.run("info").stderr + cli.run("info").stdout, 30, "it is said")
+    assert "web" in cli.ok("service", "ls", "--format", "{{.Name}}")
+    started = time.monotonic()
+    assert "Make sure more than half of the managers are online" in cli.fails("service", "scale", "-d", "web=4")
+    assert time.monotonic() - started < 10
+    if here:
+        # the tasks of the lost nodes stay in the balancers: nobody can say that they are gone
+        wait_until(lambda: answers(f"/run/netns/{lab.layout.switch}", ask.address, 8080), 30, "its own task answers through its port")
+    assert "is the only manager now" in meshd(ask, "recover", "--yes")
+    wait_until(lambda: managers(ask) == {ask.name: "Leader"}, 15, "it is alone")
+    wait_until(written(ask, "recovered"), 10, "it writes")
+    for lost in (leader, also):
+        lab.start(lost)
+    for lost in (leader, also):
+        wait_until(lambda lost=lost: "Worker nodes can't be used" in Cli(lost).run("node", "ls").stderr, 40, f"{lost.name} is a worker")
+    cli.wait_replicas("web", "3/3")
+    three_managers(lab)
+
+
+def test_a_cluster_is_restored_from_a_backup_and_its_workers_come_back(lab: Lab, tmp_path: Path) -> None:
+    keep = three_managers(lab)
+    file = tmp_path / "cluster.backup"
+    for other in others(lab, keep):
+        Cli(keep).ok("node", "demote", other.name)
+        wait_until(lambda other=other: other.name not in managers(keep), 40, f"{other.name} is a worker")
+    Cli(keep).wait_replicas("web", "3/3")
+    assert "checked" in meshd(keep, "backup", str(file))
+    running = {node.name: containers(node) for node in others(lab, keep)}
+    Cli(keep).ok("swarm", "leave", "--force")
+    assert "This node is not a swarm manager" in Cli(keep).fails("service", "ls")
+    with pytest.raises(LabError, match="no backup of meshd"):
+        meshd(keep, "restore", __file__)
+    assert "restored" in meshd(keep, "restore", str(file), "--advertise-addr", keep.address)
+    with pytest.raises(LabError, match="this node is part of a cluster"):
+        meshd(keep, "restore", str(file))
+    cli = Cli(keep)
+
+    def back() -> bool:
+        lines = cli.ok("node", "ls", "--format", "{{.Hostname}} {{.Status}}").splitlines()
+        return all(f"{node.name} Ready" in lines for node in lab.nodes)
+
+    wait_until(back, 40, "the workers are back")
+    assert {node.name: containers(node) for node in others(lab, keep)} == running, "their tasks ran on"
+    cli.wait_replicas("web", "3/3")
+    for line in cli.ok("node", "ls", "--format", "{{.ID}} {{.Status}}").splitlines():
+        if line.endswith("Down"):
+            cli.ok("node", "rm", line.split()[0])
+    assert len(cli.ok("node", "ls", "-q").split()) == 3
 
 
 def test_a_manager_that_leaves_is_not_counted_any_more(lab: Lab) -> None:

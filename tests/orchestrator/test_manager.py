@@ -68,7 +68,7 @@ async def test_a_founded_manager_leads_survives_its_etcd_and_comes_back(tmp_path
     config = _config(tmp_path)
     founding = _founding(config)
     manager = Manager(config)
-    await manager.start(founding)
+    await manager.start(lambda snapshot: founding)
     try:
         await _until(lambda: _allocated(manager))
         assert manager.store.snapshot().leader is not None
@@ -97,7 +97,7 @@ async def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     founding = _founding(config)
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(ConfigError, match="install etcd-server"):
-        await Manager(config).start(founding)
+        await Manager(config).start(lambda snapshot: founding)
 
 
 async def test_an_etcd_without_a_cluster_is_refused(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ async def test_a_taken_port_is_said_and_nothing_stays(tmp_path: Path) -> None:
         taken.listen()
         manager = Manager(config)
         with pytest.raises(ConfigError, match="another program uses it"):
-            await manager.start(founding)
+            await manager.start(lambda snapshot: founding)
         assert manager._etcd.pid == 0
 
 

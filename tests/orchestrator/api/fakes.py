@@ -19,6 +19,7 @@ from yarl import URL
 
 from orchestrator.api.app import serve_unix
 from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole, NodeFacts, NodeState
+from orchestrator.backup import Backup
 from orchestrator.control.slots import wanted_ports
 from orchestrator.errors import ApiError, Conflict
 from orchestrator.ids import new_id
@@ -105,6 +106,15 @@ class FakeBackend:
         )
         self.state = "manager"
         self.known = NodeFacts(node_addr="10.0.0.1", balancer="nftables", managers=((self.node_id, "10.0.0.1:2377"),))
+        return self.node_id
+
+    async def recover(self) -> str:
+        self.calls.append("recover")
+        return self.node_id
+
+    async def restore(self, backup: Backup, advertise_addr: str) -> str:
+        self.calls.append(("restore", backup.header.cluster, advertise_addr))
+        self.state, self.node_id = "manager", new_id()
         return self.node_id
 
     async def join(self, request: JoinRequest) -> None:

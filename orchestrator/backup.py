@@ -1,0 +1,145 @@
+"""A backup: all objects of a cluster at one revision, as one file that can prove it is whole; and what a cluster made of one starts with.
+
+Pure: bytes in, bytes out. Not etcd's own snapshot: it can be read with zcat, doesn't depend on etcd's version, and leaves out what
+belongs to the machines (members, revisions). It holds the cluster's keys, as etcd's data does: keep it as you keep those.
+
+    gzip of lines:  {"format": 1, "cluster": ..., "revision": ..., "created_at": ..., "objects": N}
+                    {"kind": "service", "object": {...}}            N times
+                    {"sha256": "of all lines before"}
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from dataclasses import dataclass
+from datetime import datetime
+
+import msgspec
+from msgspec.structs import replace
+
+from orchestrator.errors import ConfigError
+from orchestrator.model import KINDS, Cluster, Kind, Leadership, ManagerStatus, Node, Object, Version
+from orchestrator.store.base import Change, Delete, Put
+from orchestrator.store.snapshot import Snapshot
+
+FORMAT = 1
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True):
+    """objects: how many lines follow. revision: of the store when it was made."""
+
+    format: int
+    cluster: str
+    revision: int
+    created_at: datetime
+    meshd: str
+    objects: int
+
+
+class _Line(msgspec.Struct, frozen=True):
+    kind: Kind
+    object: msgspec.Raw
+
+
+class _End(msgspec.Struct, frozen=True):
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Backup:
+    """objects: with versions of 0, as if never stored."""
+
+    header: Header
+    objects: tuple[Object, ...]
+
+    @property
+    def cluster(self) -> Cluster:
+        return next(obj for obj in self.objects if isinstance(obj, Cluster))
+
+
+def dump(snapshot: Snapshot, now: datetime, meshd: str) -> bytes:
+    """Whatever leads just now is left out: it is true of running managers only. ConfigError: the snapshot holds no cluster."""
+    if snapshot.cluster is None:
+        raise ConfigError("there is no cluster to back up")
+    objects = [
+        (kind, obj) for kind in sorted(KINDS) if KINDS[kind] is not Leadership for _, obj in sorted(snapshot.tables.get(kind, {}).items())
+    ]
+    header = Header(
+        format=FORMAT, cluster=snapshot.cluster.id, revision=snapshot.revision, created_at=now, meshd=meshd, objects=len(objects)
+    )
+    lines = [msgspec.json.encode(header)]
+    lines += [b'{"kind":"%s","object":%s}' % (kind.encode(), msgspec.json.encode(replace(obj, version=Version()))) for kind, obj in objects]
+    body = b"".join(line + b"\n" for line in lines)
+    end = msgspec.json.encode(_End(hashlib.sha256(body).hexdigest()))
+    return gzip.compress(body + end + b"\n", compresslevel=6, mtime=0)
+
+
+def load(packed: bytes) -> Backup:
+    """ConfigError, one sentence: not a backup, damaged, cut off, or of a newer meshd."""
+    try:
+        body, _, end = gzip.decompress(packed).rstrip(b"\n").rpartition(b"\n")
+    except (OSError, EOFError, zlib.error):
+        raise ConfigError("this is no backup of meshd, or it is cut off") from None
+    body += b"\n"
+    try:
+        expected = msgspec.json.decode(end, type=_End).sha256
+        header = msgspec.json.decode(body.partition(b"\n")[0], type=Header)
+    except msgspec.MsgspecError:
+        raise ConfigError("this is no backup of meshd, or it is cut off") from None
+    if hashlib.sha256(body).hexdigest() != expected:
+        raise ConfigError("the backup is damaged: its checksum is not that of its contents")
+    if header.format != FORMAT:
+        raise ConfigError(f"the backup has format {header.format}, this meshd reads format {FORMAT}: restore it with meshd {header.meshd}")
+    objects = []
+    for number, line in enumerate(body.splitlines()[1:], start=2):
+        try:
+            read = msgspec.json.decode(line, type=_Line)
+            objects.append(msgspec.json.decode(read.object, type=KINDS[read.kind]))
+        except msgspec.MsgspecError as error:
+            raise ConfigError(f"line {number} of the backup can't be read by this meshd: {error}") from None
+    if len(objects) != header.objects or not any(isinstance(obj, Cluster) for obj in objects):
+        raise ConfigError(f"the backup should hold {header.objects} objects with a cluster, but holds {len(objects)}")
+    return Backup(header, tuple(objects))
+
+
+def sole_manager(snapshot: Snapshot, own_node_id: str, now: datetime) -> list[Change]:
+    """After a quorum was lost for good: this manager is the only one, those that were become workers if they ever come back."""
+    changes: list[Change] = []
+    for node in sorted(snapshot.all(Node), key=lambda node: node.id):
+        if node.id != own_node_id and (node.spec.role == "manager" or node.manager_status is not None):
+            changes.append(Put(_as_worker(node, now)))
+    if snapshot.leader is not None:
+        changes.append(Delete("leader", "leader", snapshot.leader.version.index))
+    return changes
+
+
+def first_objects(backup: Backup, me: Node, now: datetime) -> list[Change]:
+    """What the store of a cluster restored at node `me` starts with; the cluster's own object last: a part of it is no cluster."""
+    changes: list[Change] = [Put(me)]
+    for obj in backup.objects:
+        match obj:
+            case Node(id=id) if id == me.id:
+                continue
+            case Node():
+                obj = _as_worker(obj, now)
+            case Leadership():
+                continue
+            case _:
+                pass
+        changes.append(Put(obj))
+    return sorted(changes, key=lambda change: isinstance(change, Put) and isinstance(change.obj, Cluster))
+
+
+def manager_node(backup: Backup, node_id: str, hostname: str, addr: str, data_addr: str, now: datetime) -> Node:
+    """The node a backup is restored at: itself if the backup knows it, else a new one."""
+    known = next((obj for obj in backup.objects if isinstance(obj, Node) and obj.id == node_id), None)
+    node = known or Node(id=node_id, created_at=now)
+    description = replace(node.description, hostname=hostname, mesh_api_addr=addr, mesh_data_addr=data_addr)
+    status = ManagerStatus(leader=True, reachability="reachable", addr=addr)
+    return replace(node, spec=replace(node.spec, role="manager"), description=description, manager_status=status, updated_at=now)
+
+
+def _as_worker(node: Node, now: datetime) -> Node:
+    return replace(node, spec=replace(node.spec, role="worker"), manager_status=None, updated_at=now)
