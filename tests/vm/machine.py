@@ -37,6 +37,9 @@ for m in proc sys dev; do $b mount --move /$m /new/$m; done
 $b mount -t tmpfs -o mode=1777 tmpfs /new/tmp
 $b mount -t tmpfs tmpfs /new/run; $b mkdir -p /new/run/netns /new/run/lock /new{share} /new/lib/modules
 $b mkdir -p /new/dev/pts /new/dev/shm; $b mount -t devpts devpts /new/dev/pts; $b mount -t tmpfs tmpfs /new/dev/shm
+# the repository may lie below a directory that the lines above have covered, such as /tmp
+$b mkdir -p /upper/pu /upper/pw /new{project}
+$b mount -t overlay -o lowerdir=/lower{project},upperdir=/upper/pu,workdir=/upper/pw overlay /new{project} || echo "no repository"
 $b mount -t 9p -o $nine,rw,cache=none share /new{share} || echo "no share"
 $b mount -t tmpfs tmpfs /new/lib/modules
 $b mkdir /new/lib/modules/{version}; $b mount --bind /new{kernel}/lib/modules/{version} /new/lib/modules/{version}
@@ -154,7 +157,8 @@ def _initrd(directory: Path) -> bytes:
             kind, _, path = line.strip().partition(" ")
             if kind == "insmod" and Path(path) not in modules:
                 modules.append(Path(path))
-    init = _INIT.format(modules=" ".join(m.name for m in modules), share=GUEST_SHARE, version=version, kernel=directory, busybox=_BUSYBOX)
+    names = " ".join(module.name for module in modules)
+    init = _INIT.format(modules=names, share=GUEST_SHARE, version=version, kernel=directory, busybox=_BUSYBOX, project=ROOT)
     archive = [_entry(name, 0o040755, b"") for name in ("bin", "dev", "proc", "sys", "modules", "lower", "upper", "new")]
     archive.append(_entry("bin/busybox", 0o100755, Path(_BUSYBOX).read_bytes()))
     archive += [_entry(f"modules/{m.name}", 0o100644, m.read_bytes()) for m in modules]
