@@ -109,16 +109,17 @@ def trace(socket: str, as_json: bool, **request: object) -> None:
     """
     from rich.console import Console
 
-    from orchestrator.diagnose import ask, picture
+    from orchestrator.ask import ask
+    from orchestrator.diagnose.picture import picture
     from orchestrator.diagnose.report import TraceReport
 
-    answer = ask.ask(socket, "POST", "/mesh/v1/trace", request)
+    answer = ask(socket, "POST", "/mesh/v1/trace", request)
     report = msgspec.json.decode(answer, type=TraceReport)
     if as_json:
         click.echo(answer)
     else:
         console = Console() if sys.stdout.isatty() else Console(width=200)
-        console.print(picture.picture(report), highlight=False, soft_wrap=True)
+        console.print(picture(report), highlight=False, soft_wrap=True)
     sys.exit(0 if report.good else 1)
 
 
