@@ -226,7 +226,8 @@ def test_a_cluster_is_restored_from_a_backup_and_its_workers_come_back(lab: Lab,
         return all(f"{node.name} Ready" in lines for node in lab.nodes)
 
     wait_until(back, 40, "the workers are back")
-    assert {node.name: containers(node) for node in others(lab, keep)} == running, "their tasks ran on"
+    for other in others(lab, keep):
+        assert set(running[other.name]) <= set(containers(other)), "their tasks ran on"
     cli.wait_replicas("web", "3/3")
     for line in cli.ok("node", "ls", "--format", "{{.ID}} {{.Status}}").splitlines():
         if line.endswith("Down"):
