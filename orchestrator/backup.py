@@ -20,7 +20,7 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrator.errors import ConfigError
-from orchestrator.model import KINDS, Cluster, Kind, Leadership, ManagerStatus, Node, Object, Version
+from orchestrator.model import KINDS, Cluster, Kind, Leadership, ManagerStatus, Node, NodeStatus, Object, Version
 from orchestrator.store.base import Change, Delete, Put
 from orchestrator.store.snapshot import Snapshot
 
@@ -124,6 +124,10 @@ def first_objects(backup: Backup, me: Node, now: datetime) -> list[Change]:
                 continue
             case Node():
                 obj = _as_worker(obj, now)
+                if obj.description.mesh_api_addr == me.description.mesh_api_addr:
+                    # the machine's former self: its tasks are gone with it
+                    status = NodeStatus(state="down", message=f"restored as node {me.id}", addr=obj.status.addr)
+                    obj = replace(obj, status=status, mesh_disconnected_since=now)
             case Leadership():
                 continue
             case _:

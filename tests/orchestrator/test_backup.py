@@ -20,6 +20,7 @@ from orchestrator.model import (
     ManagerStatus,
     Network,
     Node,
+    NodeDescription,
     NodeSpec,
     Secret,
     Service,
@@ -36,13 +37,17 @@ NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 async def a_store() -> MemoryStore:
     store = MemoryStore()
-    managers = [
-        Node(id=id, spec=NodeSpec(role="manager"), manager_status=ManagerStatus(addr=f"10.0.0.{id[1]}:2377")) for id in ("m1", "m2")
-    ]
+
+    def manager(number: int) -> Node:
+        description = NodeDescription(mesh_api_addr="10.0.0.9:2377" if number == 1 else f"10.0.0.{number}:2377")
+        status = ManagerStatus(addr=description.mesh_api_addr)
+        return Node(id=f"m{number}", spec=NodeSpec(role="manager"), description=description, manager_status=status)
+
     await store.commit(
         [
             Put(Cluster(id="c", created_at=NOW, mesh_secret_key=b"\0key", mesh_ca_cert="cert")),
-            *map(Put, managers),
+            Put(manager(1)),
+            Put(manager(2)),
             Put(Node(id="w1")),
             Put(Leadership(node_id="m1")),
             Put(Service(id="s", created_at=NOW)),
@@ -97,6 +102,8 @@ async def test_a_restored_cluster_has_one_manager_and_all_the_rest() -> None:
         assert [node.id for node in managers] == [node_id]
         assert managers[0].manager_status == ManagerStatus(leader=True, reachability="reachable", addr="10.0.0.9:2377")
         assert snapshot.count(Node) == (3 if known else 4)
+        former = snapshot.node("m1")
+        assert former is not None and former.status.state == "down" and node_id in former.status.message
         assert snapshot.leader is None
         assert snapshot.task("t") is not None and snapshot.get(Secret, "x") is not None
 
