@@ -1,4 +1,4 @@
-"""Which of a machine's addresses a node advertises.
+"""Which of a machine's addresses a node advertises; where it serves its figures.
 
 Pure but for `own_addresses` and `mtu_of`, which ask the kernel. Source: netdevice(7), Docker's resolveSystemAddr and its texts.
 """
@@ -13,6 +13,8 @@ import struct
 import subprocess
 from collections.abc import Mapping
 
+from dnsd.errors import ConfigError as DnsConfigError
+from dnsd.resolvers import parse_endpoint
 from orchestrator.errors import ApiError, ConfigError
 
 _SIOCGIFMTU = 0x8921
@@ -72,3 +74,14 @@ def choose_address(wanted: str, own: Mapping[str, str], towards: str) -> str:
         400,
         f"could not choose an IP address to advertise since this system has multiple addresses {where} - specify one with --advertise-addr",
     )
+
+
+def metrics_endpoint(text: str) -> tuple[str, int]:
+    """ConfigError: it is not "ip:port"."""
+    try:
+        host, port = parse_endpoint(text, 0)
+    except DnsConfigError as error:
+        raise ConfigError(f"--metrics {error}") from None
+    if not port:
+        raise ConfigError(f"--metrics {text}: give a port as well, such as {text}:9323")
+    return host, port

@@ -60,6 +60,7 @@ def main() -> None:
 @click.option("--etcd-peer-port", default=2380, show_default=True, help="etcd's port for other managers.")
 @click.option("--backup-every", default=60, show_default=True, help="Managers write a backup into backups/ every so many minutes; 0: no.")
 @click.option("--backup-keep", default=24, show_default=True, type=click.IntRange(min=1), help="How many backups are kept.")
+@click.option("--metrics", default="", metavar="IP:PORT", help="Serve this node's figures to Prometheus there, over HTTP.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
 def daemon(**options: object) -> None:
     """Run this node: agent always, manager after `swarm init` or a join with a manager token.

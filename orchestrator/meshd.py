@@ -31,7 +31,7 @@ import uvloop
 from mesh import NodeMesh, check_kernel, detect_balancer
 from mesh.model import Balancer
 from orchestrator import local_state
-from orchestrator.addresses import choose_address, own_addresses
+from orchestrator.addresses import choose_address, metrics_endpoint, own_addresses
 from orchestrator.api.app import serve_unix
 from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole, NodeFacts, NodeState
 from orchestrator.backup import Backup, manager_node, sole_manager
@@ -66,7 +66,7 @@ _RESUME_RETRY_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class DaemonConfig:
-    """engine: "unix:///path". listen_addr: "ip:port" or "". backup_every: minutes, 0 = never."""
+    """engine: "unix:///path". listen_addr, metrics: "ip:port" or "". backup_every: minutes, 0 = never."""
 
     state_dir: Path
     socket: Path
@@ -80,6 +80,7 @@ class DaemonConfig:
     etcd_peer_port: int
     backup_every: int
     backup_keep: int
+    metrics: str
     log_level: str
 
     @classmethod
@@ -93,6 +94,8 @@ class DaemonConfig:
                     ipaddress.ip_address(split_endpoint(str(options[flag]))[0])
                 except ValueError:
                     raise ConfigError(f"--{flag.replace('_', '-')} {options[flag]}: not an IP address") from None
+        if options["metrics"]:
+            metrics_endpoint(str(options["metrics"]))
         return cls(
             **{
                 **options,
@@ -124,6 +127,10 @@ class Meshd:
         self._resuming: asyncio.Task[None] | None = None
 
     # ---- Backend -------------------------------------------------------------------------------------------------------------
+
+    def member(self) -> NodeRuntime | None:
+        """What runs here as long as this node is in a cluster."""
+        return self._node
 
     @property
     def state(self) -> NodeState:
@@ -603,7 +610,12 @@ def _nothing(snapshot: Snapshot) -> Sequence[Change]:
 async def _serve(config: DaemonConfig) -> None:
     balancer = detect_balancer()
     daemon = Meshd(config, balancer)
-    runner = await serve_unix(daemon, str(config.socket))
+    runners = []
+    if config.metrics:
+        from orchestrator import metrics
+
+        runners.append(await metrics.serve(*metrics_endpoint(config.metrics), daemon.member))
+    runners.append(await serve_unix(daemon, str(config.socket)))
     with contextlib.suppress(KeyError):
         os.chown(config.socket, -1, grp.getgrnam(config.group).gr_gid)
     log.info(
@@ -622,7 +634,8 @@ async def _serve(config: DaemonConfig) -> None:
     finally:
         for task in (starting, waiting):
             task.cancel()
-        await runner.cleanup()
+        for runner in runners:
+            await runner.cleanup()
         await daemon.stop()
 
 

@@ -16,8 +16,10 @@ import aiohttp
 import msgspec
 
 from dnsd.client import Client
+from dnsd.model import Status
 from mesh import MeshError, NodeMesh
 from mesh.model import Balancer, NodeState
+from mesh.node import Totals
 from orchestrator.agent.agent import Agent
 from orchestrator.agent.dnsd_process import DnsdProcess
 from orchestrator.agent.engine import DockerRuntime
@@ -40,6 +42,7 @@ from orchestrator.store.snapshot import Snapshot
 log = logging.getLogger(__name__)
 
 _ENGINE_RETRY_S = 1.0
+_DNS_STATUS_S = 1.0
 # an Engine that is started again answers after a second or two; one that is silent for longer gets no new tasks
 _ENGINE_PATIENCE_S = 5.0
 _ENGINE_SILENT = "its Docker Engine does not answer"
@@ -104,6 +107,8 @@ class NodeRuntime:
             on_start=self._dnsd_started,
         )
         self._names = Client(control)
+        # Another connection: who asks for figures waits for no apply, and no apply for them.
+        self._names_status = Client(control, timeout_s=_DNS_STATUS_S)
         host, port = split_endpoint(settings.listen)
         tracing = NodeTracing(
             netns_prefix=settings.netns_prefix, state=self._told, pid_of=self._pid_of, differences=self._differences
@@ -122,6 +127,13 @@ class NodeRuntime:
         self._tasks.append(asyncio.create_task(self._run_agent(), name="agent"))
         self._tasks.append(asyncio.create_task(renew_forever(self._credentials, lambda: self._managers), name="renew"))
 
+    def mesh_totals(self) -> Totals:
+        return self._mesh.totals
+
+    async def dns_status(self) -> Status:
+        """DnsUnavailable: it doesn't answer."""
+        return await self._names_status.status()
+
     async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
@@ -133,6 +145,7 @@ class NodeRuntime:
         for session in self._http.values():
             await session.close()
         self._http.clear()
+        await self._names_status.close()
         await self._mesh.close()
         await self._runtime.close()
 
