@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sized
 from dataclasses import fields
 
-from mesh.plan import ChangeElements, LoadNft, Op
+from mesh.plan import ChangeElements, DeleteIpvs, LoadNft, Op, PutIpvs
 
 SHOWN = 3
 """Rows that are named before the rest is counted."""
@@ -24,6 +24,10 @@ def _subject(op: Op) -> str:
             table = op.desired or op.actual
             verb = "load" if op.desired else "delete"
             return f"{verb} {table.family} {table.name}, {op.text.count(chr(10))} statements" if table else ""
+        case PutIpvs(_, services):
+            return _value(tuple(f"{s.mark:#x}: {len(s.destinations)} destinations" for s, _ in services))
+        case DeleteIpvs(_, gone):
+            return _value(tuple(f"{s.mark:#x}" for s in gone))
         case ChangeElements(_, desired, _, changes):
             rows = [f"{c.name}: +{len(c.fresh)} -{len(c.gone)}" for c in changes]
             return f"{desired.family} {desired.name} {', '.join(rows)}"

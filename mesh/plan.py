@@ -134,17 +134,16 @@ class DeleteHostRoute:
 
 @dataclass(frozen=True, slots=True)
 class PutIpvs:
-    """Make one virtual service and its destinations so; `actual` is what is there (None: nothing)."""
+    """Make virtual services and their destinations so: (desired, actual)s; actual None: there is nothing."""
 
     namespace: str
-    desired: IpvsService
-    actual: IpvsService | None
+    changes: tuple[tuple[IpvsService, IpvsService | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteIpvs:
     namespace: str
-    service: IpvsService
+    services: tuple[IpvsService, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,8 +322,8 @@ def _make(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> It
         yield PutEngineAccept(namespace, rule)
     if desired.ipvs_timeout_s and desired.ipvs_timeout_s != actual.ipvs_timeout_s:
         yield PutIpvsTimeout(namespace, desired.ipvs_timeout_s)
-    for mark in sorted(difference(desired.ipvs, actual.ipvs)[0]):
-        yield PutIpvs(namespace, desired.ipvs[mark], actual.ipvs.get(mark))
+    changed = [(desired.ipvs[mark], actual.ipvs.get(mark)) for mark in sorted(difference(desired.ipvs, actual.ipvs)[0])]
+    yield from _batches(changed, lambda part: PutIpvs(namespace, part))
 
 
 def _switch(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> Iterator[Op]:
@@ -352,8 +351,8 @@ def _load(namespace: str, desired: NftTable | None, actual: NftTable | None) -> 
 
 
 def _break(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> Iterator[Op]:
-    for mark in sorted(difference(desired.ipvs, actual.ipvs)[1]):
-        yield DeleteIpvs(namespace, actual.ipvs[mark])
+    gone = [actual.ipvs[mark] for mark in sorted(difference(desired.ipvs, actual.ipvs)[1])]
+    yield from _batches(gone, lambda part: DeleteIpvs(namespace, part))
     for rule in sorted(actual.engine_accepts - desired.engine_accepts):
         yield DeleteEngineAccept(namespace, rule)
     # a route through a link that was replaced went with it

@@ -7,16 +7,20 @@ is not used: its "update" sends DELETE, and a message costs 280 us.
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import socket
 import struct
 import subprocess
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Final
 
-from mesh.errors import KernelUnsupported
-from mesh.linux.netlink import NETLINK_GENERIC, Netlink, attribute, attributes, nested
+from mesh.errors import KernelError, KernelUnsupported
+from mesh.linux.netlink import NETLINK_GENERIC, NLA_F_NESTED, Netlink, attribute, attributes
 from mesh.table import IpvsDestination, IpvsService
 
 NEW_SERVICE: Final = 1
@@ -26,7 +30,6 @@ GET_SERVICE: Final = 4
 NEW_DEST: Final = 5
 SET_DEST: Final = 6
 DEL_DEST: Final = 7
-GET_DEST: Final = 8
 SET_CONFIG: Final = 12
 GET_CONFIG: Final = 13
 
@@ -49,8 +52,14 @@ _DEST_FAMILY: Final = 11
 _PERSISTENT: Final = 0x0001
 _MASQUERADE: Final = 0
 _DIRECT_ROUTE: Final = 3
-_FORWARDING_MASK: Final = 7
 
+_SERVICE_KEY: Final = struct.Struct("=HH HHHxx HHI")
+_DESTINATION: Final = struct.Struct("=HH HH16s HHHxx HHI HHI HHI HHI HHHxx")
+_PART: Final = 200
+"""Requests of one write."""
+
+_GONE: Final = {DEL_DEST: (errno.ENOENT,), DEL_SERVICE: (errno.ESRCH, errno.ENOENT)}
+_TABLE: Final = "/proc/thread-self/net/ip_vs"
 _CONTROL: Final = 0x10
 _GET_FAMILY: Final = 3
 _FAMILY_ID: Final = 1
@@ -77,18 +86,24 @@ def load_module() -> None:
 def encode_service(service: IpvsService, *, whole: bool) -> bytes:
     """The service attribute; `whole` False: only what identifies it."""
     af = socket.AF_INET if service.family == 4 else socket.AF_INET6
-    parts = [attribute(_SVC_AF, struct.pack("=H", af)), attribute(_SVC_MARK, struct.pack("=I", service.mark))]
-    if whole:
-        flags = _PERSISTENT if service.timeout_s else 0
-        # one client is one address: all bits of an IPv4 address, a prefix length for IPv6
-        netmask = b"\xff\xff\xff\xff" if service.family == 4 else struct.pack("=I", 128)
-        parts += [
-            attribute(_SVC_SCHEDULER, service.scheduler.encode() + b"\0"),
+    settings = _settings(service.family, service.scheduler, service.timeout_s) if whole else b""
+    size = _SERVICE_KEY.size + len(settings)
+    return _SERVICE_KEY.pack(size, _ATTR_SERVICE | NLA_F_NESTED, 6, _SVC_AF, af, 8, _SVC_MARK, service.mark) + settings
+
+
+@lru_cache(maxsize=1024)
+def _settings(family: int, scheduler: str, timeout_s: int) -> bytes:
+    flags = _PERSISTENT if timeout_s else 0
+    # one client is one address: all bits of an IPv4 address, a prefix length for IPv6
+    netmask = b"\xff\xff\xff\xff" if family == 4 else struct.pack("=I", 128)
+    return b"".join(
+        (
+            attribute(_SVC_SCHEDULER, scheduler.encode() + b"\0"),
             attribute(_SVC_FLAGS, struct.pack("=II", flags, 0xFFFFFFFF)),
-            attribute(_SVC_TIMEOUT, struct.pack("=I", service.timeout_s)),
+            attribute(_SVC_TIMEOUT, struct.pack("=I", timeout_s)),
             attribute(_SVC_NETMASK, netmask),
-        ]
-    return nested(_ATTR_SERVICE, *parts)
+        )
+    )
 
 
 def decode_service(value: bytes) -> IpvsService:
@@ -103,28 +118,42 @@ def decode_service(value: bytes) -> IpvsService:
 
 
 def encode_destination(destination: IpvsDestination) -> bytes:
+    """In one go: they come by the ten thousand."""
     af = socket.AF_INET6 if ":" in destination.address else socket.AF_INET
-    return nested(
-        _ATTR_DEST,
-        attribute(_DEST_ADDR, socket.inet_pton(af, destination.address).ljust(16, b"\0")),
-        attribute(_DEST_PORT, struct.pack(">H", destination.port)),
-        attribute(_DEST_METHOD, struct.pack("=I", _MASQUERADE if destination.masqueraded else _DIRECT_ROUTE)),
-        attribute(_DEST_WEIGHT, struct.pack("=I", destination.weight)),
-        attribute(_DEST_UPPER, struct.pack("=I", 0)),
-        attribute(_DEST_LOWER, struct.pack("=I", 0)),
-        attribute(_DEST_FAMILY, struct.pack("=H", af)),
+    method = _MASQUERADE if destination.masqueraded else _DIRECT_ROUTE
+    return _DESTINATION.pack(
+        *(_DESTINATION.size, _ATTR_DEST | NLA_F_NESTED),
+        *(20, _DEST_ADDR, socket.inet_pton(af, destination.address)),
+        *(6, _DEST_PORT, socket.htons(destination.port)),
+        *(8, _DEST_METHOD, method),
+        *(8, _DEST_WEIGHT, destination.weight),
+        *(8, _DEST_UPPER, 0),
+        *(8, _DEST_LOWER, 0),
+        *(6, _DEST_FAMILY, af),
     )
 
 
-def decode_destination(value: bytes, service_family: int) -> IpvsDestination:
-    values = attributes(value)
-    default = socket.AF_INET if service_family == 4 else socket.AF_INET6
-    af = struct.unpack("=H", values[_DEST_FAMILY])[0] if _DEST_FAMILY in values else default
-    packed = values[_DEST_ADDR][: 4 if af == socket.AF_INET else 16]
-    port = struct.unpack(">H", values[_DEST_PORT])[0]
-    weight = struct.unpack("=I", values[_DEST_WEIGHT])[0]
-    masqueraded = struct.unpack("=I", values[_DEST_METHOD])[0] & _FORWARDING_MASK == _MASQUERADE
-    return IpvsDestination(socket.inet_ntop(af, packed), port, weight, masqueraded)
+def parse_destinations(text: str) -> dict[int, frozenset[IpvsDestination]]:
+    """By mark, from what /proc/net/ip_vs says: one read, where netlink has a dump for each service."""
+    found: dict[int, list[IpvsDestination]] = {}
+    current: list[IpvsDestination] | None = None
+    for line in text.splitlines():
+        if line.startswith("  -> "):
+            if current is not None:
+                target, method, weight = line[5:].split(None, 3)[:3]
+                address, _, port = target.rpartition(":")
+                current.append(IpvsDestination(_address(address), int(port, 16), int(weight), method == "Masq"))
+        elif line.startswith("FWM"):
+            current = found.setdefault(int(line.split()[1], 16), [])
+        else:
+            current = None
+    return {mark: frozenset(destinations) for mark, destinations in found.items()}
+
+
+def _address(text: str) -> str:
+    if text.startswith("["):
+        return socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, text[1:-1]))
+    return socket.inet_ntop(socket.AF_INET, bytes.fromhex(text))
 
 
 class Ipvs:
@@ -138,15 +167,12 @@ class Ipvs:
     def read(self) -> dict[int, IpvsService]:
         """All that have a mark, by it."""
         found: dict[int, IpvsService] = {}
+        destinations = parse_destinations(Path(_TABLE).read_text())
         with Netlink(NETLINK_GENERIC) as netlink:
             for _kind, payload in netlink.dump("list IPVS services", self._family, _header(GET_SERVICE)):
                 service = decode_service(attributes(payload[4:])[_ATTR_SERVICE])
-                if not service.mark:
-                    continue
-                request = _header(GET_DEST) + encode_service(service, whole=False)
-                rows = netlink.dump("list IPVS destinations", self._family, request)
-                destinations = frozenset(decode_destination(attributes(row[4:])[_ATTR_DEST], service.family) for _kind, row in rows)
-                found[service.mark] = replace(service, destinations=destinations)
+                if service.mark:
+                    found[service.mark] = replace(service, destinations=destinations.get(service.mark, frozenset()))
         return found
 
     def timeout_s(self) -> int:
@@ -160,33 +186,38 @@ class Ipvs:
         with Netlink(NETLINK_GENERIC) as netlink:
             netlink.request("set IPVS timeouts", self._family, 0, _header(SET_CONFIG) + value)
 
-    def put(self, desired: IpvsService, actual: IpvsService | None) -> None:
-        """New destinations first, then the changed, then the gone ones; the service is never without."""
-        with Netlink(NETLINK_GENERIC) as netlink:
-            whole = encode_service(desired, whole=True)
-            if actual is None:
-                netlink.request("add IPVS service", self._family, 0, _header(NEW_SERVICE) + whole, ignore=(errno.EEXIST,))
-            elif (actual.scheduler, actual.timeout_s) != (desired.scheduler, desired.timeout_s):
-                netlink.request("set IPVS service", self._family, 0, _header(SET_SERVICE) + whole)
-            key = encode_service(desired, whole=False)
-            present = {(d.address, d.port): d for d in actual.destinations} if actual else {}
-            wanted = {(d.address, d.port): d for d in desired.destinations}
-            requests = [
-                (self._family, 0, _header(SET_DEST if name in present else NEW_DEST) + key + encode_destination(d))
-                for name, d in sorted(wanted.items())
-                if present.get(name) != d
-            ]
-            requests += [
-                (self._family, 0, _header(DEL_DEST) + key + encode_destination(d))
-                for name, d in sorted(present.items())
-                if name not in wanted
-            ]
-            netlink.requests("set IPVS destinations", requests, ignore=(errno.EEXIST, errno.ENOENT))
+    def put(self, changes: Iterable[tuple[IpvsService, IpvsService | None]]) -> None:
+        """Desired and actual (None: there is none). Of each, new destinations first, then the changed, then the gone ones: it is never
+        without, wherever this ends."""
+        self._send("put IPVS services", [request for desired, actual in changes for request in _requests(desired, actual)])
 
-    def delete(self, service: IpvsService) -> None:
-        payload = _header(DEL_SERVICE) + encode_service(service, whole=False)
+    def delete(self, services: Iterable[IpvsService]) -> None:
+        self._send("delete IPVS services", [(DEL_SERVICE, encode_service(service, whole=False)) for service in services])
+
+    def _send(self, op: str, requests: Sequence[tuple[int, bytes]]) -> None:
         with Netlink(NETLINK_GENERIC) as netlink:
-            netlink.request("delete IPVS service", self._family, 0, payload, ignore=(errno.ESRCH, errno.ENOENT))
+            for start in range(0, len(requests), _PART):
+                part = requests[start : start + _PART]
+                codes = netlink.send([(self._family, 0, _header(command) + payload) for command, payload in part])
+                # what is to be deleted and isn't there is as it should be
+                failed = [c for (command, _), c in zip(part, codes, strict=True) if c and c not in _GONE.get(command, ())]
+                if failed:
+                    raise KernelError(op, failed[0], f"{os.strerror(failed[0])}, {len(failed)} of {len(part)}")
+
+
+def _requests(desired: IpvsService, actual: IpvsService | None) -> Iterator[tuple[int, bytes]]:
+    if actual is None:
+        yield NEW_SERVICE, encode_service(desired, whole=True)
+    elif (actual.scheduler, actual.timeout_s) != (desired.scheduler, desired.timeout_s):
+        yield SET_SERVICE, encode_service(desired, whole=True)
+    key = encode_service(desired, whole=False)
+    present = {(d.address, d.port): d for d in actual.destinations} if actual else {}
+    wanted = {(d.address, d.port): d for d in desired.destinations}
+    for command in (NEW_DEST, SET_DEST):
+        for name in sorted(name for name, d in wanted.items() if (name in present) is (command == SET_DEST) and present.get(name) != d):
+            yield command, key + encode_destination(wanted[name])
+    for name in sorted(present.keys() - wanted.keys()):
+        yield DEL_DEST, key + encode_destination(present[name])
 
 
 def _header(command: int) -> bytes:

@@ -336,10 +336,10 @@ class Kernel:
                 return self._nft.change(changes, wanted.name, wanted.family, wanted)
             case plan.ForgetFlows():
                 return self._forget(op)
-            case plan.PutIpvs(_, service, present):
-                return ipvs_netlink.Ipvs(self._ipvs_family).put(service, present)
-            case plan.DeleteIpvs(_, service):
-                return ipvs_netlink.Ipvs(self._ipvs_family).delete(service)
+            case plan.PutIpvs(_, services):
+                return ipvs_netlink.Ipvs(self._ipvs_family).put(services)
+            case plan.DeleteIpvs(_, gone):
+                return ipvs_netlink.Ipvs(self._ipvs_family).delete(gone)
             case plan.PutIpvsTimeout(_, timeout_s):
                 return ipvs_netlink.Ipvs(self._ipvs_family).put_timeout(timeout_s)
             case plan.PutPolicies(_, policies):

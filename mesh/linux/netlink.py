@@ -33,7 +33,7 @@ NLM_F_DUMP: Final = 0x300
 _NLMSG_ERROR: Final = 2
 _NLMSG_DONE: Final = 3
 _NLA_TYPE_MASK: Final = 0x3FFF
-_NLA_F_NESTED: Final = 0x8000
+NLA_F_NESTED: Final = 0x8000
 _SOL_NETLINK: Final = 270
 _NETLINK_CAP_ACK: Final = 10
 _HEADER = struct.Struct("=IHHII")
@@ -54,7 +54,7 @@ def attribute(kind: int, value: bytes) -> bytes:
 
 
 def nested(kind: int, *attributes: bytes) -> bytes:
-    return attribute(kind | _NLA_F_NESTED, b"".join(attributes))
+    return attribute(kind | NLA_F_NESTED, b"".join(attributes))
 
 
 def attributes(payload: bytes) -> dict[int, bytes]:

@@ -154,16 +154,17 @@ class FakeKernel:
                 return replace(t, engine_accepts=t.engine_accepts | {rule})
             case plan.DeleteEngineAccept(_, rule):
                 return replace(t, engine_accepts=t.engine_accepts - {rule})
-            case plan.PutIpvs(_, wanted, present):
-                if t.ipvs.get(wanted.mark) != present:
+            case plan.PutIpvs(_, changes):
+                if any(t.ipvs.get(wanted.mark) != present for wanted, present in changes):
                     raise Refused(op)
-                return replace(t, ipvs={**t.ipvs, wanted.mark: wanted})
+                return replace(t, ipvs={**t.ipvs, **{wanted.mark: wanted for wanted, _ in changes}})
             case plan.PutIpvsTimeout(_, timeout_s):
                 return replace(t, ipvs_timeout_s=timeout_s)
-            case plan.DeleteIpvs(_, service):
-                if service.mark not in t.ipvs:
+            case plan.DeleteIpvs(_, services):
+                gone = {service.mark for service in services}
+                if not gone <= t.ipvs.keys():
                     raise Refused(op)
-                return replace(t, ipvs={k: v for k, v in t.ipvs.items() if k != service.mark})
+                return replace(t, ipvs={k: v for k, v in t.ipvs.items() if k not in gone})
         raise AssertionError(op)
 
     # ------------------------------------------------------------ packets

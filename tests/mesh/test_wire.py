@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from ipaddress import ip_address
 
 import pytest
 from hypothesis import given
@@ -33,11 +34,35 @@ def test_ipvs_service_round_trip(mark: int, family: int, scheduler: str, timeout
     assert ipvs.decode_service(attributes(ipvs.encode_service(service, whole=True))[1]) == service
 
 
-@given(addresses, st.integers(0, 65535), st.integers(0, 65535), st.booleans())
-def test_ipvs_destination_round_trip(address: str, port: int, weight: int, masqueraded: bool) -> None:
-    destination = IpvsDestination(address, port, weight, masqueraded)
-    family = 6 if ":" in address else 4
-    assert ipvs.decode_destination(attributes(ipvs.encode_destination(destination))[2], family) == destination
+DESTINATIONS = st.builds(IpvsDestination, addresses, st.integers(0, 65535), st.integers(0, 65535), st.booleans())
+
+
+@given(DESTINATIONS)
+def test_ipvs_destination_attributes(d: IpvsDestination) -> None:
+    """Of linux/ip_vs.h: address, port, forwarding method, weight, thresholds, family."""
+    values = attributes(attributes(ipvs.encode_destination(d))[2])
+    packed = ip_address(d.address).packed
+    assert values[1] == packed.ljust(16, b"\0")
+    assert values[2] == struct.pack(">H", d.port)
+    assert [struct.unpack("=I", values[kind])[0] for kind in (3, 4, 5, 6)] == [0 if d.masqueraded else 3, d.weight, 0, 0]
+    assert struct.unpack("=H", values[11])[0] == (10 if len(packed) == 16 else 2)
+
+
+@given(st.dictionaries(st.integers(1, 2**32 - 1), st.frozensets(DESTINATIONS, max_size=4), max_size=4))
+def test_ipvs_destinations_are_read_from_the_kernels_text(services: dict[int, frozenset[IpvsDestination]]) -> None:
+    lines = ["IP Virtual Server version 1.2.1 (size=4096)", "Prot LocalAddress:Port Scheduler Flags"]
+    lines += [
+        "  -> RemoteAddress:Port Forward Weight ActiveConn InActConn",
+        "TCP  0A000001:0050 rr ",
+        "  -> 0A000002:0050      Masq    1      0          0",
+    ]
+    for number, (mark, destinations) in enumerate(services.items()):
+        lines.append(f"FWM  {mark:08X} rr " + ("persistent 60 FFFFFFFF" if number % 2 else ""))
+        for d in destinations:
+            parsed = ip_address(d.address)
+            where = f"{int(parsed):08X}" if parsed.version == 4 else f"[{parsed.exploded}]"
+            lines.append(f"  -> {where}:{d.port:04X}      {'Masq' if d.masqueraded else 'Route':7} {d.weight:<6} 12         3")
+    assert ipvs.parse_destinations("\n".join(lines)) == services
 
 
 @given(st.integers(1, 32766), st.ip_addresses(v=4).map(str) | st.just(""), st.integers(0, 65535))
