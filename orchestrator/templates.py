@@ -1,25 +1,19 @@
-"""Placeholders in a service's environment, hostname and mounts: `{{.Node.Hostname}}`, `{{.Task.Slot}}`, ...
+"""Placeholders in a service's environment, hostname and mounts, and in templated configs and secrets.
 
-Pure: no I/O. Source: Docker's "create services using templates" and SwarmKit's template package, which runs Go's text/template over
-`.Service.ID .Name .Labels`, `.Node.ID .Hostname .Platform`, `.Task.ID .Name .Slot`. Here the expressions themselves are
-understood and nothing else of that language: a field, `index` of the labels by a key, text in quotes; `{{-` and `-}}` trim.
+Pure: no I/O. Source: Docker's "create services using templates" and SwarmKit's template package: `.Service.ID .Name .Labels`,
+`.Node.ID .Hostname .Platform`, `.Task.ID .Name .Slot` everywhere; in configs and secrets also `env "NAME"`, `secret "target"` and
+`config "target"`, of the task that names them. The language is `go_template`.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 
 import msgspec
 
-from orchestrator.errors import TaskError
+from orchestrator.errors import ConfigError, TaskError
+from orchestrator.go_template import Fields, Function, parse, shown
 from orchestrator.model import ContainerSpec, Mount, Node, Service, Task, TaskSpec
-
-_ACTION = re.compile(r"(\s*)\{\{(-\s)?(.*?)(\s-)?\}\}(\s*)", re.DOTALL)
-_COMMENT = re.compile(r"/\*.*\*/", re.DOTALL)
-_INDEX = re.compile(r"index\s+(\.[A-Za-z.]+)\s+(\"(?:[^\"\\]|\\.)*\"|`[^`]*`)")
-_QUOTED = re.compile(r"\"(?:[^\"\\]|\\.)*\"|`[^`]*`")
-
-_Value = str | dict[str, str]
 
 
 def task_name(task: Task) -> str:
@@ -63,77 +57,54 @@ def _texts(container: ContainerSpec) -> list[str]:
     return texts
 
 
-def _values(task: Task, service: Service | None, node: Node) -> dict[str, _Value]:
-    platform = node.description.platform
-    return {
-        ".Service.ID": task.service_id,
-        ".Service.Name": service.spec.name if service else task.mesh_service_name,
-        ".Service.Labels": (service.spec.labels if service else None) or {},
-        ".Node.ID": node.id,
-        ".Node.Hostname": node.description.hostname,
-        # as Go prints a struct
-        ".Node.Platform": f"{{{platform.architecture} {platform.os}}}",
-        ".Node.Platform.Architecture": platform.architecture,
-        ".Node.Platform.OS": platform.os,
-        ".Task.ID": task.id,
-        ".Task.Name": task_name(task),
-        # a global service has no slots; SwarmKit gives the node's id then
-        ".Task.Slot": str(task.slot) if task.slot else task.node_id,
+def render_payload(
+    text: str, task: Task, service: Service | None, node: Node, *, secret: Callable[[str], str], config: Callable[[str], str]
+) -> str:
+    """A templated config or secret as the task is to see it. secret, config: by their file names in the task; ConfigError: no such.
+
+    `task` with its spec rendered: `env` gives what the container gets. TaskError (rejected): a sentence why it can't be.
+    """
+    container = task.spec.container_spec or ContainerSpec()
+    variables = dict(entry.partition("=")[::2] for entry in container.env or ())
+    functions: dict[str, Function] = {
+        "env": lambda name: variables.get(shown(name), ""),
+        "secret": lambda target: secret(shown(target)),
+        "config": lambda target: config(shown(target)),
     }
+    try:
+        return parse(text).render(_values(task, service, node), functions)
+    except ConfigError as error:
+        raise TaskError(str(error), rejected=True) from None
 
 
-def _expand(text: str, values: dict[str, _Value]) -> str:
+def _values(task: Task, service: Service | None, node: Node) -> Fields:
+    platform = node.description.platform
+    return Fields(
+        Service=Fields(
+            ID=task.service_id,
+            Name=service.spec.name if service else task.mesh_service_name,
+            Labels=(service.spec.labels if service else None) or {},
+        ),
+        Node=Fields(
+            ID=node.id,
+            Hostname=node.description.hostname,
+            Platform=Fields(Architecture=platform.architecture, OS=platform.os),
+        ),
+        # a global service has no slots; SwarmKit gives the node's id then
+        Task=Fields(ID=task.id, Name=task_name(task), Slot=str(task.slot) if task.slot else task.node_id),
+    )
+
+
+def _expand(text: str, values: Fields) -> str:
     if "{{" not in text:
         return text
-    parts: list[str] = []
-    position = 0
-    while (start := text.find("{{", position)) >= 0:
-        match = _ACTION.match(text, _before_space(text, start, position))
-        if match is None:
-            raise TaskError(f"template: unclosed action in '{text}'", rejected=True)
-        before, trim_left, action, trim_right, after = match.groups()
-        parts.append(text[position : match.start()])
-        parts.append("" if trim_left else before)
-        parts.append(_evaluate(action.strip(), text, values))
-        position = match.end() if trim_right else match.end() - len(after)
-    return "".join(parts) + text[position:]
+    try:
+        return parse(text).render(values, {})
+    except ConfigError as error:
+        raise TaskError(str(error), rejected=True) from None
 
 
-def _before_space(text: str, start: int, least: int) -> int:
-    """Where the white space in front of `start` begins, not before `least`."""
-    while start > least and text[start - 1].isspace():
-        start -= 1
-    return start
-
-
-def _evaluate(action: str, text: str, values: dict[str, _Value]) -> str:
-    if _COMMENT.fullmatch(action):
-        return ""
-    if _QUOTED.fullmatch(action):
-        return _unquoted(action)
-    if match := _INDEX.fullmatch(action):
-        table = values.get(match[1])
-        if isinstance(table, dict):
-            return table.get(_unquoted(match[2]), "")
-        raise TaskError(f"template: can't index {match[1]} in '{text}': only .Service.Labels has keys", rejected=True)
-    value = values.get(action)
-    if isinstance(value, str):
-        return value
-    if isinstance(value, dict):
-        # as Go prints a map
-        return f"map[{' '.join(f'{key}:{value[key]}' for key in sorted(value))}]"
-    if action.startswith(".Service.Labels.") and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key := action.removeprefix(".Service.Labels.")):
-        labels = values[".Service.Labels"]
-        # what Go prints for a key that a map doesn't have
-        return labels.get(key, "<no value>") if isinstance(labels, dict) else ""
-    raise TaskError(f"template: unknown placeholder '{{{{{action}}}}}' in '{text}': there are {', '.join(sorted(values))}", rejected=True)
-
-
-def _unquoted(text: str) -> str:
-    return text[1:-1] if text[0] == "`" else re.sub(r"\\(.)", r"\1", text[1:-1])
-
-
-def _expand_mount(mount: Mount, values: dict[str, _Value]) -> Mount:
+def _expand_mount(mount: Mount, values: Fields) -> Mount:
     options = mount.volume_options
     if options is not None:
         driver = options.driver_config

@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from mesh.model import Balancer, NodeState
-from orchestrator.agent.container_spec import grace_s, task_files, uses_host_network
+from orchestrator.agent.container_spec import grace_s, uses_host_network
 from orchestrator.agent.errors import EngineUnavailable
 from orchestrator.agent.names_state import dns_state
 from orchestrator.agent.network_loop import NetworkLoop, Timing, Wanted, place
@@ -374,9 +374,7 @@ class Agent:
     async def _do(self, task_id: str, task: Task | None, step: Step) -> None:
         match step:
             case Step.PREPARE if task is not None and task.spec.container_spec is not None:
-                wanted = {file.source_id for file in task_files(task.spec.container_spec)}
-                files = {id: content for id, content in self._rows.files.items() if id in wanted}
-                self._tell(task_id, await self._runtime.prepare(task, files))
+                self._tell(task_id, await self._runtime.prepare(task, self._rows.contents(task)))
             case Step.PREPARE:
                 raise TaskError("this task has no container to run (only container tasks are supported)", rejected=True)
             case Step.START_HELD:

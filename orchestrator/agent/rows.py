@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from orchestrator.agent.container_spec import uses_host_network
+from orchestrator.agent.container_spec import spec_of, task_files, uses_host_network
 from orchestrator.agent.runtime import Container
 from orchestrator.dispatcher.messages import ConfigRow, EndpointRow, NetworkRow, NodeRow, Row, SecretRow, ServiceRow, TaskRow
+from orchestrator.errors import TaskError
 from orchestrator.model import NetworkAttachment, Task
 
 
@@ -24,7 +25,7 @@ class Rows:
     networks: dict[str, NetworkRow] = field(default_factory=dict)
     endpoints: dict[str, EndpointRow] = field(default_factory=dict)
     services: dict[str, ServiceRow] = field(default_factory=dict)
-    files: dict[str, bytes] = field(default_factory=dict)
+    files: dict[str, SecretRow | ConfigRow] = field(default_factory=dict)
 
     def update(self, revision: int, put: Iterable[Row], removed: Iterable[str], complete: bool) -> None:
         """complete: `put` is everything there is."""
@@ -59,8 +60,19 @@ class Rows:
                 case ServiceRow():
                     self.services[row.key] = row
                 case SecretRow() | ConfigRow():
-                    self.files[row.id] = row.data
+                    self.files[row.id] = row
         self.revision = revision
+
+    def contents(self, task: Task) -> dict[str, bytes]:
+        """Secret or config id -> what the task sees of it. TaskError: a template of its that can't be rendered."""
+        found = {}
+        for file in task_files(spec_of(task)):
+            row = self.files.get(f"{task.id}/{file.source_id}") or self.files.get(file.source_id)
+            if row is not None and row.error:
+                raise TaskError(f"{file.kind} {file.name}: {row.error}", rejected=True)
+            if row is not None:
+                found[file.source_id] = row.data
+        return found
 
     def sorted_endpoints(self) -> list[EndpointRow]:
         return [self.endpoints[key] for key in sorted(self.endpoints)]

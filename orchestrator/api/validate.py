@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import replace
 
+from orchestrator import go_template
 from orchestrator.control import constraints, expressions, labels, placement_labels
 from orchestrator.errors import ApiError, ConfigError
 from orchestrator.model import (
@@ -412,10 +413,22 @@ def payload(spec: SecretSpec, kind: str) -> bytes:
     if spec.driver is not None:
         raise unsupported(f"{kind} drivers are not supported")
     content = decoded(spec)
+    if spec.templating is not None:
+        _template(spec.templating.name, content, kind)
     limit = MAX_SECRET_BYTES if kind == "secret" else MAX_CONFIG_BYTES
     if not 0 < len(content) <= limit:
         raise invalid(f"{kind} data must be larger than 0 and less than {limit} bytes")
     return content
+
+
+def _template(driver: str, content: bytes, kind: str) -> None:
+    """Docker finds out when a task starts; what can be said at once is said at once."""
+    if driver != "golang":
+        raise invalid(f'unrecognized template driver "{driver}": it must be golang')
+    try:
+        go_template.parse(content.decode())
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise invalid(f"{kind} is no template: {error}") from None
 
 
 def decoded(spec: SecretSpec) -> bytes:

@@ -7,19 +7,17 @@ so it is built and encoded once for all of them. What a node may not know never 
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
 from orchestrator.control.slots import surplus
-from orchestrator.dispatcher.messages import ConfigRow, EndpointRow, NetworkRow, NodeRow, Row, SecretRow, ServiceRow, TaskRow
+from orchestrator.dispatcher.file_rows import Open, file_rows
+from orchestrator.dispatcher.messages import EndpointRow, NetworkRow, NodeRow, Row, ServiceRow, TaskRow
 from orchestrator.dns_options import DnsOptions, dns_options
 from orchestrator.errors import ConfigError, TaskError
 from orchestrator.model import (
     STATE_ORDER,
-    Config,
     Network,
     NetworkAttachmentConfig,
     Node,
@@ -67,24 +65,18 @@ def assignment(snapshot: Snapshot, node_id: str, decrypt: Decrypt) -> dict[str, 
     return rows
 
 
-def own_rows(snapshot: Snapshot, node_id: str, decrypt: Decrypt) -> dict[str, Row]:
+def own_rows(snapshot: Snapshot, node_id: str, open_secret: Open) -> dict[str, Row]:
     """The node's tasks from ASSIGNED on, and the secrets and configs that those not yet ended name."""
     rows: dict[str, Row] = {}
+    node = snapshot.node(node_id)
     for task in snapshot.tasks_of_node(node_id):
         if STATE_ORDER[task.status.state] < _ASSIGNED:
             continue
-        _add(rows, TaskRow(task=_rendered(snapshot, task)))
-        container = task.spec.container_spec
-        if container is None or terminal(task.status.state):
-            continue
-        for secret_reference in container.secrets or ():
-            secret = snapshot.secret(secret_reference.secret_id)
-            if secret is not None and f"secret/{secret.id}" not in rows:
-                _add(rows, SecretRow(id=secret.id, name=secret.spec.name, data=decrypt(secret)))
-        for config_reference in container.configs or ():
-            config = snapshot.config(config_reference.config_id)
-            if config is not None and (content := _config_bytes(config)) is not None:
-                _add(rows, ConfigRow(id=config.id, name=config.spec.name, data=content))
+        rendered = _rendered(snapshot, task)
+        _add(rows, TaskRow(task=rendered))
+        if node is not None and not terminal(task.status.state):
+            for row in file_rows(snapshot, rendered, node, open_secret):
+                _add(rows, row)
     return rows
 
 
@@ -258,14 +250,6 @@ def _rendered(snapshot: Snapshot, task: Task) -> Task:
     except TaskError:
         return task
     return msgspec.structs.replace(task, spec=spec)
-
-
-def _config_bytes(config: Config) -> bytes | None:
-    """None for what isn't base64: its tasks then say that they lack it."""
-    try:
-        return base64.b64decode(config.spec.data, validate=True)
-    except binascii.Error:
-        return None
 
 
 def _bare(cidr: str) -> str:

@@ -107,11 +107,19 @@ class ServiceRow(msgspec.Struct, frozen=True, kw_only=True, tag="service"):
 
 
 class SecretRow(msgspec.Struct, frozen=True, kw_only=True, tag="secret"):
-    """A secret that one of this node's tasks names, in the clear (the connection is encrypted); kept on tmpfs only."""
+    """A secret that one of this node's tasks names, in the clear (the connection is encrypted); kept on tmpfs only.
+
+    A templated one is rendered for one task: its id is "<task id>/<secret id>". error: why it could not be; its task is rejected.
+    """
 
     id: str
     name: str
     data: bytes
+    error: str = ""
+
+    def __repr__(self) -> str:
+        """Without the secret: a row may get into a log."""
+        return f"SecretRow(id={self.id!r}, name={self.name!r})"
 
     @property
     def key(self) -> str:
@@ -119,9 +127,15 @@ class SecretRow(msgspec.Struct, frozen=True, kw_only=True, tag="secret"):
 
 
 class ConfigRow(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
+    """A config, or, as with secrets, one task's rendering of it (which may hold secrets)."""
+
     id: str
     name: str
     data: bytes
+    error: str = ""
+
+    def __repr__(self) -> str:
+        return f"ConfigRow(id={self.id!r}, name={self.name!r})"
 
     @property
     def key(self) -> str:

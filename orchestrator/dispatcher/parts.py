@@ -63,20 +63,15 @@ class AssignmentParts:
 
     def _own_rows(self, node_id: str) -> dict[str, Row]:
         """Without the secrets that can't be opened: their tasks wait, everything else of the node goes on."""
-        unreadable: set[str] = set()
 
-        def opened(secret: Secret) -> bytes:
+        def opened(secret: Secret) -> bytes | None:
             try:
                 return self._decrypt(secret)
             except MeshdError:
-                unreadable.add(secret.id)
-                return b""
+                self.unreadable_secrets |= {secret.id}
+                return None
 
-        rows = own_rows(self._snapshot, node_id, opened)
-        for secret_id in unreadable:
-            del rows[f"secret/{secret_id}"]
-        self.unreadable_secrets |= unreadable
-        return rows
+        return own_rows(self._snapshot, node_id, opened)
 
     def _own_part(self, node_id: str) -> Part:
         if node_id not in self._own:

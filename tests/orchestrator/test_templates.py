@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.errors import TaskError
 from orchestrator.model import (
@@ -58,6 +60,16 @@ def expanded(text: str, task: Task = TASK, service: Service | None = SERVICE) ->
         ("a {{.Task.Slot}} {{.Task.Slot}} b", "a 3 3 b"),
         ("{{/* nothing */}}x", "x"),
         ('{{"{{"}}', "{{"),
+        ('{{"}}"}}', "}}"),
+        ('{{join "-" .Service.Name .Task.Slot}}', "web-3"),
+        ('{{.Service.Name | printf "%s:%q:%d%%" "a" "b"}}', 'a:"b":web%'),
+        ('{{print (join "," "x" "y") 7 true}}', "x,y7true"),
+        ('{{if eq .Task.Slot "1"}}first{{else if eq .Task.Slot "2" "3"}}next{{else}}last{{end}}', "next"),
+        ('{{if and .Service.Labels (not (ne .Service.Labels.tier "front"))}}y{{end}}', "y"),
+        ('{{if or nil false 0 "" .Service.Labels.none}}y{{else}}n{{if true}}o{{end}}{{end}}', "no"),
+        ("{{len .Service.Name}}{{len .Service.Labels}}", "32"),
+        ("{{(index .Service.Labels `tier`)}}", "front"),
+        ("{{.Task.Slot}}\n  {{- /* trimmed */ -}}\n x", "3x"),
         ("no braces } } {", "no braces } } {"),
         ("", ""),
     ],
@@ -82,10 +94,22 @@ def test_a_removed_service_still_has_its_name() -> None:
         ("{{.Nope}}", "unknown placeholder '{{.Nope}}'"),
         ("{{.Service.Nope}}", "unknown placeholder '{{.Service.Nope}}'"),
         ("{{.Node.Labels}}", "unknown placeholder"),
-        ("{{env `HOME`}}", "unknown placeholder"),
-        ("{{}}", "unknown placeholder"),
+        ("{{env `HOME`}}", "unknown function 'env'"),
+        ("{{}}", "missing value"),
         ("{{.Task.ID", "unclosed action"),
-        ('{{index .Task.ID "x"}}', "only .Service.Labels has keys"),
+        ('{{index .Task.ID "x"}}', "only maps can be indexed"),
+        ("{{.Task.ID.x}}", ".Task.ID has no field x"),
+        ("{{range .Service.Labels}}{{end}}", "{{range}} is not supported"),
+        ("{{if .Task.ID}}", "{{if}} without {{end}}"),
+        ("{{end}}", "unexpected {{end}}"),
+        ("{{if .Task.ID}}{{else}}{{else}}{{end}}", "two {{else}}"),
+        ("{{(.Task.ID}}", "unclosed parenthesis"),
+        ("{{.Task.ID | .Task.ID}}", "a pipe leads to a function"),
+        ("{{.Task.ID 3}}", "can't give arguments"),
+        ("{{.Task.ID ; }}", "can't give arguments"),
+        ("{{eq 1}}", "eq can't take these 1 values"),
+        ('{{printf "%x" 1}}', "it knows %s"),
+        ("{{$x := 1}}", "unexpected '$'"),
     ],
 )
 def test_what_does_not_exist_is_refused(text: str, part: str) -> None:
@@ -132,3 +156,17 @@ def test_a_spec_without_placeholders_is_the_same_object() -> None:
     for spec in (TaskSpec(), TaskSpec(container_spec=ContainerSpec(image="{{x}}", env=["A=b"]))):
         assert not is_template(spec)
         assert render(spec, TASK, SERVICE, NODE) is spec
+
+
+_FRAGMENTS = ["{{", "}}", "-", " ", ".Service", ".Labels", ".Task.Slot", "|", "(", ")", "if", "else", "end", "eq", "index"]
+_FRAGMENTS += ['"a.b"', "`x`", "/*", "*/", "\n", "7", "print", "text", '"', "\\"]
+
+
+@given(st.lists(st.sampled_from(_FRAGMENTS), max_size=12).map("".join))
+def test_whatever_is_written_is_rendered_or_refused_with_a_sentence(text: str) -> None:
+    try:
+        result = expanded(text)
+    except TaskError as error:
+        assert error.rejected and str(error).startswith("template: ")
+    else:
+        assert "{{" in text or result == text

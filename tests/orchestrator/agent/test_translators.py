@@ -209,7 +209,7 @@ def test_rows_come_and_go_by_key() -> None:
     every = [*ROWS, SecretRow(id="s", name="pw", data=b"1"), ConfigRow(id="c", name="conf", data=b"2")]
     built = Rows()
     built.update(1, every, [], True)
-    assert built.files == {"s": b"1", "c": b"2"}
+    assert {id: row.data for id, row in built.files.items()} == {"s": b"1", "c": b"2"}
     built.update(2, [], [row.key for row in every], False)
     assert (built.tasks, built.nodes, built.networks, built.endpoints, built.services, built.files) == ({}, {}, {}, {}, {}, {})
     built.update(3, every, [], False)

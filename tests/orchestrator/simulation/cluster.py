@@ -40,6 +40,9 @@ from .etcd import Etcd
 from .machine import Machine
 from .network import Network
 
+# what happens to the cluster, told in the log between what it does itself
+STORY = "STORY"
+
 
 class Complaint(logging.Handler):
     """An error in the log is a bug: nothing that a simulation does may lead to one."""
@@ -155,6 +158,7 @@ class SimCluster:
 
     def note(self, text: str) -> None:
         self.history.append(f"{asyncio.get_running_loop().time():9.3f} {text}")
+        logging.getLogger(STORY).info("%s", text)
 
     # ---- what users do -----------------------------------------------------------------------------------------------------------
 

@@ -39,7 +39,11 @@ def check_release(cluster: SimCluster, after: Snapshot, events: list[Event]) -> 
             continue
         if unreachable(after.node(task.node_id)) or (task.updated_at - since).total_seconds() >= _DRAIN_DEADLINE_S:
             continue
+        networks = {attachment.network.id for attachment in task.networks_attachments or ()}
         for node in after.all(Node):
+            # a node that has left the network has no task there that could ask for anything
+            if not any(attachment.network_id in networks for attachment in node.mesh_attachments or ()):
+                continue
             if node.status.state == "ready" and node.mesh_disconnected_since is None:
                 offered = _offered(cluster.machines[node.id], task)
                 assert not offered, f"{task.id} was released while {node.id} still offers {offered}"

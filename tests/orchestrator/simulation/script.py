@@ -70,6 +70,17 @@ class _Script:
         self._later: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
+        try:
+            await self._run()
+        finally:
+            await self._forget_later()
+
+    async def _forget_later(self) -> None:
+        for task in self._later:
+            task.cancel()
+        await asyncio.gather(*self._later, return_exceptions=True)
+
+    async def _run(self) -> None:
         cluster, random = self.cluster, self.random
         await cluster.start()
         for _ in range(2):
@@ -83,9 +94,7 @@ class _Script:
             action = random.choices(self._actions, self._weights)[0]
             await action(self)
             await asyncio.sleep(random.choice((0.0, 0.05, 0.3, 1.0, 4.0)) * random.random())
-        for task in self._later:
-            task.cancel()
-        await asyncio.gather(*self._later, return_exceptions=True)
+        await self._forget_later()
         cluster.note("heal")
         await cluster.heal()
         self._settle_wishes()

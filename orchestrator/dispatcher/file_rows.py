@@ -1,0 +1,96 @@
+"""The secrets and configs that a task names, as rows for its node; the templated ones as that very task is to see them.
+
+Pure: no I/O; the function that opens secrets is an argument.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Iterator
+
+from orchestrator.dispatcher.messages import ConfigRow, SecretRow
+from orchestrator.errors import ConfigError, TaskError
+from orchestrator.model import Config, ContainerSpec, Node, Secret, Task
+from orchestrator.store.snapshot import Snapshot
+from orchestrator.templates import render_payload
+
+Open = Callable[[Secret], bytes | None]
+"""A secret's content; None = it can't be opened."""
+
+
+def file_rows(snapshot: Snapshot, task: Task, node: Node, open_secret: Open) -> Iterator[SecretRow | ConfigRow]:
+    """`task` with its spec rendered. What doesn't exist, can't be opened or is no base64 is left out: the task is told that it lacks it."""
+    container = task.spec.container_spec
+    if container is None:
+        return
+    files = _Files(snapshot, container, open_secret)
+    for _, secret in files.secrets:
+        content = open_secret(secret)
+        if content is None:
+            continue
+        if secret.spec.templating is None:
+            yield SecretRow(id=secret.id, name=secret.spec.name, data=content)
+        else:
+            data, error = _rendered(snapshot, content, task, node, files)
+            yield SecretRow(id=f"{task.id}/{secret.id}", name=secret.spec.name, data=data, error=error)
+    for _, config in files.configs:
+        content = _config_bytes(config)
+        if content is None:
+            continue
+        if config.spec.templating is None:
+            yield ConfigRow(id=config.id, name=config.spec.name, data=content)
+        else:
+            data, error = _rendered(snapshot, content, task, node, files)
+            yield ConfigRow(id=f"{task.id}/{config.id}", name=config.spec.name, data=data, error=error)
+
+
+class _Files:
+    """(file name, object) of each: by those names templates ask for each other."""
+
+    def __init__(self, snapshot: Snapshot, container: ContainerSpec, open_secret: Open) -> None:
+        self._open_secret = open_secret
+        self.secrets = [
+            (reference.file.name if reference.file else reference.secret_name, secret)
+            for reference in container.secrets or ()
+            if (secret := snapshot.secret(reference.secret_id)) is not None
+        ]
+        self.configs = [
+            (reference.file.name if reference.file else reference.config_name, config)
+            for reference in container.configs or ()
+            if reference.runtime is None and (config := snapshot.config(reference.config_id)) is not None
+        ]
+
+    def secret(self, target: str) -> str:
+        found = next((secret for name, secret in self.secrets if name == target), None)
+        return _text(self._open_secret(found) if found is not None else None, f"secret target {target}")
+
+    def config(self, target: str) -> str:
+        found = next((config for name, config in self.configs if name == target), None)
+        return _text(_config_bytes(found) if found is not None else None, f"config target {target}")
+
+
+def _rendered(snapshot: Snapshot, content: bytes, task: Task, node: Node, files: _Files) -> tuple[bytes, str]:
+    """(what the task sees, "") or (nothing, why not)."""
+    try:
+        text = _text(content, "a template")
+        service = snapshot.service(task.service_id)
+        return render_payload(text, task, service, node, secret=files.secret, config=files.config).encode(), ""
+    except (TaskError, ConfigError) as error:
+        return b"", str(error)
+
+
+def _text(content: bytes | None, what: str) -> str:
+    if content is None:
+        raise ConfigError(f"template: {what} not found")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"template: {what} is no text in UTF-8") from None
+
+
+def _config_bytes(config: Config) -> bytes | None:
+    try:
+        return base64.b64decode(config.spec.data, validate=True)
+    except binascii.Error:
+        return None
