@@ -11,11 +11,18 @@ from pathlib import Path
 import click
 import msgspec
 
+from orchestrator import permissions
 from orchestrator.errors import MeshdError
 from orchestrator.lab.layout import DEFAULT_STATE_DIR
 from orchestrator.version import VERSION
 
 DEFAULT_SOCKET = "/run/meshd/meshd.sock"
+
+
+_PERMITTED = (
+    f"Permitted anyway: {', '.join(sorted(permissions.DEFAULT))}. To be permitted: "
+    f"{', '.join(sorted(permissions.PERMISSIONS.keys() - permissions.DEFAULT))}, all."
+)
 
 
 class _Sentences(click.Group):
@@ -61,6 +68,8 @@ def main() -> None:
 @click.option("--backup-every", default=60, show_default=True, help="Managers write a backup into backups/ every so many minutes; 0: no.")
 @click.option("--backup-keep", default=24, show_default=True, type=click.IntRange(min=1), help="How many backups are kept.")
 @click.option("--metrics", default="", metavar="IP:PORT", help="Serve this node's figures to Prometheus there, over HTTP.")
+@click.option("--permit", multiple=True, metavar="WHAT", help=f"What containers may besides. {_PERMITTED}  [repeatable]")
+@click.option("--forbid", multiple=True, metavar="WHAT", help="What containers may not.  [repeatable]")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
 def daemon(**options: object) -> None:
     """Run this node: agent always, manager after `swarm init` or a join with a manager token.

@@ -30,7 +30,7 @@ import uvloop
 
 from mesh import NodeMesh, check_kernel, detect_balancer
 from mesh.model import Balancer
-from orchestrator import local_state
+from orchestrator import local_state, permissions
 from orchestrator.addresses import choose_address, metrics_endpoint, own_addresses
 from orchestrator.api.app import serve_unix
 from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole, NodeFacts, NodeState
@@ -82,12 +82,15 @@ class DaemonConfig:
     backup_keep: int
     metrics: str
     log_level: str
+    permits: frozenset[str] = permissions.DEFAULT
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> DaemonConfig:
         engine = str(options["engine"])
         if not engine.startswith("unix:///"):
             raise ConfigError(f"--engine {engine}: meshd drives the Engine of its own node through a unix socket: unix:///path")
+        options = dict(options)
+        permits = permissions.permitted(options.pop("permit", ()), options.pop("forbid", ()))
         for flag in ("advertise_addr", "listen_addr"):
             if options[flag]:
                 try:
@@ -102,6 +105,7 @@ class DaemonConfig:
                 "state_dir": Path(options["state_dir"]).absolute(),
                 "socket": Path(options["socket"]).absolute(),
                 "hostname": options["hostname"] or socket.gethostname(),
+                "permits": permits,
             }
         )
 
@@ -524,6 +528,7 @@ class Meshd:
             data_addr=local.data_addr,
             netns_prefix=config.netns_prefix,
             balancer=self._balancer,
+            permits=config.permits,
         )
         node = NodeRuntime(
             settings,

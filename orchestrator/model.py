@@ -505,6 +505,7 @@ class NodeDescription(_Struct):
     """mesh_balancer: "ipvs" or "nftables", chosen by the node from its kernel. mesh_api_addr: where the node API listens, "ip:port".
     mesh_engine_error: why the node's Engine can't be worked with just now, "" = it answers.
     mesh_facts: what the Engine says of its machine, by the names that classic constraints use (`storagedriver`, `kernelversion`, ...).
+    mesh_permits: what the node's owner permits containers (`permissions`); None: not said.
     """
 
     hostname: str = ""
@@ -516,6 +517,7 @@ class NodeDescription(_Struct):
     mesh_api_addr: str = ""
     mesh_data_addr: str = ""
     mesh_engine_error: str = ""
+    mesh_permits: list[str] | None = None
     mesh_facts: dict[str, str] | None = None
 
 

@@ -20,6 +20,7 @@ from dnsd.model import Status
 from mesh import MeshError, NodeMesh
 from mesh.model import Balancer, NodeState
 from mesh.node import Totals
+from orchestrator import permissions
 from orchestrator.agent.agent import Agent
 from orchestrator.agent.dnsd_process import DnsdProcess
 from orchestrator.agent.engine import DockerRuntime
@@ -63,6 +64,7 @@ class NodeSettings:
     data_addr: str
     netns_prefix: str
     balancer: Balancer
+    permits: frozenset[str] = permissions.DEFAULT
 
     @property
     def engine_socket(self) -> str:
@@ -238,6 +240,7 @@ class NodeRuntime:
             session=session,
             balancer=self._settings.balancer,
             vxlan_port=self._vxlan_port,
+            permits=self._settings.permits,
         )
         self._session, self._agent = session, agent
         async with asyncio.TaskGroup() as group:
@@ -280,6 +283,7 @@ class NodeRuntime:
             mesh_balancer=self._settings.balancer,
             mesh_api_addr=self._settings.api_addr,
             mesh_data_addr=self._settings.data_addr,
+            mesh_permits=sorted(self._settings.permits),
         )
 
     async def _describe_forever(self, agent: Agent, session: AgentSession, last: NodeDescription) -> None:

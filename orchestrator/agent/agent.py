@@ -13,12 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from mesh.model import Balancer, NodeState
+from orchestrator import permissions
 from orchestrator.agent.container_spec import grace_s, uses_host_network
 from orchestrator.agent.errors import EngineUnavailable
 from orchestrator.agent.names_state import dns_state
@@ -77,7 +78,7 @@ class _Memory:
 
 
 class Agent:
-    """Feed it rows with `on_rows`, run `run()` until cancelled. data_addr: this node's tunnel endpoint.
+    """Feed it rows with `on_rows`, run `run()` until cancelled. data_addr: this node's tunnel endpoint. permits: see `permissions`.
 
     Cancelling `run` leaves containers, kernel and dnsd as they are.
     """
@@ -93,6 +94,7 @@ class Agent:
         session: Session,
         balancer: Balancer = "nftables",
         vxlan_port: int = 4789,
+        permits: Collection[str] = permissions.DEFAULT,
         timing: Timing | None = None,
         listening: Callable[[int], frozenset[int]] = listening,
         alive: Callable[[int], bool] = alive,
@@ -104,6 +106,7 @@ class Agent:
         self._session = session
         self._balancer: Balancer = balancer
         self._vxlan_port = vxlan_port
+        self._permits = permits
         self._listening = listening
         self._alive = alive
         self._now = now
@@ -374,6 +377,8 @@ class Agent:
     async def _do(self, task_id: str, task: Task | None, step: Step) -> None:
         match step:
             case Step.PREPARE if task is not None and task.spec.container_spec is not None:
+                if refusal := permissions.refusal(task.spec, self._permits):
+                    raise TaskError(refusal, rejected=True)
                 self._tell(task_id, await self._runtime.prepare(task, self._rows.contents(task)))
             case Step.PREPARE:
                 raise TaskError("this task has no container to run (only container tasks are supported)", rejected=True)

@@ -6,6 +6,7 @@ how a ContainerSpec maps onto it.
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ import msgspec
 
 from orchestrator.agent import hold
 from orchestrator.control.expressions import without_expressions
-from orchestrator.errors import TaskError
+from orchestrator.errors import ConfigError, TaskError
 from orchestrator.model import SECOND, ContainerSpec, FileTarget, Mount, Task
+from orchestrator.run_options import gpu_request, host_config
 
 LABEL_CLUSTER = "io.meshd.cluster"
 LABEL_TASK = "io.meshd.task"
@@ -109,8 +111,10 @@ def create_request(
     cluster_id: str,
     gate_dir: str,
     file_paths: Mapping[TaskFile, str],
+    gpu_requests: bool = False,
 ) -> dict[str, Any]:
-    """The body of POST /containers/create. gate_dir: see `hold`. file_paths: where on this node each file's content lies."""
+    """The body of POST /containers/create. gate_dir: see `hold`. file_paths: where on this node each file's content lies.
+    gpu_requests: the Engine can give GPUs to a container by their ids."""
     spec = spec_of(task)
     argv = argument_vector(spec, image)
     if not argv or not argv[0]:
@@ -127,7 +131,7 @@ def create_request(
         "Tty": spec.tty,
         "OpenStdin": spec.open_stdin,
         "StopTimeout": math.ceil(grace_s(task)),
-        "HostConfig": _host_config(task, spec, gate_dir, file_paths),
+        "HostConfig": _host_config(task, spec, gate_dir, file_paths) | _gpus(task, gpu_requests) | _run_options(spec),
     }
     if spec.stop_signal:
         request["StopSignal"] = spec.stop_signal
@@ -172,8 +176,10 @@ def _host_config(task: Task, spec: ContainerSpec, gate_dir: str, file_paths: Map
         "SecurityOpt": _security_options(spec.privileges or {}),
         "OomScoreAdj": spec.oom_score_adj,
     }
-    if not host_network:
-        dns = spec.dns_config
+    dns = spec.dns_config
+    if host_network and dns is not None:
+        config |= {"Dns": dns.nameservers or [], "DnsSearch": dns.search or [], "DnsOptions": dns.options or []}
+    elif not host_network:
         options = list((dns.options if dns else None) or [])
         if not any(option.startswith("ndots:") for option in options):
             options.append("ndots:0")
@@ -184,6 +190,24 @@ def _host_config(task: Task, spec: ContainerSpec, gate_dir: str, file_paths: Map
     if task.spec.log_driver is not None and task.spec.log_driver.name:
         config["LogConfig"] = {"Type": task.spec.log_driver.name, "Config": task.spec.log_driver.options or {}}
     return config | _resources(task)
+
+
+def _run_options(spec: ContainerSpec) -> dict[str, Any]:
+    """What the container's labels ask for (`run_options`)."""
+    try:
+        asked = host_config(spec)
+    except ConfigError as error:
+        raise TaskError(str(error), rejected=True) from None
+    if "SecurityOpt" in asked:
+        asked["SecurityOpt"] = [*_security_options(spec.privileges or {}), *asked["SecurityOpt"]]
+    return asked
+
+
+def _gpus(task: Task, requests: bool) -> dict[str, Any]:
+    """The cards that the scheduler has given the task. Without device requests the environment alone names them, as in Swarm."""
+    named = [resource.named_resource_spec for resource in task.generic_resources or () if resource.named_resource_spec is not None]
+    ids = [card.value for card in named if "gpu" in card.kind.lower()]
+    return {"DeviceRequests": [gpu_request(ids)]} if ids and requests else {}
 
 
 def _resources(task: Task) -> dict[str, Any]:
@@ -243,6 +267,9 @@ def _security_options(privileges: dict[str, Any]) -> list[str]:
         options.append("no-new-privileges=true")
     if (privileges.get("AppArmor") or {}).get("Mode") == "disabled":
         options.append("apparmor=unconfined")
-    if (privileges.get("Seccomp") or {}).get("Mode") == "unconfined":
+    seccomp = privileges.get("Seccomp") or {}
+    if seccomp.get("Mode") == "unconfined":
         options.append("seccomp=unconfined")
+    elif seccomp.get("Mode") == "custom":
+        options.append(f"seccomp={base64.b64decode(seccomp.get('Profile') or '').decode(errors='replace')}")
     return options

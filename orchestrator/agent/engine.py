@@ -90,6 +90,7 @@ class DockerRuntime:
         # creating and starting take the Engine's time; half of the threads stay free for looking and stopping
         self._building = asyncio.Semaphore(max(1, workers // 2))
         self._swept = False
+        self._gpu_requests = False
 
     async def close(self) -> None:
         for death in self._deaths.values():
@@ -100,6 +101,8 @@ class DockerRuntime:
 
     async def describe(self) -> NodeDescription:
         info: dict[str, Any] = await self._call(lambda client: client.info())
+        # an Engine with NVIDIA's runtime has its hook too, which device requests need
+        self._gpu_requests = "nvidia" in (info.get("Runtimes") or {})
         return description(info, self._hostname)
 
     async def containers(self) -> list[Container]:
@@ -125,7 +128,9 @@ class DockerRuntime:
             def create(client: docker.APIClient) -> Container:
                 gate = self._files.make_gate(task.id, [*image.environment, *environment(task)])
                 paths = self._files.write(task.id, task_files(spec), files)
-                request = create_request(task, image, cluster_id=self._cluster_id, gate_dir=str(gate), file_paths=paths)
+                request = create_request(
+                    task, image, cluster_id=self._cluster_id, gate_dir=str(gate), file_paths=paths, gpu_requests=self._gpu_requests
+                )
                 try:
                     client.create_container_from_config(request, container_name(task))
                 except docker.errors.APIError as error:

@@ -59,6 +59,9 @@ async def inspect_network(request: web.Request) -> web.StreamResponse:
             verbose = access.flag(request, "verbose")
             return access.answer(views.network_detail(snapshot, network, access.backend_of(request).node_id, verbose=verbose))
     if scope in ("swarm", "global"):
+        if snapshot is not None and reference == "host":
+            # the CLI asks for it before it creates a service on the node's own network
+            return access.answer(views.network(Network(id="host", name="host", driver="host")))
         raise ApiError(404, f"network {reference} not found")
     return await request.app[PROXY].forward(request)
 

@@ -172,6 +172,10 @@ def _resolved(snapshot: Snapshot, spec: ServiceSpec) -> tuple[ServiceSpec, list[
     guards: dict[tuple[str, str], Guard] = {}
     attachments: list[NetworkAttachmentConfig] = []
     for attachment in spec.task_template.networks or ():
+        if attachment.target == "host":
+            validate.host_network(spec)
+            attachments.append(attachment)
+            continue
         network = _swarm_network(snapshot, attachment.target)
         if ("network", network) in guards:
             raise validate.invalid(f"network {attachment.target} is attached more than once")

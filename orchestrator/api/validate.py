@@ -38,6 +38,7 @@ from orchestrator.model import (
     TaskSpec,
     UpdateConfig,
 )
+from orchestrator.run_options import host_config
 
 _DNS_NAME = re.compile(r"[a-zA-Z0-9](?:[-_]*[A-Za-z0-9]+)*")
 _SECRET_NAME = re.compile(r"[a-zA-Z0-9]+(?:[a-zA-Z0-9-_.]*[a-zA-Z0-9])?")
@@ -250,6 +251,12 @@ def _container_spec(spec: ContainerSpec) -> ContainerSpec:
         if len(line.split()) < 2:
             raise invalid(f'ContainerSpec: malformed host entry "{line}": it should be "IP_address canonical_hostname [aliases...]"')
     _privileges(spec.privileges or {})
+    if spec.isolation not in ("", "default"):
+        raise unsupported(f"isolation {spec.isolation} is for Windows containers: only default is supported")
+    try:
+        host_config(spec)
+    except ConfigError as error:
+        raise invalid(f"ContainerSpec: {error}") from None
     references(spec.secrets, "secret")
     references(spec.configs, "config")
     return replace(spec, isolation=spec.isolation or "default")
@@ -286,9 +293,12 @@ class _Privileges(msgspec.Struct, rename="pascal"):
 
 def _privileges(sent: dict[str, Any]) -> None:
     try:
-        msgspec.convert(sent, _Privileges)
+        privileges = msgspec.convert(sent, _Privileges)
     except msgspec.ValidationError as error:
         raise ApiError(400, f"invalid Privileges: {error}") from None
+    credentials = privileges.credential_spec
+    if credentials is not None and (credentials.config or credentials.file or credentials.registry):
+        raise unsupported("credential specs are for Windows containers: they are not supported")
 
 
 def _amount(nano_cpus: int, memory_bytes: int) -> None:
@@ -346,6 +356,18 @@ def _port(port: PortConfig) -> None:
         raise invalid(f"EndpointSpec: target port {port.target_port} is not between 1 and 65535")
     if not 0 <= port.published_port <= 65535:
         raise invalid(f"EndpointSpec: published port {port.published_port} is not between 1 and 65535")
+
+
+def host_network(spec: ServiceSpec) -> None:
+    """Of a service that is to share the node's network: what it can't have besides."""
+    if len(spec.task_template.networks or ()) > 1:
+        raise invalid("a service on the host network can't be attached to other networks: it has the node's")
+    for port in (spec.endpoint_spec.ports if spec.endpoint_spec else None) or ():
+        if port.publish_mode != "host" or port.published_port not in (0, port.target_port):
+            raise invalid(
+                f"a service on the host network listens on the node itself: port {port.target_port} can only be published "
+                f"as mode=host,target={port.target_port},published={port.target_port}, or not at all"
+            )
 
 
 # ---- nodes and the cluster ---------------------------------------------------------------------------------------------------------

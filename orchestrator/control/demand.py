@@ -12,6 +12,7 @@ from orchestrator.control.expressions import Expression, expressions_of
 from orchestrator.control.resources import NOTHING, Reservation, reservation
 from orchestrator.errors import ConfigError
 from orchestrator.model import Platform, Task, TaskSpec
+from orchestrator.permissions import needed
 
 HostPort = tuple[str, int]
 _BUILT_IN_VOLUME_DRIVERS = frozenset({"", "local"})
@@ -33,6 +34,7 @@ class Demand:
     reserved: Reservation = NOTHING
     networks: tuple[str, ...] = ()
     preferences: tuple[str, ...] = ()
+    permissions: frozenset[str] = frozenset()
 
 
 def demand(task: Task) -> Demand:
@@ -55,6 +57,7 @@ def demand(task: Task) -> Demand:
         max_replicas=placement.max_replicas if placement else 0,
         reserved=reservation(spec),
         networks=networks(task),
+        permissions=needed(spec),
         preferences=tuple(
             preference.spread.spread_descriptor if preference.spread else ""
             for preference in (placement.preferences if placement else None) or ()

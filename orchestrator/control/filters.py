@@ -26,6 +26,7 @@ class Refusal(enum.Enum):
     CONSTRAINTS = "scheduling constraints not satisfied on {nodes}"
     PLATFORM = "unsupported platform on {nodes}"
     PLUGIN = "missing plugin on {nodes}"
+    PERMISSION = "not permitted on {nodes}"
     AFFINITY = "affinity not satisfied on {nodes}"
     HOST_PORT = "host-mode port already in use on {nodes}"
     MAX_REPLICAS = "max replicas per node limit exceed on {nodes}"
@@ -68,12 +69,23 @@ def lasting_filters(columns: Columns, wanted: Demand) -> list[Filter]:
     for kind, drivers in (("Volume", wanted.volume_drivers), ("Log", frozenset({wanted.log_driver} - {""}))):
         for driver in sorted(drivers):
             filters.append(lacking(Refusal.PLUGIN, _having(columns, kind, driver), f"the {kind.lower()} driver {driver}"))
+    for permission in sorted(wanted.permissions):
+        passes = _permitting(columns, permission)
+        filters.append(Filter(Refusal.PERMISSION, passes, f"does not permit {permission}", f"do not permit {permission}"))
     return filters
 
 
 def lasting_mask(columns: Columns, wanted: Demand) -> Mask:
     """The nodes that pass all of them, whatever their state."""
-    key = ("lasting", wanted.constraints, wanted.expressions, wanted.platforms, wanted.volume_drivers, wanted.log_driver)
+    key = (
+        "lasting",
+        wanted.constraints,
+        wanted.expressions,
+        wanted.platforms,
+        wanted.volume_drivers,
+        wanted.log_driver,
+        wanted.permissions,
+    )
     mask = columns.kept(key)
     if mask is None:
         mask = np.ones(columns.count, dtype=bool)
@@ -128,6 +140,16 @@ def _having(columns: Columns, kind: str, plugin: str) -> Mask:
     """The nodes with the plugin, and those that list none of its type: they have not said which they have."""
     return columns.where(
         ("plugin", kind, plugin), f"{kind} plugins", lambda node: _plugins(node, kind), lambda has: not has or plugin in has
+    )
+
+
+def _permitting(columns: Columns, permission: str) -> Mask:
+    """The nodes that permit it, and those that have not said what they permit: their agents will."""
+    return columns.where(
+        ("permission", permission),
+        "permissions",
+        lambda node: None if node.description.mesh_permits is None else tuple(node.description.mesh_permits),
+        lambda permits: permits is None or permission in permits,
     )
 
 

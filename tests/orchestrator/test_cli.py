@@ -30,6 +30,8 @@ def test_help_teaches_the_way_from_nothing_to_a_cluster() -> None:
     ("options", "sentence"),
     [
         (["--engine", "tcp://1.2.3.4:2375"], "through a unix socket: unix:///path"),
+        (["--permit", "everything"], "everything is no permission: there are bind-mounts, "),
+        (["--permit", "gpus", "--forbid", "gpus"], "gpus can't be permitted and forbidden"),
         (["--advertise-addr", "banana"], "--advertise-addr banana: not an IP address"),
         (["--metrics", "localhost:9323"], "--metrics 'localhost:9323' is no address"),
         (["--metrics", "127.0.0.1"], "--metrics 127.0.0.1: give a port as well, such as 127.0.0.1:9323"),

@@ -361,6 +361,16 @@ async def test_an_end_during_a_step_is_not_overlooked(bed: AgentBed) -> None:
     await reaches(bed, "t1", S.FAILED)
 
 
+async def test_what_the_nodes_owner_does_not_permit_is_rejected_with_a_sentence(bed: AgentBed) -> None:
+    await bed.start()
+    bed.managers.add("t1", labels={"com.meshd.run.privileged": "true"})
+    await reaches(bed, "t1", S.REJECTED)
+    assert bed.managers.tasks["t1"].status.err == (
+        "this node does not permit containers to be privileged: its owner can, with `meshd daemon --permit privileged`"
+    )
+    assert not bed.engine.boxes
+
+
 async def test_one_broken_sandbox_keeps_nobody_else_waiting(bed: AgentBed) -> None:
     bed.mesh.errors = {"sandbox:t1": "no gateway"}
     await bed.start()

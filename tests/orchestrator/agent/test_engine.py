@@ -11,20 +11,26 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
-from orchestrator.agent.container_spec import container_name
+from orchestrator.agent.container_spec import ImageConfig, container_name, create_request
 from orchestrator.agent.errors import EngineUnavailable
 from orchestrator.errors import TaskError
 from orchestrator.model import (
     ConfigReference,
     ContainerSpec,
+    DiscreteGenericResource,
+    Driver,
     FileTarget,
+    GenericResource,
     HealthConfig,
     Limit,
     Mount,
+    NamedGenericResource,
     NetworkAttachment,
+    NetworkAttachmentConfig,
     NetworkReference,
     ResourceObject,
     ResourceRequirements,
@@ -220,6 +226,74 @@ async def test_the_whole_spec_reaches_the_engine(bed: DockerBed) -> None:
     assert healthy.tcp_ports == (80,)
     await runtime.remove(task.id)
     client.remove_volume(volume)
+
+
+async def test_options_of_docker_run_reach_the_container(bed: DockerBed) -> None:
+    """Seen from inside: the node's processes, a device, more shared memory, no seccomp; beside what services have."""
+    script = (
+        "cat /proc/1/comm; readlink /proc/self/ns/ipc; test -c /dev/nothing && echo device; df -k /dev/shm | tail -n 1;"
+        "ulimit -n; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; id -G; touch /x 2>&1; df -k /t | tail -n 1;"
+        "cat /proc/self/oom_score_adj; grep Seccomp: /proc/self/status"
+    )
+    labels = {
+        "pid": "host", "ipc": "private", "devices": "/dev/null:/dev/nothing", "shm-size": "2m", "cpu-shares": "512",
+        "security-opt": "seccomp=unconfined", "cgroupns": "private",
+    }  # fmt: skip
+    task = make_task(
+        "sh", "-c", script, labels={f"com.meshd.run.{name}": value for name, value in labels.items()},
+        ulimits=[Ulimit(name="nofile", soft=100, hard=200)], sysctls={"net.ipv4.ip_unprivileged_port_start": "7"}, groups=["7"],
+        read_only=True, mounts=[Mount(type="tmpfs", target="/t", tmpfs_options=TmpfsOptions(size_bytes=1 << 20))], oom_score_adj=123,
+    )  # fmt: skip
+    code, text = await output(bed, task)
+    lines = text.splitlines()
+    assert code == 0, text
+    assert lines[0] == Path("/proc/1/comm").read_text().strip(), "the node's first process"
+    assert lines[1] != str(Path("/proc/self/ns/ipc").readlink())
+    assert lines[2] == "device"
+    assert lines[3].split()[1] == "2048"
+    assert lines[4:7] == ["100", "7", "0 7"]
+    assert "Read-only file system" in lines[7]
+    assert lines[8].split()[1] == "1024"
+    assert lines[9:] == ["123", "Seccomp:\t0"]
+
+
+async def test_privileges_and_cards_are_asked_of_the_engine(bed: DockerBed) -> None:
+    """Not started: a machine that lacks capabilities itself, or has no card, could not."""
+    runtime = bed.runtime()
+    labels = {"com.meshd.run.privileged": "true", "com.meshd.run.gpus": "device=0,1", "com.meshd.run.userns": "host"}
+    task = make_task("true", labels=labels, privileges={"NoNewPrivileges": True})
+    container = await runtime.prepare(task, {})
+    config = bed.engine.client().inspect_container(container.id)["HostConfig"]
+    assert config["Privileged"] and config["UsernsMode"] == "host" and "no-new-privileges=true" in config["SecurityOpt"]
+    assert [(request["DeviceIDs"], request["Capabilities"]) for request in config["DeviceRequests"]] == [(["0", "1"], [["gpu"]])]
+
+
+@pytest.mark.parametrize(("requests", "devices"), [(True, [["GPU-1", "GPU-2"]]), (False, [])])
+def test_cards_given_by_the_scheduler(requests: bool, devices: list[list[str]]) -> None:
+    """Whether the Engine knows device requests or not, the environment names the cards."""
+    given = [GenericResource(named_resource_spec=NamedGenericResource(kind="NVIDIA-GPU", value=value)) for value in ("GPU-1", "GPU-2")]
+    given.append(GenericResource(discrete_resource_spec=DiscreteGenericResource(kind="ssd", value=3)))
+    task = msgspec.structs.replace(make_task("true"), generic_resources=given)
+    request = create_request(task, ImageConfig(), cluster_id="c1", gate_dir="/g", file_paths={}, gpu_requests=requests)
+    assert [found["DeviceIDs"] for found in request["HostConfig"].get("DeviceRequests", [])] == devices
+    assert request["Env"] == ["DOCKER_RESOURCE_NVIDIA-GPU=GPU-1,GPU-2", "DOCKER_RESOURCE_SSD=3"]
+
+
+async def test_a_task_on_the_nodes_network_sees_its_interfaces(bed: DockerBed) -> None:
+    task = make_task("sh", "-c", "readlink /proc/self/ns/net")
+    networks = [NetworkAttachmentConfig(target="host")]
+    task = msgspec.structs.replace(task, spec=msgspec.structs.replace(task.spec, networks=networks))
+    _, text = await output(bed, task)
+    assert text.strip() == str(Path(f"/proc/{bed.engine.pid}/ns/net").readlink())
+
+
+async def test_the_engines_logging_drivers_are_used(bed: DockerBed) -> None:
+    runtime = bed.runtime()
+    task = make_task("echo", "hello")
+    driver = Driver(name="json-file", options={"max-size": "10k", "tag": "x"})
+    await runtime.prepare(msgspec.structs.replace(task, spec=msgspec.structs.replace(task.spec, log_driver=driver)), {})
+    container = bed.engine.client().inspect_container((await seen(runtime, task.id)).id)  # type: ignore[union-attr]
+    assert container["HostConfig"]["LogConfig"] == {"Type": "json-file", "Config": {"max-size": "10k", "tag": "x"}}
 
 
 async def test_refusals_are_sentences(bed: DockerBed) -> None:

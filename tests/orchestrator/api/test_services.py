@@ -138,6 +138,7 @@ async def test_no_mode_means_one_replica_and_no_name_a_random_one(manager: Setup
     assert len(shown["Spec"]["Name"].split("_")) == 2
 
 
+UNSUPPORTED = "rpc error: code = Unimplemented desc = "
 REFUSED = [
     ("Name", "bad name", 400, INVALID + "name must be valid as a DNS name component"),
     ("Name", "a" * 64, 400, INVALID + "name must be 63 characters or fewer"),
@@ -152,9 +153,25 @@ REFUSED = [
     ("TaskTemplate.RestartPolicy", {"Delay": -1}, 400, INVALID + "TaskSpec: restart-delay cannot be negative"),
     ("TaskTemplate.Networks", [{"Target": "nosuch"}], 404, "network nosuch not found"),
     (
-        "TaskTemplate.Networks", [{"Target": "host"}], 400,
-        "network host cannot be used with services. Only networks scoped to the swarm can be used, "
+        "TaskTemplate.Networks", [{"Target": "bridge"}], 400,
+        "network bridge cannot be used with services. Only networks scoped to the swarm can be used, "
         "such as those created with the overlay driver.",
+    ),
+    (
+        "TaskTemplate.Networks", [{"Target": "host"}, {"Target": "bridge"}], 400,
+        INVALID + "a service on the host network can't be attached to other networks: it has the node's",
+    ),
+    (
+        "TaskTemplate.ContainerSpec.Labels", {"com.meshd.run.privileged": "maybe"}, 400,
+        INVALID + "ContainerSpec: com.meshd.run.privileged=maybe: expected true or false",
+    ),
+    (
+        "TaskTemplate.ContainerSpec.Isolation", "hyperv", 501,
+        UNSUPPORTED + "isolation hyperv is for Windows containers: only default is supported",
+    ),
+    (
+        "TaskTemplate.ContainerSpec.Privileges", {"CredentialSpec": {"File": "spec.json"}}, 501,
+        UNSUPPORTED + "credential specs are for Windows containers: they are not supported",
     ),
     ("Mode", {"Replicated": {}, "Global": {}}, 400, "must specify only one service mode"),
     ("Mode", {"Replicated": {"Replicas": -1}}, 400, INVALID + "Number of replicas must be non-negative"),
@@ -421,3 +438,20 @@ async def test_a_cron_job_says_when_it_runs(cluster: Setup) -> None:
     forced["TaskTemplate"]["ForceUpdate"] = 2
     status, text = await cluster.refused("POST", f"/services/job/update?version={shown['Version']['Index']}", forced)
     assert status == 400 and "has a run under way and forbids two at once" in text
+
+
+async def test_a_service_may_share_the_nodes_network(manager: Setup) -> None:
+    """As the CLI asks: it looks the network up first."""
+    found = await manager.ok("GET", "/networks/host?scope=swarm")
+    assert (found["Name"], found["Scope"], found["Driver"]) == ("host", "swarm", "host")
+    spec = a_spec("near")
+    spec["TaskTemplate"]["Networks"] = [{"Target": found["Id"]}]
+    spec["EndpointSpec"] = {"Ports": [{"TargetPort": 80, "PublishedPort": 80, "PublishMode": "host"}]}
+    id = (await manager.ok("POST", "/services/create", spec))["ID"]
+    assert (await manager.ok("GET", f"/services/{id}"))["Spec"]["TaskTemplate"]["Networks"] == [{"Target": "host"}]
+    for port in ({"TargetPort": 80}, {"TargetPort": 80, "PublishedPort": 81, "PublishMode": "host"}):
+        spec = a_spec("other")
+        spec["TaskTemplate"]["Networks"] = [{"Target": "host"}]
+        spec["EndpointSpec"] = {"Ports": [port]}
+        status, text = await manager.refused("POST", "/services/create", spec)
+        assert status == 400 and "listens on the node itself: port 80 can only be published as mode=host" in text

@@ -199,6 +199,20 @@ def test_plugins(plugins: list[tuple[str, str]], lacks: str) -> None:
         assert err_of(picture, "s-1") == f"no suitable node (missing plugin on 1 node: 1 lacks the {what})"
 
 
+def test_nodes_are_passed_over_that_do_not_permit_what_a_task_asks_for() -> None:
+    """A node that has not said what it permits is asked: its agent answers."""
+    s = with_spec(service("s"), container_spec=ContainerSpec(labels={"com.meshd.run.privileged": "true"}))
+    permits: dict[str, list[str] | None] = {"a": ["bind-mounts"], "b": ["privileged"], "c": None}
+    nodes = {id: node(id) for id in permits}
+    nodes = {
+        id: msgspec.structs.replace(one, description=msgspec.structs.replace(one.description, mesh_permits=permits[id]))
+        for id, one in nodes.items()
+    }
+    assert on_nodes(run(snapshot(*nodes.values(), s, *tasks(s, 2, state=PENDING)), schedule)) == {"b": 1, "c": 1}
+    picture = run(snapshot(nodes["a"], s, *tasks(s, 1, state=PENDING)), schedule)
+    assert err_of(picture, "s-1") == "no suitable node (not permitted on 1 node: 1 does not permit privileged)"
+
+
 def test_host_ports_are_exclusive_on_a_node_until_their_task_has_ended() -> None:
     s = service("s", ports=[port(80, 8080, mode="host")])
     picture = run(snapshot(node("n1"), node("n2"), s, *tasks(s, 3, state=PENDING)), schedule)
