@@ -126,7 +126,7 @@ class Control:
                     return Refused(str(error))
             case Log():
                 try:
-                    return Logged(*self._server.log(request.asker, on=request.on, after=request.after))
+                    return Logged(*await self._server.log(request.asker, on=request.on, after=request.after))
                 except ConfigError as error:
                     return Refused(str(error))
             case Apply():

@@ -6,17 +6,25 @@ Pure. It tells in words what `resolve.View.find` and `zone.Zone.find` decide, in
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import TypeVar
 
 from dnsd import names
 from dnsd.errors import ConfigError
-from dnsd.model import ScopeSpec, ServiceName, TaskName, TaskShown
+from dnsd.model import ScopeSpec, TaskName, TaskShown
 from dnsd.policy import Policy
 from dnsd.resolve import LOCALHOST, LOOPBACK, View
-from dnsd.zone import TASKS, Zone, prefixed
+from dnsd.zone import TASKS, Named, Zone, prefixed
 
 _SHOWN = 10
+# So much of an id is enough to mean it.
+_ID_BEGINNING = 3
+
+_T = TypeVar("_T")
+# All names of a network may have to be read: with pauses, in which askers are answered (`loop.Pace.run`).
+Steps = Generator[None, None, _T]
 
 
 @dataclass(slots=True)
@@ -30,7 +38,7 @@ class Reason:
     notes: list[str] = field(default_factory=list)
 
 
-def reason_of(view: View, name: bytes) -> Reason:
+def reason_of(view: View, name: bytes) -> Steps[Reason]:
     """name: as a lower-case wire name."""
     text = names.text_of(name)
     found = view.find(name)
@@ -41,20 +49,18 @@ def reason_of(view: View, name: bytes) -> Reason:
     if name == LOCALHOST:
         return Reason("localhost is every asker's own loopback (RFC 6761)")
     if (packed := names.reverse_address(name)) is not None:
-        return _pointer(view, packed)
+        return (yield from _pointer(view, packed))
     candidates = [(zone, prefix, zone.find(name, prefix)) for prefix in view.prefixes for zone in view.zones]
     known = [(zone, prefix, here) for zone, prefix, here in candidates if here is not None]
     # As in `find`: the asker's own stack first, then the first network that can be reached, then the first that knows the name.
     for wanted in view.prefixes:
-        of_stack = [(zone, prefix) for zone, prefix, here in known if prefix == wanted and not here.empty]
-        of_stack += [(zone, prefix) for zone, prefix, here in known if prefix == wanted and here.empty]
-        if of_stack:
-            zone, prefix = of_stack[0]
-            reason = _match(zone, name, prefix)
+        ranked = sorted((here.empty, number) for number, (_, prefix, here) in enumerate(known) if prefix == wanted)
+        if ranked:
+            zone, prefix, _ = known[ranked[0][1]]
+            reason = yield from _match(zone, name, prefix)
             if prefix:
-                reason.notes.append(
-                    f"the asker's own stack comes first: {prefix.decode()}{text.split('.')[0]} goes before what is called {text}"
-                )
+                stacked = f"{prefix.decode()}{text.split('.')[0]}"
+                reason.notes.append(f"the asker's own stack comes first: {stacked} goes before what is called {text}")
             others = {other.name: None for other, _, _ in known if other is not zone}
             if others:
                 reason.notes.append(
@@ -64,31 +70,32 @@ def reason_of(view: View, name: bytes) -> Reason:
     return Reason(f"{text} exists only because there are names below it (RFC 8020): no records")
 
 
-def find_asker(reference: str, scopes: Mapping[str, ScopeSpec], zones: Iterable[Zone]) -> tuple[str, str]:
+def find_asker(reference: str, scopes: Mapping[str, ScopeSpec], zones: Iterable[Zone]) -> Steps[tuple[str, str]]:
     """(scope id, name) of the one asker that is meant: by id, container name, the beginning of either, or its service's name.
     ConfigError: nobody, or several."""
     named: dict[str, list[str]] = {scope_id: [] for scope_id in scopes}
-    elsewhere: set[str] = set()
+    elsewhere = False
     for zone in zones:
-        for service in zone.spec.services:
-            for task in service.tasks:
-                _note(task, (task.name, service.name), named, elsewhere)
-        for task in zone.spec.containers:
-            _note(task, (task.name,), named, elsewhere)
+        services, containers = zone.pieces()
+        of_services = ((task, (task.name, service.name)) for service, tasks in services for task in tasks)
+        for task, texts in chain(of_services, ((task, (task.name,)) for task in containers)):
+            if task.id in named:
+                named[task.id] += [text for text in texts if text not in named[task.id]]
+            else:
+                elsewhere = elsewhere or any(_is_meant(reference, text) for text in texts)
+            yield
     shown = {scope_id: (texts or [scope_id])[0] for scope_id, texts in named.items()}
-    tests = (
-        lambda scope_id, texts: reference == scope_id,
-        lambda scope_id, texts: reference in texts,
-        lambda scope_id, texts: any(text.startswith(f"{reference}.") for text in texts),
-        lambda scope_id, texts: len(reference) >= 3 and scope_id.startswith(reference),
-    )
-    for matches in tests:
-        found = [scope_id for scope_id, texts in named.items() if matches(scope_id, texts)]
-        if len(found) == 1:
-            return found[0], shown[found[0]]
-        if found:
-            raise ConfigError(f"{reference!r} may be {_listed(shown[scope_id] for scope_id in found)}: say which")
-    if any(text == reference or text.startswith(f"{reference}.") for text in elsewhere):
+    for meant in (
+        [scope_id for scope_id in named if scope_id == reference],
+        [scope_id for scope_id, texts in named.items() if reference in texts],
+        [scope_id for scope_id, texts in named.items() if any(_is_meant(reference, text) for text in texts)],
+        [scope_id for scope_id in named if len(reference) >= _ID_BEGINNING and scope_id.startswith(reference)],
+    ):
+        if len(meant) == 1:
+            return meant[0], shown[meant[0]]
+        if meant:
+            raise ConfigError(f"{reference!r} may be {_listed(shown[scope_id] for scope_id in meant)}: say which")
+    if elsewhere:
         raise ConfigError(f"{reference} is not on this node: ask on the node where it runs (docker service ps says which)")
     if not shown:
         raise ConfigError(f"no task {reference!r} on this node: no task with names of its own runs here")
@@ -98,11 +105,8 @@ def find_asker(reference: str, scopes: Mapping[str, ScopeSpec], zones: Iterable[
     raise ConfigError(f"no task {reference!r} on this node: {hint}")
 
 
-def _note(task: TaskName, texts: tuple[str, ...], named: dict[str, list[str]], elsewhere: set[str]) -> None:
-    if task.id in named:
-        named[task.id] += [text for text in texts if text not in named[task.id]]
-    else:
-        elsewhere.update(texts)
+def _is_meant(reference: str, text: str) -> bool:
+    return text == reference or text.startswith(f"{reference}.")
 
 
 def _listed(texts: Iterable[str]) -> str:
@@ -114,52 +118,50 @@ def _listed(texts: Iterable[str]) -> str:
 # -- what has the name ----------------------------------------------------------------------------------------------------------
 
 
-def _match(zone: Zone, name: bytes, prefix: bytes) -> Reason:
+def _match(zone: Zone, name: bytes, prefix: bytes) -> Steps[Reason]:
     """The zone knows the name, with this prefix."""
-    reason = _match_bare(zone, name, prefix)
+    reason = yield from _match_bare(zone, name, prefix)
     if reason is None and (bare := zone.without_suffix(name)):
-        reason = _match_bare(zone, bare, prefix)
+        reason = yield from _match_bare(zone, bare, prefix)
     assert reason is not None
     reason.network = zone.name
     return reason
 
 
-def _match_bare(zone: Zone, name: bytes, prefix: bytes) -> Reason | None:
+def _match_bare(zone: Zone, name: bytes, prefix: bytes) -> Steps[Reason | None]:
     full = prefixed(name, prefix)
-    services, tasks = zone.named(full)
-    if services or tasks:
-        return _by_name(names.text_of(full), services, tasks)
+    found = yield from zone.named(full)
+    if found.services or found.tasks:
+        return _by_name(names.text_of(full), found)
     if name.startswith(TASKS) and name[6]:
-        services, _ = zone.named(prefixed(name[6:], prefix))
-        if services:
-            concerned = [task for service in services for task in service.tasks]
-            return _offering(f"{names.text_of(name)} is always the addresses of {_services(services)}'s serving tasks, in turns", concerned)
+        found = yield from zone.named(prefixed(name[6:], prefix))
+        if found.services:
+            rule = f"{names.text_of(name)} is always the addresses of {_services(found)}'s serving tasks, in turns"
+            return _offering(rule, _tasks(found))
     labels = names.labels_of(name)
     if name[1:2] == b"_" and len(labels) > 2:
-        services, _ = zone.named(prefixed(names.wire_name(labels[2:]), prefix))
+        found = yield from zone.named(prefixed(names.wire_name(labels[2:]), prefix))
         port = b".".join(labels[:2]).decode(errors="replace")
-        concerned = [task for service in services for task in service.tasks]
-        return _offering(f"{port} is a declared port of {_services(services)}: SRV records lead to its serving tasks by slot", concerned)
+        return _offering(f"{port} is a declared port of {_services(found)}: SRV records lead to its serving tasks by slot", _tasks(found))
     return None
 
 
-def _by_name(text: str, services: Sequence[ServiceName], tasks: Sequence[TaskName]) -> Reason:
+def _by_name(text: str, found: Named) -> Reason:
     sentences = []
-    for service in services:
+    for service, _ in found.services:
         if service.name.lower() != text:
             sentences.append(f"{text} is an alias of service {service.name}")
         if service.vips:
             sentences.append(f"service {service.name} has a virtual IP: connections to it are spread over its serving tasks")
         else:
             sentences.append(f"service {service.name} has no virtual IP (dnsrr): the addresses of its serving tasks, in turns")
-    for task in tasks:
+    for task in found.tasks:
         called = "an alias" if text in (alias.lower() for alias in task.aliases) else "the slot"
         sentences.append(
             f"{text} is container {task.name}" if text == task.name.lower() else f"{text} is {called} of container {task.name}"
         )
-    concerned = [task for service in services for task in service.tasks] + list(tasks)
-    reason = _offering("; ".join(dict.fromkeys(sentences)), concerned)
-    if len(services) + len(tasks) > 1:
+    reason = _offering("; ".join(dict.fromkeys(sentences)), _tasks(found) + found.tasks)
+    if len(found.services) + len(found.tasks) > 1:
         reason.notes.append("several have this name: answered with all of them")
     return reason
 
@@ -186,18 +188,23 @@ def _offering(rule: str, tasks: Sequence[TaskName]) -> Reason:
     return reason
 
 
-def _services(services: Sequence[ServiceName]) -> str:
-    return " and ".join(f"service {service.name}" for service in services)
+def _services(found: Named) -> str:
+    return " and ".join(f"service {service.name}" for service, _ in found.services)
 
 
-def _pointer(view: View, packed: bytes) -> Reason:
+def _tasks(found: Named) -> list[TaskName]:
+    return [task for _, tasks in found.services for task in tasks]
+
+
+def _pointer(view: View, packed: bytes) -> Steps[Reason]:
     address = names.address_text(packed)
     if packed in LOOPBACK:
         return Reason(f"{address} is every asker's own loopback")
     zone = next(zone for zone in view.zones if zone.pointer(packed))
-    for service in zone.spec.services:
+    for service, _ in zone.pieces()[0]:
         if any(names.packed_address(vip) == packed for vip in service.vips):
             return Reason(f"{address} is a virtual IP of service {service.name}", network=zone.name)
+        yield
     return Reason(f"{address} is the address of a task or container", network=zone.name)
 
 

@@ -209,14 +209,11 @@ class Server:
             counters=dict(sorted(counters.items())),
         )
 
-    def asker(self, reference: str) -> tuple[str, str]:
-        """(scope id, name) of the one scope meant: by its task's name, the beginning of it, its service or its id. ConfigError: none,
-        or several."""
-        return find_asker(reference, self._scopes, self._zones.values())
-
-    def log(self, reference: str, *, on: bool, after: int = 0) -> tuple[str, bool, tuple[QueryLogged, ...]]:
-        """Remember the queries of that asker from now on, or no longer; its name, whether they were so far, those later than `after`."""
-        scope_id, asker = self.asker(reference)
+    async def log(self, reference: str, *, on: bool, after: int = 0) -> tuple[str, bool, tuple[QueryLogged, ...]]:
+        """Remember the queries of that asker from now on, or no longer; its name, whether they were so far, those later than `after`.
+        ConfigError: no scope is meant by `reference`, or several are (see `explain.find_asker`)."""
+        async with self._applying:
+            scope_id, asker = await Pace().run(find_asker(reference, self._scopes, self._zones.values()))
         before = self._logs.pop(scope_id, None)
         if on:
             self._logs[scope_id] = before or QueryLog()
@@ -224,16 +221,19 @@ class Server:
         return asker, before is not None, before.after(after) if before else ()
 
     async def explain(self, reference: str, name: str, kind: str = "A") -> Explanation:
-        """What that asker is answered, and why. The answer is a real one: other servers are asked if need be."""
-        scope_id, asker = self.asker(reference)
-        scope = self._scopes[scope_id]
-        view = self._views.get(_seen(scope))
-        if view is None:
-            raise ConfigError(f"{asker} has no DNS: {self._reasons.get(scope_id, 'it is not open')}")
+        """What that asker is answered, and why. The answer is a real one: other servers are asked if need be. ConfigError: no scope is
+        meant by `reference` or several are (see `explain.find_asker`), or the name or type is none."""
         wire_name, qtype = name_of(name), presentation.type_number(kind)
         if wire_name is None:
             raise ConfigError(f"{name!r} is no name: expected labels of 1 to 63 bytes between dots, 253 in all")
-        reason = reason_of(view, wire_name)
+        # Zones must stay while they are read.
+        async with self._applying:
+            scope_id, asker = await Pace().run(find_asker(reference, self._scopes, self._zones.values()))
+            scope = self._scopes[scope_id]
+            view = self._views.get(_seen(scope))
+            if view is None:
+                raise ConfigError(f"{asker} has no DNS: {self._reasons.get(scope_id, 'it is not open')}")
+            reason = await Pace().run(reason_of(view, wire_name))
         question = wire_name + qtype.to_bytes(2) + wire.IN.to_bytes(2)
         response = view.respond(wire.write_query(b"\0\0", question, edns=True), tcp=True)
         upstreams: tuple[Endpoint, ...] = ()

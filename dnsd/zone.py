@@ -13,7 +13,7 @@ A node may have to know a hundred thousand names and be asked for a few of them:
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -76,6 +76,14 @@ class _Several(list[_Service | _Task]):
 _Entry = _Service | _Task | _Several
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Services with all their tasks, and tasks that are named directly (by container, slot or alias)."""
+
+    services: list[tuple[ServiceName | ServiceHead, list[TaskName]]]
+    tasks: list[TaskName]
+
+
 class Zone:
     """All names of one network. settings: its spec without any names. problems: sentences about what DNS can't carry (left out)."""
 
@@ -101,10 +109,11 @@ class Zone:
     def name(self) -> str:
         return self.settings.name
 
-    @property
-    def spec(self) -> ZoneSpec:
-        """All that was compiled, made anew: for who wants to know why an answer is what it is, not for answering."""
-        return self.source.decode() if isinstance(self.source, EncodedZone) else self.source
+    def pieces(self) -> tuple[Iterator[tuple[ServiceName | ServiceHead, Iterable[TaskName]]], Iterator[TaskName]]:
+        """What it was compiled from, one after the other: services with their tasks, and containers."""
+        if isinstance(self.source, EncodedZone):
+            return self.source.services(), self.source.containers()
+        return ((service, service.tasks) for service in self.source.services), iter(self.source.containers)
 
     def emptied(self) -> Generator[None, None, None]:
         """Takes it apart, with pauses: to free a hundred thousand names at once takes longer than an asker should wait."""
@@ -136,11 +145,7 @@ class Zone:
         self.suffix = suffix or b""
 
     def _compile(self) -> Generator[None, None, None]:
-        services: Iterable[tuple[ServiceName | ServiceHead, Iterable[TaskName]]]
-        if isinstance(self.source, EncodedZone):
-            services, containers = self.source.services(), self.source.containers()
-        else:
-            services, containers = ((service, service.tasks) for service in self.source.services), iter(self.source.containers)
+        services, containers = self.pieces()
         for service, tasks in services:
             self._has_services = True
             yield from self._add_service(service, tasks)
@@ -246,23 +251,32 @@ class Zone:
         full = name[:-1] + (self.suffix or b"\0")
         return Found(pointer=full if len(full) <= MAX_NAME_BYTES else name, ttl_s=self.settings.task_ttl_s)
 
-    def named(self, name: bytes) -> tuple[Sequence[ServiceName], Sequence[TaskName]]:
-        """What has exactly this name (without the network's): services, and tasks named by it directly. Slow, as `spec` is."""
+    def named(self, name: bytes) -> Generator[None, None, Named]:
+        """What has exactly this name (without the network's). Reads all that was compiled, with a pause after each task: for who wants
+        to know why an answer is what it is, not for answering."""
+        found = Named([], [])
         if name not in self._entries:
-            return (), ()
+            return found
         wanted = b".".join(labels_of(name))
 
-        def is_called(one: ServiceName | TaskName, below: str = "") -> bool:
+        def is_called(one: ServiceName | ServiceHead | TaskName, below: str = "") -> bool:
             return any((text.removesuffix(".") + below).encode().lower() == wanted for text in (one.name, *one.aliases))
 
-        spec = self.spec
-        tasks = [
-            task
-            for service in spec.services
-            for task in service.tasks
-            if is_called(task) or (task.slot and is_called(service, f".{task.slot}"))
-        ]
-        return [service for service in spec.services if is_called(service)], tasks + [one for one in spec.containers if is_called(one)]
+        services, containers = self.pieces()
+        for service, tasks in services:
+            own = []
+            for task in tasks:
+                own.append(task)
+                if is_called(task) or (task.slot and is_called(service, f".{task.slot}")):
+                    found.tasks.append(task)
+                yield
+            if is_called(service):
+                found.services.append((service, own))
+        for container in containers:
+            if is_called(container):
+                found.tasks.append(container)
+            yield
+        return found
 
     def covers(self, name: bytes) -> bool:
         """Whether `name` is the network's own name or below it: ours to deny."""

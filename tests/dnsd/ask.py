@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar
 
 from dnslib import EDNS0, QTYPE, DNSHeader, DNSQuestion, DNSRecord
 
 from dnsd.resolve import Forward, View
+
+T = TypeVar("T")
 
 
 def query(name: str, kind: str = "A", *, size_bytes: int = 0, query_id: int = 4711, rd: int = 1) -> bytes:
@@ -74,3 +76,13 @@ async def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+def outcome(steps: Generator[None, None, T]) -> T:
+    """What work that pauses comes to, without pauses."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
