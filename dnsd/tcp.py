@@ -247,6 +247,7 @@ class _Connection(asyncio.Protocol):
 
     def _close(self) -> None:
         """After what is written. A reader that never takes it is ended by the timer."""
+        self._received.clear()
         if self._transport is not None:
             self._transport.close()
 
