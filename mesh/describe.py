@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sized
 from dataclasses import fields
 
-from mesh.plan import ChangeElements, DeleteIpvs, LoadNft, Op, PutIpvs
+from mesh.operations import ChangeElements, DeleteIpvs, LoadNft, Op, PutIpvs
 
 SHOWN = 3
 """Rows that are named before the rest is counted."""

@@ -27,7 +27,8 @@ from mesh.linux.events import Events
 from mesh.linux.kernel import Kernel
 from mesh.linux.namespace import Namespaces, open_namespace, setns
 from mesh.model import NodeState
-from mesh.plan import Attach, Op, plan
+from mesh.operations import Attach, Op
+from mesh.plan import plan
 from mesh.render import Names, Rendered, render
 from mesh.table import EMPTY, HOST, OWN_NAMESPACE, NamespaceTable, is_container
 

@@ -8,231 +8,53 @@ after goes dark between.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TypeVar
 
-from mesh.nft import MapChange, element_changes, script, without_elements
+from mesh.nft import element_changes, script, without_elements
+from mesh.operations import (
+    Attach,
+    ChangeElements,
+    CreateNamespace,
+    DeleteAddresses,
+    DeleteEngineAccept,
+    DeleteHostRoute,
+    DeleteIpvs,
+    DeleteLink,
+    DeleteNamespace,
+    DeleteNeighbours,
+    DeletePolicies,
+    DeleteTunnels,
+    ForgetFlows,
+    LoadNft,
+    Op,
+    PutAddresses,
+    PutBridge,
+    PutEngineAccept,
+    PutHostRoute,
+    PutIpvs,
+    PutIpvsTimeout,
+    PutNeighbours,
+    PutPolicies,
+    PutSysctls,
+    PutTunnel,
+    PutTunnels,
+)
 from mesh.table import (
     EMPTY,
     HOST,
     Attachment,
-    Bridge,
     Flow,
-    IpvsService,
     NamespaceTable,
     NftTable,
-    Policy,
     Tables,
-    Tunnel,
     is_container,
 )
 from mesh.versioned import difference, set_difference
 
 BATCH = 128
-"""Rows of one operation: one netlink write; its answers fit the default receive buffer."""
+"""Rows of one operation."""
 
-
-@dataclass(frozen=True, slots=True)
-class CreateNamespace:
-    namespace: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteNamespace:
-    namespace: str
-
-
-@dataclass(frozen=True, slots=True)
-class PutBridge:
-    namespace: str
-    bridge: Bridge
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteLink:
-    namespace: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class PutSysctls:
-    namespace: str
-    values: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PutTunnel:
-    """Create the VXLAN device, or repair it; `replace`: its identity differs, delete the old one first."""
-
-    namespace: str
-    tunnel: Tunnel
-    replace: bool
-
-
-@dataclass(frozen=True, slots=True)
-class PutAddresses:
-    namespace: str
-    link: str
-    addresses: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteAddresses:
-    namespace: str
-    link: str
-    addresses: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PutNeighbours:
-    namespace: str
-    rows: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteNeighbours:
-    namespace: str
-    addresses: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PutTunnels:
-    """MAC -> VTEP, tunnel row and bridge row."""
-
-    namespace: str
-    rows: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteTunnels:
-    namespace: str
-    macs: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Attach:
-    """Create the veth pair, or add what is missing of it; `replace`: the present one leads elsewhere, delete it first."""
-
-    namespace: str
-    attachment: Attachment
-    replace: bool
-
-
-@dataclass(frozen=True, slots=True)
-class PutHostRoute:
-    namespace: str
-    address: str
-    link: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteHostRoute:
-    namespace: str
-    address: str
-    link: str
-
-
-@dataclass(frozen=True, slots=True)
-class PutIpvs:
-    """Make virtual services and their destinations so: (desired, actual)s; actual None: there is nothing."""
-
-    namespace: str
-    changes: tuple[tuple[IpvsService, IpvsService | None], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteIpvs:
-    namespace: str
-    services: tuple[IpvsService, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PutIpvsTimeout:
-    """Of idle TCP connections, for the whole namespace."""
-
-    namespace: str
-    timeout_s: int
-
-
-@dataclass(frozen=True, slots=True)
-class PutPolicies:
-    namespace: str
-    policies: tuple[Policy, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DeletePolicies:
-    namespace: str
-    policies: tuple[Policy, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadNft:
-    """One atomic nft transaction: `text` turns `actual` into `desired`."""
-
-    namespace: str
-    desired: NftTable | None = field(repr=False)
-    actual: NftTable | None = field(repr=False)
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class ChangeElements:
-    """One atomic transaction that changes nothing but elements: `changes` turn `actual` into `desired`."""
-
-    namespace: str
-    desired: NftTable = field(repr=False)
-    actual: NftTable = field(repr=False)
-    changes: tuple[MapChange, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ForgetFlows:
-    """Delete the tracked connections of these kinds: their backend is gone for good."""
-
-    namespace: str
-    flows: frozenset[Flow]
-
-
-@dataclass(frozen=True, slots=True)
-class PutEngineAccept:
-    namespace: str
-    rule: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteEngineAccept:
-    namespace: str
-    rule: str
-
-
-Op = (
-    CreateNamespace
-    | DeleteNamespace
-    | PutBridge
-    | DeleteLink
-    | PutSysctls
-    | PutTunnel
-    | PutAddresses
-    | DeleteAddresses
-    | PutNeighbours
-    | DeleteNeighbours
-    | PutTunnels
-    | DeleteTunnels
-    | Attach
-    | PutHostRoute
-    | DeleteHostRoute
-    | PutIpvs
-    | DeleteIpvs
-    | PutIpvsTimeout
-    | PutPolicies
-    | DeletePolicies
-    | LoadNft
-    | ChangeElements
-    | ForgetFlows
-    | PutEngineAccept
-    | DeleteEngineAccept
-)
 
 K = TypeVar("K")
 V = TypeVar("V")

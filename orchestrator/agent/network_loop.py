@@ -218,12 +218,13 @@ def _reasons(state: NodeState, errors: Mapping[str, str], broken: bool) -> dict[
 
 
 def _concerns(key: str, ids: set[str], netns: str) -> bool:
-    """mesh names what failed "network:<id>", "endpoint:<network id>/<id>", "sandbox:<id>", "attachment:.../<netns>" or
-    "namespace:<prefix>-<network id>"; dnsd gives the bare id of a scope. A port that can't be opened keeps nobody waiting.
+    """mesh names what failed "network:<id>", "endpoint:<network id>/<id>", "sandbox:<id>", "attachment:.../<netns>",
+    "namespace:<prefix>-<network id>" or "namespace:<a container's path>"; dnsd gives the bare id of a scope. A port that can't be opened
+    keeps nobody waiting.
     """
     kind, _, rest = key.partition(":")
     if kind == "namespace":
-        return rest == "host" or any(rest.endswith(f"-{id}") for id in ids)
+        return rest in ("host", netns) or any(rest.endswith(f"-{id}") for id in ids)
     if kind == "attachment":
         return rest.endswith(netns)
     if kind == "endpoint":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mesh import plan
+from mesh import operations as ops
 from mesh.address import mac
 from mesh.nft import element_changes, script
 from mesh.table import HOST, NamespaceTable, NftTable, Tables, is_container
@@ -24,8 +24,8 @@ class FakeKernel:
         self.tables: dict[str, NamespaceTable] = dict(tables)
         self.containers = containers
 
-    def run(self, op: plan.Op) -> None:
-        if isinstance(op, plan.CreateNamespace):
+    def run(self, op: ops.Op) -> None:
+        if isinstance(op, ops.CreateNamespace):
             if op.namespace in self.tables:
                 raise Refused(op)
             self.tables[op.namespace] = NamespaceTable()
@@ -36,41 +36,41 @@ class FakeKernel:
             return
         if op.namespace not in self.tables and op.namespace != HOST:
             raise Refused(op)
-        if isinstance(op, plan.DeleteNamespace):
+        if isinstance(op, ops.DeleteNamespace):
             del self.tables[op.namespace]
             return
         self.tables[op.namespace] = self._changed(self.tables.get(op.namespace, NamespaceTable()), op)
 
-    def _in_container(self, t: NamespaceTable, op: plan.Op) -> NamespaceTable:
+    def _in_container(self, t: NamespaceTable, op: ops.Op) -> NamespaceTable:
         match op:
-            case plan.LoadNft(_, desired, actual, text):
+            case ops.LoadNft(_, desired, actual, text):
                 if t.nft != actual or script(desired, actual) != text:
                     raise Refused(op)
                 return replace(t, nft=desired)
-            case plan.ChangeElements(_, desired, actual, changes):
+            case ops.ChangeElements(_, desired, actual, changes):
                 if t.nft != actual or element_changes(desired, actual) != changes:
                     raise Refused(op)
                 return replace(t, nft=desired)
-            case plan.PutPolicies(_, policies):
+            case ops.PutPolicies(_, policies):
                 return replace(t, policies=t.policies | set(policies))
-            case plan.DeletePolicies(_, policies):
+            case ops.DeletePolicies(_, policies):
                 if not set(policies) <= t.policies:
                     raise Refused(op)
                 return replace(t, policies=t.policies - set(policies))
         raise Refused(op)
 
-    def _changed(self, t: NamespaceTable, op: plan.Op) -> NamespaceTable:
+    def _changed(self, t: NamespaceTable, op: ops.Op) -> NamespaceTable:
         match op:
-            case plan.PutBridge(_, bridge):
+            case ops.PutBridge(_, bridge):
                 return replace(t, bridge=bridge)
-            case plan.PutSysctls(_, values):
+            case ops.PutSysctls(_, values):
                 for name, _value in values:
                     link = name.split(".")[3] if ".conf." in name else "all"
                     known = {"all", t.bridge.name if t.bridge else "all", *t.attachments}
                     if link not in known:
                         raise Refused(op)
                 return replace(t, sysctls={**t.sysctls, **dict(values)})
-            case plan.PutTunnel(_, tunnel, replaced):
+            case ops.PutTunnel(_, tunnel, replaced):
                 if t.bridge is None:
                     raise Refused(op)
                 if t.tunnel and not replaced and (t.tunnel.vni, t.tunnel.local, t.tunnel.port) != (tunnel.vni, tunnel.local, tunnel.port):
@@ -78,31 +78,31 @@ class FakeKernel:
                 if replaced:
                     t = replace(t, tunnels={}, neighbours={})
                 return replace(t, tunnel=tunnel)
-            case plan.PutAddresses(_, link, addresses):
+            case ops.PutAddresses(_, link, addresses):
                 if t.bridge is None or t.bridge.name != link:
                     raise Refused(op)
                 return replace(t, addresses=t.addresses | set(addresses))
-            case plan.DeleteAddresses(_, link, addresses):
+            case ops.DeleteAddresses(_, link, addresses):
                 if t.bridge is None or t.bridge.name != link or not set(addresses) <= t.addresses:
                     raise Refused(op)
                 return replace(t, addresses=t.addresses - set(addresses))
-            case plan.PutTunnels(_, rows):
+            case ops.PutTunnels(_, rows):
                 if t.tunnel is None:
                     raise Refused(op)
                 return replace(t, tunnels={**t.tunnels, **dict(rows)})
-            case plan.DeleteTunnels(_, macs):
+            case ops.DeleteTunnels(_, macs):
                 if t.tunnel is None or not set(macs) <= t.tunnels.keys():
                     raise Refused(op)
                 return replace(t, tunnels={k: v for k, v in t.tunnels.items() if k not in macs})
-            case plan.PutNeighbours(_, rows):
+            case ops.PutNeighbours(_, rows):
                 if t.tunnel is None:
                     raise Refused(op)
                 return replace(t, neighbours={**t.neighbours, **dict(rows)})
-            case plan.DeleteNeighbours(_, addresses):
+            case ops.DeleteNeighbours(_, addresses):
                 if t.tunnel is None or not set(addresses) <= t.neighbours.keys():
                     raise Refused(op)
                 return replace(t, neighbours={k: v for k, v in t.neighbours.items() if k not in addresses})
-            case plan.Attach(_, attachment, replaced):
+            case ops.Attach(_, attachment, replaced):
                 old = t.attachments.get(attachment.name)
                 if attachment.bridge and (t.bridge is None or t.bridge.name != attachment.bridge):
                     raise Refused(op)
@@ -118,22 +118,22 @@ class FakeKernel:
                         sysctls={k: v for k, v in t.sysctls.items() if f".conf.{attachment.name}." not in k},
                     )
                 return replace(t, attachments={**t.attachments, attachment.name: attachment})
-            case plan.DeleteLink(_, name):
+            case ops.DeleteLink(_, name):
                 if t.bridge and t.bridge.name == name:
                     return replace(t, bridge=None, addresses=frozenset())
                 if name not in t.attachments:
                     raise Refused(op)
                 left = {k: v for k, v in t.attachments.items() if k != name}
                 return replace(t, attachments=left, host_routes={a: via for a, via in t.host_routes.items() if via != name})
-            case plan.PutHostRoute(_, address, link):
+            case ops.PutHostRoute(_, address, link):
                 if link not in t.attachments:
                     raise Refused(op)
                 return replace(t, host_routes={**t.host_routes, address: link})
-            case plan.DeleteHostRoute(_, address, _link):
+            case ops.DeleteHostRoute(_, address, _link):
                 if address not in t.host_routes:
                     raise Refused(op)
                 return replace(t, host_routes={k: v for k, v in t.host_routes.items() if k != address})
-            case plan.LoadNft(_, desired, actual, text):
+            case ops.LoadNft(_, desired, actual, text):
                 if (desired or actual).family == "bridge":  # type: ignore[union-attr]
                     return replace(t, frames=desired)
                 if t.nft != actual or script(desired, actual) != text:
@@ -141,26 +141,26 @@ class FakeKernel:
                 if desired:
                     check_references(desired)
                 return replace(t, nft=desired)
-            case plan.ChangeElements(_, desired, actual, changes):
+            case ops.ChangeElements(_, desired, actual, changes):
                 if desired.family == "bridge":
                     return replace(t, frames=desired)
                 if t.nft != actual or element_changes(desired, actual) != changes:
                     raise Refused(op)
                 check_references(desired)
                 return replace(t, nft=desired)
-            case plan.ForgetFlows(_, flows):
+            case ops.ForgetFlows(_, flows):
                 return replace(t, flows=t.flows - flows)
-            case plan.PutEngineAccept(_, rule):
+            case ops.PutEngineAccept(_, rule):
                 return replace(t, engine_accepts=t.engine_accepts | {rule})
-            case plan.DeleteEngineAccept(_, rule):
+            case ops.DeleteEngineAccept(_, rule):
                 return replace(t, engine_accepts=t.engine_accepts - {rule})
-            case plan.PutIpvs(_, changes):
+            case ops.PutIpvs(_, changes):
                 if any(t.ipvs.get(wanted.mark) != present for wanted, present in changes):
                     raise Refused(op)
                 return replace(t, ipvs={**t.ipvs, **{wanted.mark: wanted for wanted, _ in changes}})
-            case plan.PutIpvsTimeout(_, timeout_s):
+            case ops.PutIpvsTimeout(_, timeout_s):
                 return replace(t, ipvs_timeout_s=timeout_s)
-            case plan.DeleteIpvs(_, services):
+            case ops.DeleteIpvs(_, services):
                 gone = {service.mark for service in services}
                 if not gone <= t.ipvs.keys():
                     raise Refused(op)

@@ -26,7 +26,8 @@ from mesh.model import (
     Sandbox,
     VirtualService,
 )
-from mesh.plan import ChangeElements, DeleteIpvs, ForgetFlows, Op, PutIpvs, PutIpvsTimeout, plan
+from mesh.operations import ChangeElements, DeleteIpvs, ForgetFlows, Op, PutIpvs, PutIpvsTimeout
+from mesh.plan import plan
 from mesh.render import Names, render
 from mesh.table import Tables
 from tests.mesh.fake_kernel import CONTAINERS, FakeKernel, settled

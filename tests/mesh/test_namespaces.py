@@ -19,7 +19,7 @@ from mesh import (
 )
 from mesh.errors import KernelError
 from mesh.linux.kernel import Kernel
-from mesh.plan import Op
+from mesh.operations import Op
 from tests.mesh.bed import Bed, say, sh
 from tests.mesh.pair import VIP, Pair
 
