@@ -35,14 +35,16 @@ from dnsd.messages import (
     read_request,
 )
 from dnsd.model import Applied
+from dnsd.reopen import Reopened
 from dnsd.server import Server
+from dnsd.sockets import close_all
 from dnsd.version import VERSION
 
 _log = logging.getLogger("dnsd")
 
 
 class Control:
-    """Runs `server` for whoever connects to `path`. `open` first restores the state file."""
+    """Runs `server` for whoever connects to `path`. `open` first restores what was served before."""
 
     def __init__(self, server: Server, path: Path, state_path: Path | None = None) -> None:
         self._server = server
@@ -54,12 +56,15 @@ class Control:
         self._writers: set[asyncio.StreamWriter] = set()
         self._applying = asyncio.Lock()
 
-    async def open(self) -> None:
+    async def open(self, reopened: Reopened) -> None:
         """ConfigError: the path can't be used, or a living dnsd has it."""
-        sock = _bind(self._path)
         try:
-            if self._state_path is not None:
-                await self._restore(self._state_path)
+            sock = _bind(self._path)
+        except ConfigError:
+            close_all(reopened.opened.values())
+            raise
+        try:
+            await self._restore(reopened)
         except BaseException:
             self._path.unlink(missing_ok=True)
             sock.close()
@@ -81,14 +86,16 @@ class Control:
             pass
         self._listener = None
 
-    async def _restore(self, state_path: Path) -> None:
-        loaded = state_file.load(state_path)
+    async def _restore(self, reopened: Reopened) -> None:
+        loaded = reopened.loaded
         if loaded is None:
             return
         try:
-            applied = await self._server.serve(tuple(loaded.zones.values()), loaded.scopes, expected=loaded.identities)
+            zones = tuple(loaded.zones.values())
+            applied = await self._server.serve(zones, loaded.scopes, expected=loaded.identities, opened=reopened.opened)
         except (DnsError, msgspec.DecodeError) as error:
-            _log.warning("event=state-ignored path=%s reason=%r", state_path, str(error))
+            close_all(reopened.opened.values())
+            _log.warning("event=state-ignored path=%s reason=%r", self._state_path, str(error))
             return
         self._known = loaded.zones
         _log.info("event=restored zones=%d scopes=%d", len(loaded.zones), len(loaded.scopes) - len(applied.failed))
@@ -141,10 +148,11 @@ class Control:
         known: dict[str, EncodedZone] = {}
         try:
             for digest in request.zones:
-                known[digest] = self._known.get(digest) or EncodedZone(request.bodies[digest])
-                # In a thread: it computes for as long as an asker should wait at most, without holding Python up.
-                if digest not in self._known and await asyncio.to_thread(digest_of, request.bodies[digest]) != digest:
-                    raise RemoteProtocolError(f"zone {digest} does not have that digest")
+                if digest in self._known:
+                    known[digest] = self._known[digest]
+                else:
+                    # In a thread: it computes for longer than an asker should wait, mostly without Python's lock.
+                    known[digest] = await asyncio.to_thread(_zone_of, digest, request.bodies[digest])
             applied = await self._server.serve(tuple(known.values()), request.scopes)
         except msgspec.DecodeError as error:
             raise RemoteProtocolError(f"a zone can't be read: {error}") from error
@@ -159,13 +167,19 @@ class Control:
         if self._state_path is None:
             return applied
         try:
-            bodies = tuple(zone.body for zone in self._known.values())
-            await asyncio.to_thread(state_file.save, self._state_path, bodies, request.scopes, self._server.identities())
+            packed = {digest: zone.packed for digest, zone in self._known.items()}
+            await asyncio.to_thread(state_file.save, self._state_path, packed, request.scopes, self._server.identities())
         except ConfigError as error:
             # The names are served all the same; only a dnsd killed now would come back empty.
             _log.warning("event=state-not-saved reason=%r", str(error))
             return msgspec.structs.replace(applied, problems=(*applied.problems, str(error)))
         return applied
+
+
+def _zone_of(digest: str, body: bytes) -> EncodedZone:
+    if digest_of(body) != digest:
+        raise RemoteProtocolError(f"zone {digest} does not have that digest")
+    return EncodedZone(body)
 
 
 def _bind(path: Path) -> socket.socket:

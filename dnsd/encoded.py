@@ -6,7 +6,7 @@ would take longer than an asker should wait.
 
 from __future__ import annotations
 
-import hashlib
+import zlib
 from collections.abc import Iterator
 
 import msgspec
@@ -45,29 +45,43 @@ encode = msgspec.msgpack.Encoder().encode
 
 
 def digest_of(body: bytes) -> str:
+    # Loaded when it is needed: it takes OpenSSL along.
+    import hashlib
+
     return hashlib.blake2b(body, digest_size=16).hexdigest()
 
 
 class EncodedZone:
-    """body: a ZoneSpec in msgpack. msgspec.DecodeError, from here or from reading on: it is none."""
+    """settings: all but the names. packed: the whole, compressed. msgspec.DecodeError, from here or from reading on: it is no zone."""
 
-    __slots__ = ("body", "settings")
+    __slots__ = ("packed", "settings")
 
     def __init__(self, body: bytes) -> None:
-        self.body = body
+        """body: a ZoneSpec in msgpack."""
         self.settings: ZoneSpec = msgspec.structs.replace(_settings.decode(body), services=(), containers=())
+        self.packed = zlib.compress(body, 1)
+
+    @classmethod
+    def unpacked(cls, packed: bytes) -> EncodedZone:
+        zone = cls.__new__(cls)
+        try:
+            zone.settings = msgspec.structs.replace(_settings.decode(zlib.decompress(packed)), services=(), containers=())
+        except zlib.error as error:
+            raise msgspec.DecodeError(f"it can't be decompressed: {error}") from error
+        zone.packed = packed
+        return zone
 
     @property
     def network(self) -> str:
         return self.settings.network
 
     def services(self) -> Iterator[tuple[ServiceHead, Iterator[TaskName]]]:
-        for raw in _parts.decode(self.body).services:
+        for raw in _parts.decode(zlib.decompress(self.packed)).services:
             head = _service.decode(raw)
             yield head, map(_task.decode, head.tasks)
 
     def containers(self) -> Iterator[TaskName]:
-        return map(_task.decode, _parts.decode(self.body).containers)
+        return map(_task.decode, _parts.decode(zlib.decompress(self.packed)).containers)
 
     def decode(self) -> ZoneSpec:
-        return _zone.decode(self.body)
+        return _zone.decode(zlib.decompress(self.packed))

@@ -46,7 +46,7 @@ class Forward:
 class Room:
     """Bounds what views remember together. When it is full all of it goes: what is asked for again is soon there again."""
 
-    def __init__(self, limit_bytes: int = 8 << 20) -> None:
+    def __init__(self, limit_bytes: int = 4 << 20) -> None:
         self._limit_bytes = limit_bytes
         self._used_bytes: dict[View, int] = {}
         self._total_bytes = 0

@@ -13,15 +13,14 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
-from dnsd import presentation, wire
+from dnsd import wire
 from dnsd.counters import BOUNDS_S, Histogram, QueryCounters
 from dnsd.datagrams import Batch
 from dnsd.encoded import EncodedZone
 from dnsd.errors import ConfigError, DnsError
-from dnsd.explain import find_asker, reason_of
 from dnsd.forward import Forwarder
 from dnsd.listener import Listener
 from dnsd.loop import Pace
@@ -39,13 +38,18 @@ from dnsd.model import (
     ZoneStatus,
 )
 from dnsd.names import name_of, text_of
+from dnsd.places import Place, Wanted, places_of
 from dnsd.policy import policy_of
-from dnsd.query_log import QueryLog
 from dnsd.resolve import Forward, Room, View
-from dnsd.resolvers import Endpoint, NodeResolvers, endpoint_text, parse_endpoint
+from dnsd.resolvers import Endpoint, NodeResolvers, endpoint_text
 from dnsd.sockets import OWN_NETNS, Opened, Request, close_all, netns_id, open_all
 from dnsd.version import VERSION
 from dnsd.zone import Zone
+
+if TYPE_CHECKING:
+    from dnsd.query_log import QueryLog
+
+# What people look at (explain, presentation, query_log) is loaded when they do: a dnsd that was killed has to be back soon.
 
 _log = logging.getLogger("dnsd")
 
@@ -53,16 +57,6 @@ _log = logging.getLogger("dnsd")
 _WATCH_S = 2.0
 
 _Seen = tuple[tuple[str, ...], str, bool, tuple[str, ...]]
-_Place = tuple[str, str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """A scope that could be open, and where it listens."""
-
-    scope: ScopeSpec
-    place: _Place
-    listen: Endpoint
 
 
 class Server:
@@ -78,8 +72,8 @@ class Server:
         self._zones: dict[str, Zone] = {}
         self._views: dict[_Seen, View] = {}
         self._scopes: dict[str, ScopeSpec] = {}
-        self._listeners: dict[_Place, Listener] = {}
-        self._places: dict[str, _Place] = {}
+        self._listeners: dict[Place, Listener] = {}
+        self._places: dict[str, Place] = {}
         self._reasons: dict[str, str] = {}
         self._logs: dict[str, QueryLog] = {}
         self._own: tuple[Endpoint, ...] = ()
@@ -95,42 +89,50 @@ class Server:
         return await self.serve(state.zones, state.scopes, expected=expected)
 
     async def serve(
-        self, zones: Sequence[ZoneSpec | EncodedZone], scopes: Sequence[ScopeSpec], *, expected: Mapping[str, str] | None = None
+        self,
+        zones: Sequence[ZoneSpec | EncodedZone],
+        scopes: Sequence[ScopeSpec],
+        *,
+        expected: Mapping[str, str] | None = None,
+        opened: Mapping[Place, Opened] | None = None,
     ) -> Applied:
-        """`apply`, also of zones that need not become objects. msgspec.DecodeError: one of these can't be read, nothing done."""
+        """`apply`, also of zones that need not become objects. msgspec.DecodeError: one of these can't be read, nothing done.
+
+        opened: sockets that are open already, for places of these scopes; they are ours from now on.
+        """
         async with self._applying:
             _check(zones, scopes)
             pace = Pace()
-            wanted, failed = _places(scopes)
+            wanted, failed = places_of(scopes)
             for place in list(self._listeners):
                 # Closed before anything is opened: the namespace behind the same path may be a new one.
                 if place in wanted and self._is_dead(place):
                     self._close(place)
                 await pace.rest()
-            missing = [want for place, want in wanted.items() if place not in self._listeners]
-            requests = [Request(want.scope.netns, want.listen, (expected or {}).get(want.scope.id, "")) for want in missing]
-            # First of all: what is asked meanwhile waits in the sockets.
-            results = await open_all(requests, pace)
+            sockets: dict[Place, Opened | ConfigError] = dict(opened or {})
             try:
+                # First of all: what is asked meanwhile waits in the sockets.
+                missing = [want for place, want in wanted.items() if place not in self._listeners and place not in sockets]
+                requests = [Request(want.scope.netns, want.listen, (expected or {}).get(want.scope.id, "")) for want in missing]
+                sockets |= zip([want.place for want in missing], await open_all(requests, pace), strict=True)
                 compiled = {zone.network: await self._compile(zone, pace) for zone in zones}
                 views, problems = await self._view_all(wanted, compiled, pace)
             except BaseException:
-                close_all(results)
+                close_all(sockets.values())
                 raise
-            opened = dict(zip([want.place for want in missing], results, strict=True))
             old = [zone for network, zone in self._zones.items() if compiled.get(network) is not zone]
             self._scopes = {scope.id: scope for scope in scopes}
-            self._exchange(wanted, compiled, views, opened, failed)
+            self._exchange(wanted, compiled, views, sockets, failed)
             for zone in old:
                 await pace.run(zone.emptied())
             return Applied(failed=failed, problems=tuple(dict.fromkeys(problems)))
 
     def _exchange(
         self,
-        wanted: Mapping[_Place, _Wanted],
+        wanted: Mapping[Place, Wanted],
         zones: dict[str, Zone],
         views: dict[_Seen, View],
-        opened: Mapping[_Place, Opened | ConfigError],
+        opened: Mapping[Place, Opened | ConfigError],
         failed: dict[str, str],
     ) -> None:
         """Nothing waits here: one step of the event loop. What couldn't be opened is added to `failed`."""
@@ -177,6 +179,8 @@ class Server:
         return found
 
     def status(self) -> Status:
+        from dnsd import presentation
+
         scopes = []
         queries = self.counters["queries_before"]
         for scope_id, scope in sorted(self._scopes.items()):
@@ -212,6 +216,9 @@ class Server:
     async def log(self, reference: str, *, on: bool, after: int = 0) -> tuple[str, bool, tuple[QueryLogged, ...]]:
         """Remember the queries of that asker from now on, or no longer; its name, whether they were so far, those later than `after`.
         ConfigError: no scope is meant by `reference`, or several are (see `explain.find_asker`)."""
+        from dnsd.explain import find_asker
+        from dnsd.query_log import QueryLog
+
         async with self._applying:
             scope_id, asker = await Pace().run(find_asker(reference, self._scopes, self._zones.values()))
         before = self._logs.pop(scope_id, None)
@@ -223,6 +230,9 @@ class Server:
     async def explain(self, reference: str, name: str, kind: str = "A") -> Explanation:
         """What that asker is answered, and why. The answer is a real one: other servers are asked if need be. ConfigError: no scope is
         meant by `reference` or several are (see `explain.find_asker`), or the name or type is none."""
+        from dnsd import presentation
+        from dnsd.explain import find_asker, reason_of
+
         wire_name, qtype = name_of(name), presentation.type_number(kind)
         if wire_name is None:
             raise ConfigError(f"{name!r} is no name: expected labels of 1 to 63 bytes between dots, 253 in all")
@@ -280,9 +290,7 @@ class Server:
             return zone
         return await pace.run(Zone.in_steps(source))
 
-    async def _view_all(
-        self, wanted: Mapping[_Place, _Wanted], zones: Mapping[str, Zone], pace: Pace
-    ) -> tuple[dict[_Seen, View], list[str]]:
+    async def _view_all(self, wanted: Mapping[Place, Wanted], zones: Mapping[str, Zone], pace: Pace) -> tuple[dict[_Seen, View], list[str]]:
         """Scopes that see the same share a view; one whose zones did not change stays, with all the answers it has built."""
         views: dict[_Seen, View] = {}
         problems = [problem for zone in zones.values() for problem in zone.problems]
@@ -307,7 +315,7 @@ class Server:
 
     # -- namespaces that die --------------------------------------------------------------------------------------------------
 
-    def _is_dead(self, place: _Place) -> bool:
+    def _is_dead(self, place: Place) -> bool:
         return bool(place[0]) and netns_id(place[0]) != self._listeners[place].netns_id
 
     async def _watch(self) -> None:
@@ -322,7 +330,7 @@ class Server:
                         self._reasons[scope_id] = _gone(place)
                         _log.info("event=scope-closed scope=%s netns=%s reason=gone", scope_id, place[0])
 
-    def _close(self, place: _Place) -> None:
+    def _close(self, place: Place) -> None:
         listener = self._listeners.pop(place)
         self.counters["queries_before"] += listener.queries
         listener.close()
@@ -343,25 +351,7 @@ def _check(zones: Sequence[ZoneSpec | EncodedZone], scopes: Sequence[ScopeSpec])
             raise ConfigError(f"{what} {twice[0]!r} is given more than once")
 
 
-def _places(scopes: Sequence[ScopeSpec]) -> tuple[dict[_Place, _Wanted], dict[str, str]]:
-    """Where scopes are to listen; and which can't, and why."""
-    wanted: dict[_Place, _Wanted] = {}
-    failed: dict[str, str] = {}
-    for scope in scopes:
-        try:
-            listen = parse_endpoint(scope.listen)
-        except ConfigError as error:
-            failed[scope.id] = str(error)
-            continue
-        place = (scope.netns, endpoint_text(listen), scope.id if listen[1] == 0 else "")
-        if place in wanted:
-            failed[scope.id] = f"{scope.listen} in {scope.netns or 'our own namespace'} already serves scope {wanted[place].scope.id!r}"
-        else:
-            wanted[place] = _Wanted(scope, place, listen)
-    return wanted, failed
-
-
-def _gone(place: _Place) -> str:
+def _gone(place: Place) -> str:
     return f"the network namespace {place[0]} is gone"
 
 

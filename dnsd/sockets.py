@@ -11,13 +11,17 @@ import ctypes
 import errno
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dnsd.errors import ConfigError
-from dnsd.loop import Pace
 from dnsd.resolvers import Endpoint, endpoint_text
+
+if TYPE_CHECKING:
+    # asyncio takes its time to load, and sockets may have to be opened first.
+    from dnsd.loop import Pace
 
 _CLONE_NEWNET = 0x40000000
 _IP_FREEBIND = 15
@@ -65,7 +69,7 @@ async def open_all(requests: Sequence[Request], pace: Pace) -> list[Opened | Con
         for request in requests:
             await pace.rest()
             try:
-                results.append(_open(request))
+                results.append(open_sockets(request))
             except ConfigError as error:
                 results.append(error)
     except BaseException:
@@ -74,14 +78,15 @@ async def open_all(requests: Sequence[Request], pace: Pace) -> list[Opened | Con
     return results
 
 
-def close_all(results: Sequence[Opened | ConfigError]) -> None:
+def close_all(results: Iterable[Opened | ConfigError]) -> None:
     for result in results:
         if isinstance(result, Opened):
             result.udp.close()
             result.tcp.close()
 
 
-def _open(request: Request) -> Opened:
+def open_sockets(request: Request) -> Opened:
+    """ConfigError: why they can't be had; nothing is left open."""
     with _entered(request) as identity:
         host, port = request.listen
         try:

@@ -13,21 +13,21 @@ from pathlib import Path
 
 import msgspec
 
-from dnsd.encoded import EncodedZone, digest_of
+from dnsd.encoded import EncodedZone
 from dnsd.errors import ConfigError
 from dnsd.model import ScopeSpec
 
 _log = logging.getLogger("dnsd")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_FORMAT = 1
+_FORMAT = 2
 
 
 class _Saved(msgspec.Struct, frozen=True, kw_only=True):
-    """zones: encoded ZoneSpecs. identities: scope id -> identity of its namespace (a path of a dead process may lead elsewhere)."""
+    """zones: packed zones by digest. identities: scope id -> identity of its namespace (paths may lead elsewhere by now)."""
 
     format: int
     boot_id: str
-    zones: tuple[bytes, ...]
+    zones: dict[str, bytes]
     scopes: tuple[ScopeSpec, ...]
     identities: dict[str, str]
 
@@ -41,7 +41,7 @@ class Loaded:
     identities: dict[str, str]
 
 
-def save(path: Path, zones: tuple[bytes, ...], scopes: tuple[ScopeSpec, ...], identities: dict[str, str]) -> None:
+def save(path: Path, zones: dict[str, bytes], scopes: tuple[ScopeSpec, ...], identities: dict[str, str]) -> None:
     """ConfigError: it can't be written."""
     content = msgspec.msgpack.encode(_Saved(format=_FORMAT, boot_id=_boot_id(), zones=zones, scopes=scopes, identities=identities))
     beside = path.with_name(f"{path.name}.new")
@@ -67,7 +67,7 @@ def load(path: Path) -> Loaded | None:
         raise ConfigError(f"the state file {path} can't be read: {error.strerror}") from error
     try:
         saved = msgspec.msgpack.decode(content, type=_Saved)
-        zones = {digest_of(body): EncodedZone(body) for body in saved.zones}
+        zones = {digest: EncodedZone.unpacked(packed) for digest, packed in saved.zones.items()}
     except msgspec.DecodeError as error:
         _log.warning("event=state-ignored path=%s reason=%r", path, f"broken: {error}")
         return None

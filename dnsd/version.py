@@ -3,4 +3,4 @@
 Pure.
 """
 
-VERSION = "0.5.0"
+VERSION = "0.6.0"

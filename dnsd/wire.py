@@ -13,8 +13,6 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
 
-from dnslib import DNSRecord
-
 from dnsd.errors import WireError
 from dnsd.names import MAX_LABEL_BYTES, MAX_NAME_BYTES, name_of
 
@@ -293,6 +291,8 @@ def read_reply(packet: bytes, query_id: bytes, question: bytes) -> Reply | None:
         if opt_is_last:
             return reply
         # Records behind the OPT may be pointed to: cutting it out would move them. Rare enough for dnslib to pack it again.
+        from dnslib import DNSRecord
+
         record = DNSRecord.parse(packet)
         record.ar = [additional for additional in record.ar if additional.rtype != OPT]
         return _read_sections(bytes(record.pack()), start)[0]

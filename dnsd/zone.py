@@ -13,6 +13,7 @@ A node may have to know a hundred thousand names and be asked for a few of them:
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -84,6 +85,29 @@ class Named:
     tasks: list[TaskName]
 
 
+class _Fingerprints:
+    """A set that can only be asked whether it has an item: eight bytes each, where Python's own takes a hundred. It takes one item for
+    another once in 10**14 questions."""
+
+    __slots__ = ("_buckets",)
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, array[int]] = {}
+
+    def add(self, item: bytes) -> bool:
+        """Whether it is new."""
+        number = hash(item)
+        bucket = self._buckets.setdefault(number & 1023, array("q"))
+        if number in bucket:
+            return False
+        bucket.append(number)
+        return True
+
+    def __contains__(self, item: bytes) -> bool:
+        number = hash(item)
+        return number in self._buckets.get(number & 1023, ())
+
+
 class Zone:
     """All names of one network. settings: its spec without any names. problems: sentences about what DNS can't carry (left out)."""
 
@@ -123,9 +147,7 @@ class Zone:
         while self._pointers:
             self._pointers.popitem()
             yield
-        while self._parents:
-            self._parents.pop()
-            yield
+        self._parents = _Fingerprints()
 
     # -- building -----------------------------------------------------------------------------------------------------------
 
@@ -135,7 +157,7 @@ class Zone:
         self._entries: dict[bytes, _Entry] = {}
         self._pointers: dict[bytes, bytes] = {}
         # Names that exist only because others are below them (RFC 8020).
-        self._parents: set[bytes] = set()
+        self._parents = _Fingerprints()
         self._has_services = False
         self.problems: list[str] = []
         suffix = name_of(self.name)
@@ -227,11 +249,7 @@ class Zone:
 
     def _add_parents(self, name: bytes) -> None:
         at = 1 + name[0]
-        while name[at]:
-            parent = name[at:]
-            if parent in self._parents:
-                break
-            self._parents.add(parent)
+        while name[at] and self._parents.add(name[at:]):
             at += 1 + name[at]
 
     # -- finding ------------------------------------------------------------------------------------------------------------

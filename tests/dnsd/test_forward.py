@@ -205,7 +205,7 @@ async def test_one_flight_for_the_same_question(server: Server) -> None:
         upstream.holding = True
         address = await serve(server, upstream.address)
         asking = [asyncio.create_task(ask(address, name)) for name in ["one.example.com", "ONE.example.com"] * 10]
-        await until(lambda: server._forwarder.counters["joined"] == 19)
+        await until(lambda: server._forwarder.counters["joined"] == 19 and bool(upstream.asked))
         assert len(upstream.asked) == 1
         upstream.release()
         assert all(values(record) == ["192.0.2.1"] for record in await asyncio.gather(*asking))

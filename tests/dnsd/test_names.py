@@ -346,7 +346,8 @@ def test_an_encoded_zone_compiles_to_the_same_in_steps_and_can_be_emptied(spec: 
     assert steps == sum(len(service.tasks) for service in spec.services) + len(spec.containers)
     whole = Zone(spec)
     assert (len(zone), zone.problems) == (len(whole), whole.problems)
-    for name in [*whole._entries, *whole._parents, *(TASKS + name for name in whole._entries), b"\5_http\4_tcp\3web\0"]:
+    below = [name[1 + name[0] :] for name in whole._entries] + [TASKS + name for name in whole._entries]
+    for name in [*whole._entries, *below, b"\5_http\4_tcp\3web\0"]:
         assert (zone.find(name), zone.is_parent(name)) == (whole.find(name), whole.is_parent(name))
         named, expected = outcome(zone.named(name)), outcome(whole.named(name))
         assert [(one.name, of) for one, of in named.services] == [(one.name, of) for one, of in expected.services]
@@ -364,6 +365,8 @@ def test_what_is_no_zone(body: bytes) -> None:
         EncodedZone(body).decode()
     with pytest.raises(msgspec.DecodeError):
         Zone(EncodedZone(body))
+    with pytest.raises(msgspec.DecodeError):
+        EncodedZone.unpacked(body)
 
 
 LABEL = st.binary(min_size=1, max_size=63).filter(lambda label: b"." not in label and b"\0" not in label)

@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from dnsd import VERSION, Client, ConfigError, DnsState, DnsUnavailable, ScopeSpec, ServiceName, TaskName, ZoneSpec, state_file
+from dnsd.encoded import EncodedZone, encode
 from dnsd.errors import RemoteProtocolError
 from tests.dnsd.ask import until
 from tests.dnsd.process import PROJECT, Process, asked, free_port
@@ -234,14 +234,14 @@ async def test_an_unwritable_state_file_is_said(process: Process, client: Client
 
 def test_a_state_of_another_boot_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "state"
-    body = msgspec.msgpack.encode(zone())
+    body = EncodedZone(encode(zone())).packed
     inside = scope(53, id="inside", netns="/proc/1/ns/net")
-    state_file.save(path, (body,), (scope(53), inside), {})
+    state_file.save(path, {"digest": body}, (scope(53), inside), {})
     loaded = state_file.load(path)
     # A scope whose namespace nobody wrote down could be anywhere by now.
     assert loaded is not None
     assert [one.id for one in loaded.scopes] == ["s"]
-    state_file.save(path, (body,), (scope(53), inside), {"inside": "4:1"})
+    state_file.save(path, {"digest": body}, (scope(53), inside), {"inside": "4:1"})
     loaded = state_file.load(path)
     assert loaded is not None
     assert [one.id for one in loaded.scopes] == ["s", "inside"]
