@@ -4,8 +4,9 @@
 # make simulate        clusters under a virtual clock with everything going wrong (SEEDS=1000, FIRST=1; SEED=17 replays one, told in full)
 # make bench           the demo's figures: how fast, how much memory
 # make bench-mesh      the data plane's figures: programming the kernel
+# make bench-dns       the DNS server beside others: Debian's, the Docker Engine's, the bare system calls; every answer is checked
 # make fuzz-dns        a million mutated packets against the DNS server: minutes
-.PHONY: demo test check simulate bench bench-mesh fuzz-dns bootstrap
+.PHONY: demo test check simulate bench bench-mesh bench-dns fuzz-dns bootstrap
 BIN := .venv/bin
 
 bootstrap:
@@ -19,6 +20,9 @@ bench: bootstrap
 
 bench-mesh: bootstrap
 	@$(BIN)/python -m tests.mesh.bench_programming
+
+bench-dns: bootstrap
+	@$(BIN)/python -m tests.dnsd.bench
 
 fuzz-dns: bootstrap
 	@$(BIN)/python -m tests.dnsd.fuzz --count 1000000
