@@ -50,6 +50,12 @@ RT_TABLE_MAIN: Final = 254
 RT_TABLE_ANSWERS: Final = 0x6D61
 """The table in a container that answers of published ports are routed by."""
 
+_RTMSG = struct.Struct("=BBBBBBBBI")
+_RTA_DST: Final = 1
+_RTA_OIF: Final = 4
+_RTA_GATEWAY: Final = 5
+_RTA_PREFSRC: Final = 7
+_RTA_TABLE: Final = 15
 _RTPROT_STATIC: Final = 4
 _RTPROT_KERNEL: Final = 2
 _SCOPE_UNIVERSE: Final = 0
@@ -224,25 +230,25 @@ def index(name: str) -> int:
 
 def routes(netlink: Netlink) -> list[Route]:
     """Static routes of the main table and of that for answers: not those the kernel makes for addresses."""
-    found = []
-    for kind, payload in netlink.dump("list routes", _RTM_GETROUTE, _encode(rtmsg())):
-        if kind != _RTM_NEWROUTE:
-            continue
-        message = _decode(rtmsg, payload)
-        table = message.get_attr("RTA_TABLE") or message["table"]
-        if table not in (RT_TABLE_MAIN, RT_TABLE_ANSWERS) or message["proto"] == _RTPROT_KERNEL or message["type"] != _RTN_UNICAST:
-            continue
-        destination = message.get_attr("RTA_DST")
-        found.append(
-            Route(
-                f"{destination}/{message['dst_len']}" if destination else "",
-                message.get_attr("RTA_GATEWAY") or "",
-                message.get_attr("RTA_OIF") or 0,
-                table,
-                message.get_attr("RTA_PREFSRC") or "",
-            )
-        )
-    return found
+    answers = netlink.dump("list routes", _RTM_GETROUTE, _RTMSG.pack(0, 0, 0, 0, 0, 0, 0, 0, 0))
+    return [route for kind, payload in answers if kind == _RTM_NEWROUTE and (route := parse_route(payload)) is not None]
+
+
+def parse_route(payload: bytes) -> Route | None:
+    """One route message without its netlink header; None for a route that is none of ours."""
+    family, length, _source, _tos, table, protocol, _scope, kind, _flags = _RTMSG.unpack_from(payload)
+    if protocol == _RTPROT_KERNEL or kind != _RTN_UNICAST or family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    values = attributes(payload[_RTMSG.size :])
+    table = _number(values.get(_RTA_TABLE)) or table
+    if table not in (RT_TABLE_MAIN, RT_TABLE_ANSWERS):
+        return None
+
+    def text(attribute: int) -> str:
+        return str(ip_address(values[attribute])) if attribute in values else ""
+
+    destination = f"{text(_RTA_DST)}/{length}" if _RTA_DST in values else ""
+    return Route(destination, text(_RTA_GATEWAY), _number(values.get(_RTA_OIF)), table, text(_RTA_PREFSRC))
 
 
 def put_route(netlink: Netlink, route: Route) -> None:
@@ -310,9 +316,3 @@ def _encode(message: Any) -> bytes:
     message["header"] = {"type": 0, "flags": 0, "sequence_number": 0, "pid": 0}
     message.encode()
     return bytes(message.data[16:])
-
-
-def _decode(kind: Any, payload: bytes) -> Any:
-    message = kind(struct.pack("=IHHII", 16 + len(payload), 0, 0, 0, 0) + payload)
-    message.decode()
-    return message

@@ -70,31 +70,57 @@ async def test_containers_get_out_but_not_at_each_other_by_the_gateway(pair: Pai
     sh(f"ip -n {bed.space('out')} route del 172.30.0.0/16")
 
 
+# command, and the object that the report must name
 DAMAGE = {
-    "tunnel row": "bridge -n {n1} fdb del 02:42:0a:09:01:15 dev vx0 dst 192.0.2.2 self",
-    "bridge row": "bridge -n {n1} fdb del 02:42:0a:09:01:15 dev vx0 master",
-    "flood row": "bridge -n {n1} fdb append 00:00:00:00:00:00 dev vx0 dst 192.0.2.77 self permanent",
-    "neighbour": "ip -n {n1} neigh del 10.9.1.21 dev vx0",
-    "vip": "ip -n {n1} addr del 10.9.1.100/32 dev br0",
-    "rule": "ip netns exec {n1} nft flush chain inet meshd prerouting",
-    "foreign rule in our chain": "ip netns exec {n1} nft insert rule inet meshd prerouting drop",
-    "element": "ip netns exec {n1} nft delete element inet meshd vips4 '{{ 10.9.1.100 }}'",
-    "table": "ip netns exec {n1} nft delete table inet meshd",
-    "host table": "ip netns exec {host} nft delete table inet meshd_{prefix}",
-    "sysctl": "ip netns exec {n1} sysctl -qw net.ipv4.ip_forward=0",
-    "tunnel device": "ip -n {n1} link del vx0",
-    "tunnel down": "ip -n {n1} link set vx0 down",
-    "tunnel out of the bridge": "ip -n {n1} link set vx0 nomaster",
-    "bridge": "ip -n {n1} link del br0",
-    "container's link": "ip -n {c} link del eth1",
-    "container's address": "ip -n {c} addr flush dev eth1",
-    "container's link down": "ip -n {c} link set eth1 down",
-    "container's default route": "ip -n {c} route del default",
-    "uplink": "ip -n {host} link del {prefix}-in",
-    "uplink's route": "ip -n {host} route del 10.9.0.2",
-    "gateway bridge": "ip -n {host} link del {prefix}-gw",
-    "namespace": "ip netns del {n1}",
-    "ingress namespace": "ip netns del {prefix}-n0",
+    "tunnel row": (
+        "bridge -n {n1} fdb del 02:42:0a:09:01:15 dev vx0 dst 192.0.2.2 self",
+        "{n1}: forwarding row 02:42:0a:09:01:15 is altered",
+    ),
+    "bridge row": ("bridge -n {n1} fdb del 02:42:0a:09:01:15 dev vx0 master", "{n1}: forwarding row 02:42:0a:09:01:15 is altered"),
+    "flood row": (
+        "bridge -n {n1} fdb append 00:00:00:00:00:00 dev vx0 dst 192.0.2.77 self permanent",
+        "{n1}: forwarding row 00:00:00:00:00:00 is not ours",
+    ),
+    "neighbour": ("ip -n {n1} neigh del 10.9.1.21 dev vx0", "{n1}: neighbour 10.9.1.21 is missing"),
+    "vip": ("ip -n {n1} addr del 10.9.1.100/32 dev br0", "{n1}: address 10.9.1.100/32 is missing"),
+    "rule": ("ip netns exec {n1} nft flush chain inet meshd prerouting", "{n1}: nft chain prerouting is altered"),
+    "foreign rule in our chain": ("ip netns exec {n1} nft insert rule inet meshd prerouting drop", "{n1}: nft chain prerouting is altered"),
+    "element": (
+        "ip netns exec {n1} nft delete element inet meshd vips4 '{{ 10.9.1.100 }}'",
+        "{n1}: element of vips4: 10.9.1.100 is missing",
+    ),
+    "table": ("ip netns exec {n1} nft delete table inet meshd", "{n1}: nft table meshd is missing"),
+    "host table": ("ip netns exec {host} nft delete table inet meshd_{prefix}", "host: nft table meshd_{prefix} is missing"),
+    "sysctl": ("ip netns exec {n1} sysctl -qw net.ipv4.ip_forward=0", "{n1}: sysctl net.ipv4.ip_forward is altered"),
+    "tunnel device": ("ip -n {n1} link del vx0", "{n1}: tunnel device is missing"),
+    "tunnel down": ("ip -n {n1} link set vx0 down", "{n1}: tunnel device is altered"),
+    "tunnel out of the bridge": ("ip -n {n1} link set vx0 nomaster", "{n1}: tunnel device is altered"),
+    "bridge": ("ip -n {n1} link del br0", "{n1}: bridge br0 is missing"),
+    "container's link": ("ip -n {c} link del eth1", "{n1}: link"),
+    "container's address": ("ip -n {c} addr flush dev eth1", "{n1}: link"),
+    "container's link down": ("ip -n {c} link set eth1 down", "{n1}: link"),
+    "container's default route": ("ip -n {c} route del default", "host: link"),
+    "uplink": ("ip -n {host} link del {prefix}-in", "host: link {prefix}-in is missing"),
+    "uplink's route": ("ip -n {host} route del 10.9.0.2", "host: route 10.9.0.2 is missing"),
+    "gateway bridge": ("ip -n {host} link del {prefix}-gw", "host: bridge {prefix}-gw is missing"),
+    "namespace": ("ip netns del {n1}", "{n1}: namespace is missing"),
+    "ingress namespace": ("ip netns del {prefix}-n0", "{prefix}-n0: namespace is missing"),
+    "another node behind a row": (
+        "bridge -n {n1} fdb replace 02:42:0a:09:01:15 dev vx0 dst 192.0.2.77 self permanent",
+        "{n1}: forwarding row 02:42:0a:09:01:15 is altered",
+    ),
+    "another MAC of a neighbour": (
+        "ip -n {n1} neigh replace 10.9.1.21 lladdr 02:00:00:00:00:99 dev vx0 nud permanent",
+        "{n1}: neighbour 10.9.1.21 is altered",
+    ),
+    "another backend of an element": (
+        "ip netns exec {n1} nft 'delete element inet meshd backends4 {{ 10.9.1.100 . 0 }};"
+        " add element inet meshd backends4 {{ 10.9.1.100 . 0 : 10.9.1.99 }}'",
+        "{n1}: element of backends4: 10.9.1.100 . 0 is altered",
+    ),
+    "foreign address": ("ip -n {n1} addr add 10.9.1.77/32 dev br0", "{n1}: address 10.9.1.77/32 is not ours"),
+    "foreign map": ("ip netns exec {n1} nft 'add map inet meshd m {{ type mark : mark; }}'", "{n1}: nft map m is not ours"),
+    "table switched off": ("ip netns exec {n1} nft 'add table inet meshd {{ flags dormant; }}'", "{n1}: nft table meshd is altered"),
 }
 
 
@@ -102,9 +128,11 @@ DAMAGE = {
 async def test_damage_is_repaired(pair: Pair, what: str) -> None:
     bed = pair.bed
     prefix = bed.prefix("a")
-    sh(DAMAGE[what].format(n1=f"{prefix}-n1", host=bed.space("a0"), prefix=prefix, c=bed.space("a1")))
+    command, name = (text.format(n1=f"{prefix}-n1", host=bed.space("a0"), prefix=prefix, c=bed.space("a1")) for text in DAMAGE[what])
+    sh(command)
     report = await pair.meshes["a"].apply(pair.state("a"), resync=True)
-    assert report.ops and report.drift and not report.errors
+    assert report.ops and not report.errors
+    assert any(str(one).startswith(name) for one in report.drift), report.drift
     assert (await pair.meshes["a"].apply(pair.state("a"), resync=True)).ops == ()
     assert bed.asked("a1", VIP).keys() == {"a1", "b1"}
     assert bed.ask("out", "192.0.2.1", 8080) in ("a2", "b2")
@@ -133,7 +161,7 @@ async def test_damage_is_heard_of(pair: Pair, what: str) -> None:
     await mesh.apply(pair.state("a"), resync=True)
     said = asyncio.Event()
     await mesh.watch(said.set)
-    sh(DAMAGE[what].format(n1=f"{prefix}-n1", host=bed.space("a0"), prefix=prefix, c=bed.space("a1")))
+    sh(DAMAGE[what][0].format(n1=f"{prefix}-n1", host=bed.space("a0"), prefix=prefix, c=bed.space("a1")))
     await asyncio.wait_for(said.wait(), 10)
     assert (await mesh.apply(pair.state("a"), resync=True)).drift
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.linux import conntrack, ipvs, policy
+from mesh.linux import conntrack, ipvs, link, policy
 from mesh.linux.netlink import Netlink, attribute, attributes, nested
 from mesh.table import IpvsDestination, IpvsService, Policy
 
@@ -69,6 +69,16 @@ def test_ipvs_destinations_are_read_from_the_kernels_text(services: dict[int, fr
 def test_routing_rule_round_trip(priority: int, source: str, udp_port: int) -> None:
     wanted = Policy(priority, source, udp_port)
     assert policy.decode(policy.encode(wanted)) == wanted
+
+
+NETWORKS = st.tuples(st.ip_addresses(v=4) | st.ip_addresses(v=6), st.integers(1, 32)).map(lambda t: f"{t[0]}/{t[1]}")
+
+
+@given(NETWORKS, st.integers(1, 9999), st.sampled_from([link.RT_TABLE_MAIN, link.RT_TABLE_ANSWERS]))
+def test_route_round_trip(destination: str, index: int, table: int) -> None:
+    """Encoded by pyroute2, decoded by hand."""
+    for wanted in (link.Route(destination, "", index, table), link.Route("", "10.0.0.1", index, table)):
+        assert link.parse_route(link._route(wanted)) == wanted
 
 
 def test_an_ipvs_service_on_the_wire() -> None:
