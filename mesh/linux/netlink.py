@@ -11,12 +11,15 @@ import os
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
 from mesh.errors import KernelError
+from mesh.linux.namespace import open_namespace, setns
 
 NETLINK_ROUTE: Final = 0
 NETLINK_NETFILTER: Final = 12
@@ -46,7 +49,28 @@ _DUMP_ATTEMPTS: Final = 5
 _TIMEOUT_S: Final = 10.0
 _SO_NETNS_COOKIE: Final = 71
 _SO_SNDBUFFORCE: Final = 32
-_CLOSING: Final = ThreadPoolExecutor(1, thread_name_prefix="netlink-close")
+
+
+def _go_home() -> None:
+    """A thread begins in the namespace of the one that started it, and would keep that alive: move to the process's own."""
+    descriptor = open_namespace("/proc/self/ns/net")
+    try:
+        # who may not do that has entered no other namespace
+        with suppress(KernelError):
+            setns(descriptor, "of this process")
+    finally:
+        os.close(descriptor)
+
+
+_CLOSING: Final = ThreadPoolExecutor(1, thread_name_prefix="netlink-close", initializer=_go_home)
+_CLOSING_AT_ONCE: Final = threading.Semaphore(64)
+
+
+def _close(opened: socket.socket) -> None:
+    try:
+        opened.close()
+    finally:
+        _CLOSING_AT_ONCE.release()
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -98,9 +122,9 @@ class Netlink:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._protocol == NETLINK_NETFILTER:
-            # after a deletion the kernel lets the closing process wait for a grace period (10 ms and more): not this one
-            _CLOSING.submit(self._socket.close)
+        # after a deletion the kernel lets him who closes a netfilter socket wait for a grace period (10 ms and more): not this thread
+        if self._protocol == NETLINK_NETFILTER and _CLOSING_AT_ONCE.acquire(blocking=False):
+            _CLOSING.submit(_close, self._socket)
         else:
             self._socket.close()
 
@@ -133,16 +157,12 @@ class Netlink:
     def _packed(self, requests: Sequence[tuple[int, int, bytes]]) -> list[bytes]:
         """Headers and payloads; the last one asks for an acknowledgement."""
         parts: list[bytes] = []
-        sequence = self._sequence
-        for kind, flags, payload in requests:
-            sequence += 1
-            parts.append(_HEADER.pack(16 + len(payload), kind, flags | NLM_F_REQUEST, sequence, 0))
-            parts.append(payload)
+        for left, (kind, flags, payload) in zip(range(len(requests) - 1, -1, -1), requests, strict=True):
+            self._sequence += 1
+            flags |= NLM_F_REQUEST if left else NLM_F_REQUEST | NLM_F_ACK
+            parts += (_HEADER.pack(16 + len(payload), kind, flags, self._sequence, 0), payload)
             if padding := -len(payload) % 4:
                 parts.append(b"\0" * padding)
-        self._sequence = sequence
-        kind, flags, payload = requests[-1]
-        parts[-3 if len(payload) % 4 else -2] = _HEADER.pack(16 + len(payload), kind, flags | NLM_F_REQUEST | NLM_F_ACK, sequence, 0)
         return parts
 
     def request(self, op: str, kind: int, flags: int, payload: bytes, *, ignore: tuple[int, ...] = ()) -> None:

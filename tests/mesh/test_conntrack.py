@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -57,3 +59,24 @@ def test_only_what_matches_is_forgotten(space: str) -> None:
     # the word of the caller counts, the addresses are only a hint
     assert conntrack.forget(lambda c: False, addresses={"127.0.0.1"}) == 0
     assert conntrack.forget(lambda c: c.port == 53) == 5
+
+
+def test_nothing_of_this_process_stays_in_a_namespace_that_was_looked_into() -> None:
+    """A thread that began there would keep it alive after its name is gone."""
+    program = """
+import os, sys
+from mesh.linux import conntrack, netlink
+from mesh.linux.namespace import inside
+with inside(sys.argv[1]):
+    conntrack.kinds()
+netlink._CLOSING.submit(int).result()
+threads = os.listdir("/proc/self/task")
+print(len({os.readlink(f"/proc/self/task/{t}/ns/net") for t in threads}), len(threads))
+"""
+    name = f"ct{os.getpid()}t"
+    sh(f"ip netns add {name}")
+    try:
+        done = subprocess.run([sys.executable, "-c", program, f"/run/netns/{name}"], capture_output=True, text=True, check=True)
+    finally:
+        sh(f"ip netns del {name}")
+    assert done.stdout.split() == ["1", "2"]
