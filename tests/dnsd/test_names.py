@@ -249,6 +249,41 @@ def test_srv(name: str, targets: list[str]) -> None:
     assert look_up(VIEW, name, "A").header.rcode == 0
 
 
+def test_srv_of_tasks_with_both_families() -> None:
+    """Addresses of both come along; a task without a slot is called by its name; what doesn't run is no target."""
+    tasks = (
+        task("s.1.a", "10.0.0.1", "fd00::1", slot=1),
+        task("s.node2", "fd00::2"),
+        task("s.3.c", "10.0.0.3", slot=3, serving=False, running=False),
+    )
+    port = PortName(name="http", protocol="TCP", port=80)
+    view = View((Zone(ZoneSpec(network="n", name="net", services=(ServiceName(id="s", name="s", tasks=tasks, ports=(port,)),))),))
+    record = look_up(view, "_http._tcp.s.net", "SRV")
+    assert values(record, sort=True) == ["0 0 80 s.1.net.", "0 0 80 s.node2.net."]
+    assert [(str(extra.rname), str(extra.rdata)) for extra in record.ar] == [
+        ("s.1.net.", "10.0.0.1"),
+        ("s.1.net.", "fd00::1"),
+        ("s.node2.net.", "fd00::2"),
+    ]
+    assert look_up(view, "_tcp.s", "SRV").header.rcode == 0
+
+
+def test_ttls_are_the_networks() -> None:
+    tasks = (task("w.1.a", "10.0.0.1", "fd00::1", slot=1),)
+    port = PortName(name="http", protocol="tcp", port=80)
+    one = ServiceName(id="w", name="w", aliases=("x",), vips=("10.0.9.1",), tasks=tasks, ports=(port,))
+    other = ServiceName(id="v", name="v", aliases=("x",), tasks=tasks)
+    view = View((Zone(ZoneSpec(network="n", name="net", services=(one, other), vip_ttl_s=30, task_ttl_s=3)),))
+    for name, kind, ttl_s in (
+        ("w", "A", 30), ("w.net", "A", 30), ("v", "A", 3), ("tasks.w", "A", 3), ("tasks.w", "AAAA", 3), ("w.1", "A", 3), ("w.1.a", "A", 3),
+        # a VIP beside a task: as short as the task's
+        ("x", "A", 3), ("_http._tcp.w", "SRV", 3), ("1.0.0.10.in-addr.arpa", "PTR", 3),
+    ):  # fmt: skip
+        record = look_up(view, name, kind)
+        assert record.rr
+        assert {answer.ttl for answer in record.rr + record.ar} == {ttl_s}, name
+
+
 @pytest.mark.parametrize(
     ("address", "name"),
     [
