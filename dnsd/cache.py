@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+
+import msgspec
 
 from dnsd.wire import Reply
 
@@ -22,8 +23,7 @@ RECHECK_S = 30.0
 _ENTRY_BYTES = 700
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(msgspec.Struct, frozen=True):
     """recheck_at: getting a newer one failed; until then it isn't tried again, and this one goes out stale."""
 
     reply: Reply
@@ -71,7 +71,7 @@ class Cache:
         """The upstreams don't tell just now."""
         kept = self._kept.get(key)
         if kept is not None:
-            self._kept[key] = replace(kept, recheck_at=now + RECHECK_S)
+            self._kept[key] = msgspec.structs.replace(kept, recheck_at=now + RECHECK_S)
 
     def resting(self, key: Hashable, now: float) -> Kept | None:
         """Stale, and to be served as it is: the last attempt to get a newer one failed a moment ago."""

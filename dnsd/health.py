@@ -7,7 +7,8 @@ Source: RFC 8767 5 and RFC 1035 7.2 (prefer servers that answer); RFC 6298 2 (th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from dnsd.model import UpstreamStatus
 from dnsd.resolvers import Endpoint, endpoint_text
@@ -23,8 +24,7 @@ _RTT_WEIGHT = 1 / 8
 _REMEMBERED = 1024
 
 
-@dataclass(slots=True)
-class Health:
+class Health(msgspec.Struct):
     """asked: questions sent. answered: also with a denial. failed: refused, broken or an error of the server. silent: in vain.
     plain_until: it doesn't know EDNS and is asked without."""
 

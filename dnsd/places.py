@@ -6,7 +6,8 @@ Pure.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from dnsd.errors import ConfigError
 from dnsd.model import ScopeSpec
@@ -16,8 +17,7 @@ from dnsd.resolvers import Endpoint, endpoint_text, parse_endpoint
 Place = tuple[str, str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """A scope that could be open, and where it listens."""
 
     scope: ScopeSpec

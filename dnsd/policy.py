@@ -8,7 +8,8 @@ routes are left.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from dnsd.errors import ConfigError
 from dnsd.model import ScopeSpec, ZoneSpec
@@ -19,8 +20,7 @@ from dnsd.resolvers import Endpoint, parse_endpoint
 Upstreams = tuple[Endpoint, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True):
     """upstreams: for what no route covers. routes: domain as a wire name -> upstreams, longest first. forward False: routes only."""
 
     forward: bool = True

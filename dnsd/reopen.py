@@ -6,8 +6,9 @@ Edge. Nothing else of the program is loaded yet, which takes longer than this; w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from dnsd import state_file
 from dnsd.errors import ConfigError
@@ -15,12 +16,11 @@ from dnsd.places import Place, places_of
 from dnsd.sockets import Opened, Request, open_sockets
 
 
-@dataclass(frozen=True, slots=True)
-class Reopened:
+class Reopened(msgspec.Struct, frozen=True):
     """loaded: what was served; None: nothing. opened: what could be opened of it."""
 
     loaded: state_file.Loaded | None = None
-    opened: Mapping[Place, Opened] = field(default_factory=dict)
+    opened: Mapping[Place, Opened] = msgspec.field(default_factory=dict)
 
 
 def reopen(state_path: Path) -> Reopened:

@@ -8,8 +8,9 @@ Source: RFC 1034 4.3, RFC 2308 (NODATA, NXDOMAIN), RFC 6761 (localhost), RFC 802
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import count, cycle, repeat
+
+import msgspec
 
 from dnsd import datagrams, names, wire
 from dnsd.counters import label
@@ -35,8 +36,7 @@ UNKNOWN_ROW: Row = (0, 0, 0, 0, -1, b"")
 UNKNOWN: Iterator[Row] = repeat(UNKNOWN_ROW)
 
 
-@dataclass(frozen=True, slots=True)
-class Forward:
+class Forward(msgspec.Struct, frozen=True):
     """Not ours: these know. None: the node's own resolvers."""
 
     query: Query

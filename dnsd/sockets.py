@@ -13,8 +13,9 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from dnsd.errors import ConfigError
 from dnsd.resolvers import Endpoint, endpoint_text
@@ -35,8 +36,7 @@ OWN_NETNS = "/proc/thread-self/ns/net"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """netns "": our own. expected: the identity the namespace must have, "" = any."""
 
     netns: str
@@ -44,8 +44,7 @@ class Request:
     expected: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(msgspec.Struct, frozen=True):
     """Both non-blocking, on the same address and port; tcp listens. netns_id tells whether a path still means that namespace."""
 
     udp: socket.socket

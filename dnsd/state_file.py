@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -32,8 +31,7 @@ class _Saved(msgspec.Struct, frozen=True, kw_only=True):
     identities: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(msgspec.Struct, frozen=True):
     """zones: by digest."""
 
     zones: dict[str, EncodedZone]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import struct
 from array import array
 from bisect import bisect_right
-from dataclasses import dataclass
 from itertools import accumulate
+
+import msgspec
 
 from dnsd.errors import WireError
 from dnsd.names import MAX_LABEL_BYTES, MAX_NAME_BYTES, name_of
@@ -68,8 +69,7 @@ SOA_RECORD = _soa_record()
 # -- questions ------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(msgspec.Struct, frozen=True):
     """A well-formed query. question: as asked, case kept. size_bytes: largest datagram the asker takes."""
 
     id: bytes
@@ -259,8 +259,7 @@ class Answer:
 # -- what other servers say -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """A response of another server, ready to be passed on: everything after its question, without its OPT.
 
     ttl_offsets point into body. answer_ends: where each answer ends. ttl_s: how long it may be kept, 0 = not at all.

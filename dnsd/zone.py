@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -27,8 +26,7 @@ TASKS = b"\x05tasks"
 _PROTOCOLS = (b"_tcp", b"_udp", b"_sctp")
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """What an SRV record leads to: a port of a name, and that name's addresses (packed)."""
 
     port: int
@@ -36,8 +34,7 @@ class Target:
     addresses: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """A name that exists. addresses are packed, both families mixed; all empty = it exists but nothing of it can be reached."""
 
     addresses: tuple[bytes, ...] = ()
@@ -77,8 +74,7 @@ class _Several(list[_Service | _Task]):
 _Entry = _Service | _Task | _Several
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
+class Named(msgspec.Struct, frozen=True):
     """Services with all their tasks, and tasks that are named directly (by container, slot or alias)."""
 
     services: list[tuple[ServiceName | ServiceHead, list[TaskName]]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,8 +99,11 @@ class Dnsd:
 
 def _start(directory: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "dnsd", "--control", str(directory / "sock"), "--state-file", str(directory / "state")]
+    # Compiled modules are kept, as where it is installed: without them a start takes half as long again.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(directory / "compiled")
     with pinned(SERVER_CPU), (directory / "log").open("ab") as log:
-        return subprocess.Popen(command, cwd=PROJECT, stderr=log)
+        return subprocess.Popen(command, cwd=PROJECT, stderr=log, env=environment)
 
 
 @contextmanager
