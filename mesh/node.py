@@ -216,6 +216,16 @@ class NodeMesh:
         return report
 
     def _apply(self, state: NodeState, resync: bool) -> Report:
+        remembered = self._applied is not None and not resync
+        report = self._attempt(state, resync)
+        if self._applied is not None or not remembered:
+            return report
+        # what was refused may have been planned by a picture that is no longer true: look, and try once more
+        log.warning("apply again with a fresh look errors=%s", {name: str(error) for name, error in report.errors.items()})
+        again = self._attempt(state, resync=True)
+        return Report(report.ops + again.ops, again.drift, again.errors)
+
+    def _attempt(self, state: NodeState, resync: bool) -> Report:
         whole = resync or self._applied is None or self._facts is None
         whole = whole or (state.underlay, state.balancer) != (self._underlay, self._balancer)
         if whole:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mesh import (
+    Backend,
     ConfigError,
     KernelUnsupported,
     NamespaceGone,
@@ -137,6 +138,25 @@ async def test_damage_is_repaired(pair: Pair, what: str) -> None:
     assert bed.asked("a1", VIP).keys() == {"a1", "b1"}
     assert bed.ask("out", "192.0.2.1", 8080) in ("a2", "b2")
     assert bed.ask("a1", "192.0.2.2", 8080) in ("a2", "b2")
+
+
+@pytest.mark.parametrize("what", ["element", "tunnel device", "namespace"])
+async def test_a_change_planned_by_a_picture_that_is_no_longer_true_is_planned_again(pair: Pair, what: str) -> None:
+    bed = pair.bed
+    await pair.serve(Backend("10.9.1.11"), Backend("10.9.1.21"))
+    prefix = bed.prefix("a")
+    sh(DAMAGE[what][0].format(n1=f"{prefix}-n1", host=bed.space("a0"), prefix=prefix, c=bed.space("a1")))
+    pair.backends = (Backend("10.9.1.21"),)
+    pair.containers["b3"] = 23
+    pair.bed.container("b3", server=False)
+    try:
+        report = await pair.meshes["a"].apply(pair.state("a"))
+        assert report.ops and not report.errors
+        assert (await pair.meshes["a"].apply(pair.state("a"), resync=True)).ops == ()
+        await pair.meshes["b"].apply(pair.state("b"))
+        assert bed.asked("a2", VIP).keys() == {"b1"}
+    finally:
+        bed.remove_container("b3")
 
 
 HEARD = (
