@@ -77,8 +77,9 @@ def daemon(**options: object) -> None:
     Stopping or killing it disturbs no container, no connection and no DNS answer; the next start adopts everything.
     """
     from orchestrator import meshd
+    from orchestrator.daemon_config import DaemonConfig
 
-    meshd.run(meshd.DaemonConfig.from_options(options))
+    meshd.run(DaemonConfig.from_options(options))
 
 
 @main.command()

@@ -2,24 +2,20 @@
 
 Edge. A node is inactive, a worker (agent + TLS server) or a manager (that, and `manager.Manager`). What it is, is on disk before it is
 announced: certificate first, `node.json` last; a crash in between leaves an inactive node and files that the next attempt replaces.
-`manager` is imported where a manager is made: a worker does without the etcd client's 15 MB.
+What makes it a manager is in `seat`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import grp
-import ipaddress
 import logging
 import os
 import shutil
 import signal
-import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,88 +26,34 @@ import uvloop
 
 from mesh import NodeMesh, check_kernel, detect_balancer
 from mesh.model import Balancer
-from orchestrator import local_state, permissions
+from orchestrator import local_state
 from orchestrator.addresses import choose_address, metrics_endpoint, own_addresses
 from orchestrator.api.app import serve_unix
 from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole, NodeFacts, NodeState
-from orchestrator.backup import Backup, manager_node, sole_manager
-from orchestrator.backup import first_objects as first_objects_of_backup
+from orchestrator.backup import Backup
+from orchestrator.daemon_config import DaemonConfig
 from orchestrator.diagnose.finding import Finding
 from orchestrator.diagnose.peers import examine
-from orchestrator.errors import ApiError, ConfigError, MeshdError, StoreUnavailable
-from orchestrator.genesis import FirstNode, Keys, first_objects
-from orchestrator.ids import new_id
+from orchestrator.errors import ApiError, ConfigError
+from orchestrator.founding import Founding, Place, found, refound
 from orchestrator.local_state import LocalState
 from orchestrator.model import Cluster, JoinTokens, Network, Node
 from orchestrator.node import NodeRuntime, NodeSettings
 from orchestrator.role_follower import RoleFollower
-from orchestrator.security import ca, secretbox, tokens
+from orchestrator.seat import Seat
+from orchestrator.security import tokens
 from orchestrator.security.admission import DEFAULT_PORT, join_endpoint, split_endpoint
 from orchestrator.security.identity import Credentials, Identity
 from orchestrator.security.join import ask_for_promotion, join, renew
-from orchestrator.store.base import Change, Store
-from orchestrator.store.snapshot import Snapshot
+from orchestrator.store.base import Store
 from orchestrator.version import VERSION
 
 if TYPE_CHECKING:
-    from orchestrator.manager import Manager, ManagerConfig
+    from orchestrator.manager import Manager
 
 log = logging.getLogger(__name__)
 
 _CERTIFICATES = "certificates"
-_ETCD = "etcd"
-_BACKUPS = "backups"
-_RESUME_RETRY_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class DaemonConfig:
-    """engine: "unix:///path". listen_addr, metrics: "ip:port" or "". backup_every: minutes, 0 = never."""
-
-    state_dir: Path
-    socket: Path
-    group: str
-    engine: str
-    advertise_addr: str
-    listen_addr: str
-    hostname: str
-    netns_prefix: str
-    etcd_client_port: int
-    etcd_peer_port: int
-    backup_every: int
-    backup_keep: int
-    metrics: str
-    log_level: str
-    permits: frozenset[str] = permissions.DEFAULT
-
-    @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> DaemonConfig:
-        engine = str(options["engine"])
-        if not engine.startswith("unix:///"):
-            raise ConfigError(f"--engine {engine}: meshd drives the Engine of its own node through a unix socket: unix:///path")
-        options = dict(options)
-        permits = permissions.permitted(options.pop("permit", ()), options.pop("forbid", ()))
-        for flag in ("advertise_addr", "listen_addr"):
-            if options[flag]:
-                try:
-                    ipaddress.ip_address(split_endpoint(str(options[flag]))[0])
-                except ValueError:
-                    raise ConfigError(f"--{flag.replace('_', '-')} {options[flag]}: not an IP address") from None
-        if options["metrics"]:
-            metrics_endpoint(str(options["metrics"]))
-        return cls(
-            **{
-                **options,
-                "state_dir": Path(options["state_dir"]).absolute(),
-                "socket": Path(options["socket"]).absolute(),
-                "hostname": options["hostname"] or socket.gethostname(),
-                "permits": permits,
-            }
-        )
-
-    @property
-    def engine_socket(self) -> str:
-        return self.engine.removeprefix("unix://")
 
 
 class Meshd:
@@ -122,13 +64,15 @@ class Meshd:
         self._balancer: Balancer = balancer
         self._credentials: Credentials | None = None
         self._local: LocalState | None = None
-        self._manager: Manager | None = None
+        self._seat = Seat(config)
         self._node: NodeRuntime | None = None
         # one init, join, leave or change of role at a time; what comes meanwhile is told so
         self._changing = asyncio.Lock()
-        self._error = ""
         self._roles = RoleFollower(self._change_role)
-        self._resuming: asyncio.Task[None] | None = None
+
+    @property
+    def _manager(self) -> Manager | None:
+        return self._seat.manager
 
     # ---- Backend -------------------------------------------------------------------------------------------------------------
 
@@ -143,7 +87,7 @@ class Meshd:
         if self._manager is not None:
             return "manager"
         # a manager that waits for its quorum is no worker; one that becomes a manager is, until it is one
-        return "error" if self._resuming is not None else "worker"
+        return "error" if self._seat.waiting else "worker"
 
     @property
     def node_id(self) -> str:
@@ -174,106 +118,39 @@ class Meshd:
             managers=sorted(known),
             balancer=self._balancer,
             meshd_version=VERSION,
-            error=self._error,
+            error=self._seat.error,
             warnings=warnings,
         )
 
     async def init(self, request: InitRequest) -> str:
         async with self._one_change():
-            from orchestrator.manager import Manager, write_etcd_certificate
-            from orchestrator.store import etcd_tls
-
             advertise, listen = self._addresses(request.advertise_addr, request.listen_addr, "")
-            data_addr = self._data_addr(request.data_path_addr, advertise)
-            now = datetime.now(UTC)
-            cluster_id = new_id()
-            root = ca.new_root(cluster_id, now)
-            key, csr = ca.new_key_and_csr()
-            node_id = ca.node_id_of(csr)
-            certificate = ca.issue(root, csr, node_id=node_id, role="manager", cluster_id=cluster_id, now=now, addresses=[advertise])
-            etcd_ca = etcd_tls.create_ca(f"meshd etcd {cluster_id}", now)
-            keys = Keys(
-                ca_cert=root.certificate,
-                ca_key=root.key,
-                etcd_ca_cert=etcd_ca.cert,
-                etcd_ca_key=etcd_ca.key,
-                secret_key=secretbox.new_key(),
-                tokens=tokens.make_both(root.certificate),
-                tls_info=ca.tls_info(root.certificate),
-            )
-            addr = join_endpoint(advertise, split_endpoint(listen)[1])
-            pool = tuple(request.default_addr_pool)
-            changes = first_objects(
-                cluster_id,
-                new_id(),
-                request.spec,
-                keys,
-                FirstNode(node_id, self._config.hostname, addr, data_addr, request.availability),
-                now,
-                address_pool=pool,
-                # the CLI always sends /24; it is the user's word only beside a pool of his own
-                subnet_size=request.subnet_size if pool else 0,
-                data_path_port=request.data_path_port,
-            )
-            local = LocalState(
-                cluster_id=cluster_id, node_id=node_id, advertise_addr=advertise, data_addr=data_addr, listen=listen, managers=(addr,)
-            )
-            config = self._manager_config(local)
-            self._clear()
-            write_etcd_certificate(config, etcd_ca, now)
-            await self._become(local, Identity.of(certificate, key, root.certificate), Manager(config), lambda snapshot: changes)
-            log.info("cluster made cluster=%s node=%s addr=%s", cluster_id, node_id, addr)
-            return node_id
-
-    async def recover(self) -> str:
-        async with self._one_change():
-            from orchestrator.manager import Manager
-
-            local = self._local
-            if local is None or not self._has_etcd_data():
-                raise ApiError(503, "this node holds no data of a manager: recover at one that was a manager, or restore a backup")
-            await self._stop_resuming()
-            manager, self._manager = self._manager, None
-            if manager is not None:
-                await manager.stop()
-            config = dataclasses.replace(self._manager_config(local), force_new_cluster=True)
-            log.warning("recovering as the only manager cluster=%s node=%s", local.cluster_id, local.node_id)
-            manager = Manager(config)
-            try:
-                await manager.start(lambda snapshot: sole_manager(snapshot, local.node_id, datetime.now(UTC)))
-            except MeshdError:
-                # whatever etcd could not do now, it may do at the next try; until then this node waits as before
-                self._resuming = asyncio.create_task(self._resume_manager(local), name="resume-manager")
-                raise
-            self._manager, self._error = manager, ""
-            return local.node_id
+            place = Place(self._config.hostname, advertise, listen, self._data_addr(request.data_path_addr, advertise))
+            return await self._begin(found(request, place, datetime.now(UTC)))
 
     async def restore(self, backup: Backup, advertise_addr: str) -> str:
         async with self._one_change():
-            from orchestrator.manager import Manager, write_etcd_certificate
-            from orchestrator.store import etcd_tls
-
             advertise, listen = self._addresses(advertise_addr, "", "")
-            now = datetime.now(UTC)
-            cluster = backup.cluster
-            root = ca.RootCA(cluster.mesh_ca_cert, cluster.mesh_ca_key)
-            key, csr = ca.new_key_and_csr()
-            node_id = ca.node_id_of(csr)
-            certificate = ca.issue(root, csr, node_id=node_id, role="manager", cluster_id=cluster.id, now=now, addresses=[advertise])
-            addr = join_endpoint(advertise, split_endpoint(listen)[1])
-            local = LocalState(
-                cluster_id=cluster.id, node_id=node_id, advertise_addr=advertise, data_addr=advertise, listen=listen, managers=(addr,)
-            )
-            config = self._manager_config(local)
-            me = manager_node(backup, node_id, self._config.hostname, addr, advertise, now)
-            self._clear()
-            write_etcd_certificate(config, etcd_tls.KeyPair(cluster.mesh_etcd_ca_cert, cluster.mesh_etcd_ca_key), now)
-            changes = first_objects_of_backup(backup, me, now)
-            await self._become(local, Identity.of(certificate, key, root.certificate), Manager(config), lambda snapshot: changes)
-            log.info(
-                "cluster restored cluster=%s node=%s objects=%d made_at=%s", cluster.id, node_id, len(changes), backup.header.created_at
-            )
+            node_id = await self._begin(refound(backup, Place(self._config.hostname, advertise, listen, advertise), datetime.now(UTC)))
+            log.info("cluster restored objects=%d made_at=%s", backup.header.objects, backup.header.created_at)
             return node_id
+
+    async def _begin(self, founding: Founding) -> str:
+        self._clear()
+
+        async def take_seat() -> None:
+            await self._seat.found(founding.local, founding.etcd_ca, founding.changes)
+
+        await self._become(founding.local, founding.identity, take_seat, self._until_ingress)
+        log.info("cluster begins cluster=%s node=%s", founding.local.cluster_id, founding.local.node_id)
+        return founding.local.node_id
+
+    async def recover(self) -> str:
+        async with self._one_change():
+            if self._local is None or not self._seat.has_data:
+                raise ApiError(503, "this node holds no data of a manager: recover at one that was a manager, or restore a backup")
+            await self._seat.recover(self._local)
+            return self._local.node_id
 
     async def join(self, request: JoinRequest) -> None:
         async with self._one_change():
@@ -298,20 +175,15 @@ class Meshd:
                 listen=listen,
                 managers=result.managers,
             )
-            manager = None
             if identity.role == "manager":
-                local, manager = self._joining_manager(local, result.bundle)
-            await self._become(local, identity, manager)
+                local = self._seat.joining(local, result.bundle)
+
+            async def take_seat() -> None:
+                if identity.role == "manager":
+                    await self._seat.join(local, result.bundle)
+
+            await self._become(local, identity, take_seat)
             log.info("joined cluster=%s node=%s role=%s", local.cluster_id, local.node_id, identity.role)
-
-    def _joining_manager(self, local: LocalState, bundle: Mapping[str, str]) -> tuple[LocalState, Manager]:
-        from orchestrator.manager import BUNDLE_CA_CERT, BUNDLE_CA_KEY, BUNDLE_CLUSTER, Manager, write_etcd_certificate
-        from orchestrator.store import etcd_tls
-
-        local = msgspec.structs.replace(local, etcd_cluster=bundle[BUNDLE_CLUSTER])
-        config = self._manager_config(local, joining=True)
-        write_etcd_certificate(config, etcd_tls.KeyPair(bundle[BUNDLE_CA_CERT], bundle[BUNDLE_CA_KEY]), datetime.now(UTC))
-        return local, Manager(config)
 
     async def leave(self, force: bool) -> None:
         async with self._one_change():
@@ -323,13 +195,9 @@ class Meshd:
             node, self._node = self._node, None
             if node is not None:
                 await node.leave()
-            await self._stop_resuming()
-            manager, self._manager = self._manager, None
-            if manager is not None:
-                await manager.withdraw()
-                await manager.stop()
+            await self._seat.withdraw()
+            await self._seat.stop()
             self._credentials = None
-            self._error = ""
             self._clear()
 
     async def engine_session(self, node_id: str) -> tuple[aiohttp.ClientSession, str]:
@@ -344,7 +212,7 @@ class Meshd:
     async def examine(self) -> list[Finding]:
         if self._node is None or self._local is None:
             return [Finding("note", "cluster", "this node is in no cluster", "docker swarm init, or docker swarm join")]
-        findings = [Finding("bad", "cluster", self._error, "")] if self._error else []
+        findings = [Finding("bad", "cluster", self._seat.error, "")] if self._seat.error else []
         nodes = [(addr, addr, "") for addr in self._local.managers]
         if self._manager is not None:
             nodes = [
@@ -384,38 +252,9 @@ class Meshd:
             raise ConfigError(f"{self._config.state_dir} says this node is in a cluster, but its certificate is gone; leave and join again")
         self._credentials, self._local = credentials, local
         # without etcd's data it is on its way to be a manager, or no longer one: the leader says which
-        if credentials.identity.role == "manager" and self._has_etcd_data():
-            self._resuming = asyncio.create_task(self._resume_manager(local), name="resume-manager")
+        if credentials.identity.role == "manager" and self._seat.has_data:
+            self._seat.resume(local)
         await self._start_node()
-        if self._resuming is not None:
-            await asyncio.wait({self._resuming})
-            if not self._resuming.cancelled():
-                self._resuming.result()
-            self._resuming = None
-
-    async def _resume_manager(self, local: LocalState) -> None:
-        from orchestrator.manager import Manager
-
-        manager = Manager(self._manager_config(local))
-        while True:
-            try:
-                await manager.start()
-            except StoreUnavailable as error:
-                self._error = str(error)
-                log.warning("manager waits error=%s", error)
-            except ConfigError as error:
-                # the node's tasks go on; and a member that was removed meanwhile ends like this, until the leader tells it so
-                self._error = str(error)
-                log.error("manager can't start error=%s retry_in_s=%g", error, _RESUME_RETRY_S)
-                await asyncio.sleep(_RESUME_RETRY_S)
-            else:
-                self._manager, self._error = manager, ""
-                return
-
-    async def _stop_resuming(self) -> None:
-        if self._resuming is not None:
-            self._resuming.cancel()
-            await asyncio.wait({self._resuming})
 
     # ---- roles ---------------------------------------------------------------------------------------------------------------
 
@@ -424,92 +263,66 @@ class Meshd:
         async with self._changing:
             if self._local is None:
                 return
-            if role == "manager" and self._manager is None and self._resuming is None:
+            if role == "manager" and self._manager is None and not self._seat.waiting:
                 await self._become_manager()
             elif role == "worker" and (self._manager is not None or self._credential_role() == "manager"):
                 await self._become_worker()
 
     async def _become_manager(self) -> None:
-        from orchestrator.manager import Manager
-
         assert self._local is not None and self._credentials is not None
-        config = self._manager_config(self._local, joining=True)
-        await Manager(config).check()
+        await self._seat.check(self._local)
         if self._credential_role() != "manager":
             await renew(self._credentials, self._local.managers)
-        bundle = await ask_for_promotion(self._credentials, self._local.managers, config.addr)
-        self._clear_etcd()
-        local, manager = self._joining_manager(self._local, bundle)
-        local_state.save(self._config.state_dir, local)
-        self._local = local
-        try:
-            await manager.start()
-        except BaseException:
-            # a learner whose data is gone is replaced at the next try
-            self._clear_etcd()
-            raise
-        self._manager = manager
-        log.info("promoted cluster=%s node=%s", local.cluster_id, local.node_id)
+        bundle = await ask_for_promotion(self._credentials, self._local.managers, self._own_api_addr())
+        self._seat.clear()
+        self._remember(self._seat.joining(self._local, bundle))
+        await self._seat.join(self._local, bundle)
+        log.info("promoted cluster=%s node=%s", self._local.cluster_id, self._local.node_id)
 
     async def _become_worker(self) -> None:
         assert self._local is not None and self._credentials is not None
-        await self._stop_resuming()
-        manager, self._manager = self._manager, None
-        if manager is not None:
-            await manager.stop()
-        self._clear_etcd()
-        self._local = msgspec.structs.replace(self._local, etcd_cluster="")
-        local_state.save(self._config.state_dir, self._local)
+        await self._seat.stop()
+        self._seat.clear()
+        self._remember(msgspec.structs.replace(self._local, etcd_cluster=""))
         if self._credential_role() == "manager":
             await renew(self._credentials, self._local.managers)
-        self._error = ""
         log.info("demoted cluster=%s node=%s", self._local.cluster_id, self._local.node_id)
 
     def _credential_role(self) -> str:
         return self._credentials.identity.role if self._credentials is not None else ""
-
-    def _has_etcd_data(self) -> bool:
-        return (self._config.state_dir / _ETCD / "data" / "member").exists()
-
-    def _clear_etcd(self) -> None:
-        shutil.rmtree(self._config.state_dir / _ETCD, ignore_errors=True)
 
     # ---- life, continued -----------------------------------------------------------------------------------------------------
 
     async def stop(self) -> None:
         """End this process's part; containers, kernel tables and dnsd go on."""
         self._roles.stop()
-        await self._stop_resuming()
         if self._node is not None:
             await self._node.stop()
-        if self._manager is not None:
-            await self._manager.stop()
+        await self._seat.stop()
 
     async def _become(
         self,
         local: LocalState,
         identity: Identity,
-        manager: Manager | None,
-        first_changes: Callable[[Snapshot], Sequence[Change]] | None = None,
+        take_seat: Callable[[], Awaitable[None]],
+        settled: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """From inactive to a member, or (any error) back to inactive with nothing left. first_changes: of a cluster that begins here."""
+        """From inactive to a member, or (any error) back to inactive with nothing left. settled: awaited before it counts."""
         try:
             self._credentials = Credentials.create(self._config.state_dir / _CERTIFICATES, identity)
             self._local = local
-            if manager is not None:
-                await manager.start(first_changes or _nothing)
-                self._manager = manager
+            await take_seat()
             await self._start_node()
-            if first_changes:
-                await self._until_ingress()
+            if settled is not None:
+                await settled()
             local_state.save(self._config.state_dir, local)
         except BaseException as error:
+            self._roles.stop()
             node, self._node = self._node, None
             if node is not None:
                 await node.leave()
-            if manager is not None:
-                await manager.stop()
-            self._manager = self._local = self._credentials = None
+            await self._seat.stop()
+            self._local = self._credentials = None
             self._clear()
             if isinstance(error, ConfigError):
                 raise ApiError(500, str(error)) from error
@@ -544,11 +357,14 @@ class Meshd:
         self._node = node
 
     def _remember_managers(self, managers: tuple[str, ...]) -> None:
-        local = self._local
-        if local is not None and managers and managers != local.managers:
-            self._local = msgspec.structs.replace(local, managers=managers)
-            if local_state.load(self._config.state_dir) is not None:
-                local_state.save(self._config.state_dir, self._local)
+        if self._local is not None and managers and managers != self._local.managers:
+            self._remember(msgspec.structs.replace(self._local, managers=managers))
+
+    def _remember(self, local: LocalState) -> None:
+        """Only a node that is in its cluster already has it on disk."""
+        self._local = local
+        if local_state.load(self._config.state_dir) is not None:
+            local_state.save(self._config.state_dir, local)
 
     async def _until_ingress(self) -> None:
         """`swarm init` answers once the leader's loops run: the ingress network has its addresses."""
@@ -559,22 +375,6 @@ class Meshd:
                     await asyncio.sleep(0.02)
 
     # ---- details -------------------------------------------------------------------------------------------------------------
-
-    def _manager_config(self, local: LocalState, *, joining: bool = False) -> ManagerConfig:
-        from orchestrator.manager import ManagerConfig
-
-        return ManagerConfig(
-            node_id=local.node_id,
-            addr=join_endpoint(local.advertise_addr, split_endpoint(local.listen)[1]),
-            directory=self._config.state_dir / _ETCD,
-            client_port=self._config.etcd_client_port,
-            peer_port=self._config.etcd_peer_port,
-            initial_cluster=local.etcd_cluster,
-            joining=joining,
-            backups=self._config.state_dir / _BACKUPS,
-            backup_every_s=self._config.backup_every * 60.0,
-            backup_keep=self._config.backup_keep,
-        )
 
     def _addresses(self, advertise: str, listen: str, remote: str) -> tuple[str, str]:
         """(IP address to advertise, "ip:port" to listen at). ApiError(400) with Docker's text when there is no single choice."""
@@ -597,7 +397,7 @@ class Meshd:
     def _clear(self) -> None:
         """Remove what an earlier membership, or an attempt that failed, left on disk."""
         shutil.rmtree(self._config.state_dir / _CERTIFICATES, ignore_errors=True)
-        self._clear_etcd()
+        self._seat.clear()
         local_state.erase(self._config.state_dir)
 
     @contextlib.asynccontextmanager
@@ -606,10 +406,6 @@ class Meshd:
             raise ApiError(503, "this node is just being initialized, joined or removed: wait until that is done")
         async with self._changing:
             yield
-
-
-def _nothing(snapshot: Snapshot) -> Sequence[Change]:
-    return ()
 
 
 async def _serve(config: DaemonConfig) -> None:

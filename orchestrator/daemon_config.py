@@ -1,0 +1,68 @@
+"""What `meshd daemon` was told on its command line.
+
+Pure: checked, no I/O but the machine's host name.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import permissions
+from orchestrator.addresses import metrics_endpoint
+from orchestrator.errors import ConfigError
+from orchestrator.security.admission import split_endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonConfig:
+    """engine: "unix:///path". listen_addr, metrics: "ip:port" or "". backup_every: minutes, 0 = never."""
+
+    state_dir: Path
+    socket: Path
+    group: str
+    engine: str
+    advertise_addr: str
+    listen_addr: str
+    hostname: str
+    netns_prefix: str
+    etcd_client_port: int
+    etcd_peer_port: int
+    backup_every: int
+    backup_keep: int
+    metrics: str
+    log_level: str
+    permits: frozenset[str] = permissions.DEFAULT
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> DaemonConfig:
+        engine = str(options["engine"])
+        if not engine.startswith("unix:///"):
+            raise ConfigError(f"--engine {engine}: meshd drives the Engine of its own node through a unix socket: unix:///path")
+        options = dict(options)
+        permits = permissions.permitted(options.pop("permit", ()), options.pop("forbid", ()))
+        for flag in ("advertise_addr", "listen_addr"):
+            if options[flag]:
+                try:
+                    ipaddress.ip_address(split_endpoint(str(options[flag]))[0])
+                except ValueError:
+                    raise ConfigError(f"--{flag.replace('_', '-')} {options[flag]}: not an IP address") from None
+        if options["metrics"]:
+            metrics_endpoint(str(options["metrics"]))
+        return cls(
+            **{
+                **options,
+                "state_dir": Path(options["state_dir"]).absolute(),
+                "socket": Path(options["socket"]).absolute(),
+                "hostname": options["hostname"] or socket.gethostname(),
+                "permits": permits,
+            }
+        )
+
+    @property
+    def engine_socket(self) -> str:
+        return self.engine.removeprefix("unix://")

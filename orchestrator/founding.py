@@ -1,0 +1,104 @@
+"""A cluster that begins at this node: made new, or made again from a backup. Certificate, etcd's CA, first objects.
+
+Pure but for the keys it makes. Nothing is written here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from orchestrator import backup as backups
+from orchestrator.api.backend import InitRequest
+from orchestrator.backup import Backup
+from orchestrator.genesis import FirstNode, Keys, first_objects
+from orchestrator.ids import new_id
+from orchestrator.local_state import LocalState
+from orchestrator.security import ca, secretbox, tokens
+from orchestrator.security.admission import join_endpoint, split_endpoint
+from orchestrator.security.identity import Identity
+from orchestrator.store import etcd_tls
+from orchestrator.store.base import Change
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where it begins. advertise, data_addr: IP addresses; listen: "ip:port"."""
+
+    hostname: str
+    advertise: str
+    listen: str
+    data_addr: str
+
+    @property
+    def addr(self) -> str:
+        """ "ip:port" others reach this node at."""
+        return join_endpoint(self.advertise, split_endpoint(self.listen)[1])
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Founding:
+    """What the first manager starts with. No `repr`: keys stay out of logs."""
+
+    local: LocalState
+    identity: Identity
+    etcd_ca: etcd_tls.KeyPair
+    changes: list[Change]
+
+
+def found(request: InitRequest, place: Place, now: datetime) -> Founding:
+    """`swarm init`."""
+    cluster_id = new_id()
+    root = ca.new_root(cluster_id, now)
+    identity = _identity(root, cluster_id, place, now)
+    etcd_ca = etcd_tls.create_ca(f"meshd etcd {cluster_id}", now)
+    keys = Keys(
+        ca_cert=root.certificate,
+        ca_key=root.key,
+        etcd_ca_cert=etcd_ca.cert,
+        etcd_ca_key=etcd_ca.key,
+        secret_key=secretbox.new_key(),
+        tokens=tokens.make_both(root.certificate),
+        tls_info=ca.tls_info(root.certificate),
+    )
+    pool = tuple(request.default_addr_pool)
+    changes = first_objects(
+        cluster_id,
+        new_id(),
+        request.spec,
+        keys,
+        FirstNode(identity.node_id, place.hostname, place.addr, place.data_addr, request.availability),
+        now,
+        address_pool=pool,
+        # the CLI always sends /24; it is the user's word only beside a pool of his own
+        subnet_size=request.subnet_size if pool else 0,
+        data_path_port=request.data_path_port,
+    )
+    return Founding(_local(identity, place), identity, etcd_ca, changes)
+
+
+def refound(backup: Backup, place: Place, now: datetime) -> Founding:
+    """`meshd restore`: the same cluster, CA and objects, with a node of a new identity as its only manager."""
+    cluster = backup.cluster
+    identity = _identity(ca.RootCA(cluster.mesh_ca_cert, cluster.mesh_ca_key), cluster.id, place, now)
+    me = backups.manager_node(backup, identity.node_id, place.hostname, place.addr, place.data_addr, now)
+    etcd_ca = etcd_tls.KeyPair(cluster.mesh_etcd_ca_cert, cluster.mesh_etcd_ca_key)
+    return Founding(_local(identity, place), identity, etcd_ca, backups.first_objects(backup, me, now))
+
+
+def _identity(root: ca.RootCA, cluster_id: str, place: Place, now: datetime) -> Identity:
+    key, csr = ca.new_key_and_csr()
+    node_id = ca.node_id_of(csr)
+    certificate = ca.issue(root, csr, node_id=node_id, role="manager", cluster_id=cluster_id, now=now, addresses=[place.advertise])
+    return Identity.of(certificate, key, root.certificate)
+
+
+def _local(identity: Identity, place: Place) -> LocalState:
+    return LocalState(
+        cluster_id=identity.cluster_id,
+        node_id=identity.node_id,
+        advertise_addr=place.advertise,
+        data_addr=place.data_addr,
+        listen=place.listen,
+        managers=(place.addr,),
+    )
