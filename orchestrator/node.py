@@ -84,7 +84,6 @@ class NodeRuntime:
         manager_side: Callable[[], ManagerSide | None],
         on_managers: Callable[[tuple[str, ...]], None],
         on_role: Callable[[str], None],
-        vxlan_port: int = 4789,
     ) -> None:
         self._settings = settings
         self._credentials = credentials
@@ -92,7 +91,6 @@ class NodeRuntime:
         self._managers = tuple(managers)
         self._on_managers = on_managers
         self._on_role = on_role
-        self._vxlan_port = vxlan_port
         self._runtime = DockerRuntime(
             engine_url=settings.engine,
             cluster_id=credentials.identity.cluster_id,
@@ -239,7 +237,6 @@ class NodeRuntime:
             names=self._names,
             session=session,
             balancer=self._settings.balancer,
-            vxlan_port=self._vxlan_port,
             permits=self._settings.permits,
         )
         self._session, self._agent = session, agent

@@ -93,7 +93,6 @@ class Agent:
         names: Names,
         session: Session,
         balancer: Balancer = "nftables",
-        vxlan_port: int = 4789,
         permits: Collection[str] = permissions.DEFAULT,
         timing: Timing | None = None,
         listening: Callable[[int], frozenset[int]] = listening,
@@ -105,7 +104,6 @@ class Agent:
         self._runtime = runtime
         self._session = session
         self._balancer: Balancer = balancer
-        self._vxlan_port = vxlan_port
         self._permits = permits
         self._listening = listening
         self._alive = alive
@@ -328,7 +326,6 @@ class Agent:
             node_id=self._node_id,
             data_addr=self._data_addr,
             balancer=self._balancer,
-            vxlan_port=self._vxlan_port,
         )
         names = dns_state(rows, containers, node_id=self._node_id)
         self._network.want(Wanted(rows.revision, state, names, draining_addresses(rows)), owed=owed)

@@ -25,6 +25,8 @@ from orchestrator.agent.rows import LocalTask, Rows, bare, local_tasks, weight
 from orchestrator.agent.runtime import Container
 from orchestrator.dispatcher.messages import EndpointRow, NetworkRow, ServiceRow
 
+# for a node on no network yet: IANA's
+DEFAULT_VXLAN_PORT = 4789
 R = TypeVar("R", EndpointRow, ServiceRow)
 _PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "sctp": "sctp"}
 
@@ -36,7 +38,6 @@ def node_state(
     node_id: str,
     data_addr: str,
     balancer: Balancer = "nftables",
-    vxlan_port: int = 4789,
 ) -> NodeState:
     """Networks on which this node has no address yet are left out: there is nothing of ours to attach."""
     local = local_tasks(rows, containers)
@@ -69,7 +70,8 @@ def node_state(
         published=_published(services.get(ingress, ()), backends.get(ingress, {})),
         host_ports=_host_ports(local),
         balancer=balancer,
-        vxlan_port=vxlan_port,
+        # one port a cluster
+        vxlan_port=here[0].vxlan_port if here else DEFAULT_VXLAN_PORT,
     )
 
 

@@ -16,8 +16,10 @@ from orchestrator.dispatcher.file_rows import Open, file_rows
 from orchestrator.dispatcher.messages import EndpointRow, NetworkRow, NodeRow, Row, ServiceRow, TaskRow
 from orchestrator.dns_options import DnsOptions, dns_options
 from orchestrator.errors import ConfigError, TaskError
+from orchestrator.genesis import DEFAULT_DATA_PATH_PORT
 from orchestrator.model import (
     STATE_ORDER,
+    Cluster,
     Network,
     NetworkAttachmentConfig,
     Node,
@@ -87,7 +89,7 @@ def network_scope_rows(snapshot: Snapshot, network_id: str) -> dict[str, Row]:
         return {}
     rows: dict[str, Row] = {}
     members = [(node, address) for node in snapshot.all(Node) if (address := lb_address(node, network_id))]
-    _add(rows, _network_row(network, members))
+    _add(rows, _network_row(network, members, snapshot.cluster))
     for node, _ in members:
         if row := node_row(node):
             _add(rows, row)
@@ -209,7 +211,7 @@ def service_networks(service: Service) -> list[NetworkAttachmentConfig]:
     return list(service.spec.task_template.networks or service.spec.networks or ())
 
 
-def _network_row(network: Network, members: list[tuple[Node, str]]) -> NetworkRow:
+def _network_row(network: Network, members: list[tuple[Node, str]], cluster: Cluster | None) -> NetworkRow:
     mtu = (network.options or {}).get(_MTU_OPTION, "")
     return NetworkRow(
         id=network.id,
@@ -219,6 +221,7 @@ def _network_row(network: Network, members: list[tuple[Node, str]]) -> NetworkRo
         ingress=network.ingress,
         internal=network.internal,
         mtu=int(mtu) if mtu.isdigit() else None,
+        vxlan_port=cluster.data_path_port if cluster is not None and cluster.data_path_port else DEFAULT_DATA_PATH_PORT,
         lb_addresses={node.id: address for node, address in sorted(members, key=lambda member: member[0].id)},
         dns=_dns_options(network),
     )

@@ -50,7 +50,7 @@ class NodeRow(msgspec.Struct, frozen=True, kw_only=True, tag="node"):
 
 
 class NetworkRow(msgspec.Struct, frozen=True, kw_only=True, tag="network"):
-    """lb_addresses: node id -> that node's own address on this network (no prefix length)."""
+    """lb_addresses: node id -> that node's own address on this network (no prefix length). vxlan_port: the cluster's, on every row."""
 
     id: str
     name: str
@@ -59,6 +59,7 @@ class NetworkRow(msgspec.Struct, frozen=True, kw_only=True, tag="network"):
     ingress: bool = False
     internal: bool = False
     mtu: int | None = None
+    vxlan_port: int = 4789
     lb_addresses: dict[str, str] = {}
     dns: DnsOptions = DnsOptions()
 

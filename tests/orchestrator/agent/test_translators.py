@@ -138,6 +138,13 @@ def test_held_has_its_network_before_it_serves() -> None:
     assert [scope.id for scope in names(built, replace(RUNNING, state="held")).scopes] == ["t1"]
 
 
+def test_the_tunnels_use_the_cluster_s_port() -> None:
+    built = Rows()
+    built.update(1, [msgspec.structs.replace(row, vxlan_port=5789) if isinstance(row, NetworkRow) else row for row in ROWS], [], True)
+    assert mesh(built).vxlan_port == 5789
+    assert mesh(Rows()).vxlan_port == 4789
+
+
 def test_a_network_without_an_address_of_ours_is_not_there_yet() -> None:
     built = rows(NetworkRow(id="app", name="shop", vni=4097, subnets=("10.0.1.0/24",), lb_addresses={"n2": "10.0.1.3"}))
     assert [network.id for network in mesh(built, RUNNING).networks] == ["ing"]

@@ -17,6 +17,7 @@ from orchestrator.dispatcher.messages import ConfigRow, EndpointRow, NetworkRow,
 from orchestrator.dns_options import DnsOptions
 from orchestrator.model import (
     STATE_ORDER,
+    Cluster,
     Config,
     ConfigReference,
     ContainerSpec,
@@ -165,6 +166,12 @@ def test_a_vip_service_has_no_row_before_its_vip() -> None:
 def test_a_network_has_no_scope_before_it_is_allocated() -> None:
     assert network_scope_rows(snapshot(network("a")), "a") == {}
     assert network_scope_rows(snapshot(), "a") == {}
+
+
+def test_the_cluster_s_data_path_port_is_on_every_network() -> None:
+    for chosen, shown in ((5789, 5789), (0, 4789)):
+        row = network_scope_rows(placed().with_object(Cluster(id="cluster", data_path_port=chosen)), "a")["network/a"]
+        assert isinstance(row, NetworkRow) and row.vxlan_port == shown
 
 
 def test_options_and_internal_are_passed_on() -> None:
