@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from mesh.linux.netlink import NETLINK_NETFILTER, NLM_F_ACK, Netlink, attribute, attributes
+from mesh.linux.netlink import NETLINK_NETFILTER, NLM_F_ACK, Netlink, attribute, attributes, nested
 
 _CTNETLINK: Final = 1 << 8
 _GET: Final = _CTNETLINK | 1
@@ -22,6 +22,8 @@ _TUPLE_REPLY: Final = 2
 _STATUS: Final = 3
 _PROTOCOL_STATE: Final = 4
 _ID: Final = 12
+_FILTER: Final = 25
+_BY_SOURCE: Final = 1
 _STATUS_MASK: Final = 26
 _IPS_DST_NAT: Final = 1 << 5
 _TCP: Final = 6
@@ -31,7 +33,7 @@ _ORIGINAL_HEADER: Final = struct.pack("=HH", 52, _TUPLE_ORIGINAL | 0x8000)
 _AFTER_TUPLES: Final = slice(108, 112)
 _STATUS_HEADER: Final = struct.pack("=HH", 8, _STATUS)
 _KIND: Final = (slice(24, 28), slice(36, 37), slice(52, 54), slice(68, 72), slice(112, 116))
-_NEEDLES: Final = 8
+_FEW: Final = 8
 _OPEN_TCP_STATES: Final = frozenset({1, 2, 3, 4, 5, 6, 9})
 """SYN_SENT, SYN_RECV, ESTABLISHED, FIN_WAIT, CLOSE_WAIT, LAST_ACK, SYN_SENT2: not NONE, TIME_WAIT, CLOSE."""
 
@@ -72,10 +74,16 @@ def kinds(*, translated_only: bool = False) -> list[Connection]:
     return found
 
 
-def _dump(translated_only: bool) -> Iterable[bytes]:
-    request = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
+def _dump(translated_only: bool, answerer: str = "") -> list[bytes]:
+    """Both are asked of the kernel, which may not know to (`answerer` before Linux 5.8): it then sends more. `answerer` is an IPv4 address:
+    of IPv6 the kernel sends all but those asked for (seen in Linux 6.18)."""
+    request = struct.pack("=BBH", socket.AF_INET if answerer else socket.AF_UNSPEC, 0, 0)
     if translated_only:
         request += attribute(_STATUS, struct.pack(">I", _IPS_DST_NAT)) + attribute(_STATUS_MASK, struct.pack(">I", _IPS_DST_NAT))
+    if answerer:
+        source = nested(1, attribute(1, socket.inet_pton(socket.AF_INET, answerer)))
+        flags = nested(_FILTER, attribute(1, struct.pack("=I", 0)), attribute(2, struct.pack("=I", _BY_SOURCE)))
+        request += nested(_TUPLE_REPLY, source) + flags
     with Netlink(NETLINK_NETFILTER) as netlink:
         return [payload for _kind, payload in netlink.dump("list tracked connections", _GET, request)]
 
@@ -108,13 +116,13 @@ def parse(payload: bytes) -> Connection | None:
     return Connection(protocol, destination, port, answerer, translated, is_open, (family, key))
 
 
-def forget(matches: Callable[[Connection], bool], *, addresses: Collection[str] = (), translated_only: bool = False) -> int:
-    """Delete the connections that match, return how many there were. `addresses`: at least one of them occurs in each that matches; where
-    they are few, the others are not even parsed."""
-    payloads = _dump(translated_only)
-    if 0 < len(addresses) <= _NEEDLES:
-        needles = [socket.inet_pton(socket.AF_INET6 if ":" in a else socket.AF_INET, a) for a in addresses]
-        payloads = [payload for payload in payloads if any(needle in payload for needle in needles)]
+def forget(matches: Callable[[Connection], bool], *, answerers: Collection[str] = (), translated_only: bool = False) -> int:
+    """Delete the connections that match, return how many there were. `answerers`: who answers in those that match; where they are few,
+    the kernel is asked for their connections only."""
+    if 0 < len(answerers) <= _FEW and not any(":" in address for address in answerers):
+        payloads = [payload for address in answerers for payload in _dump(translated_only, address)]
+    else:
+        payloads = _dump(translated_only)
     doomed = [c for c in map(parse, payloads) if c is not None and (c.translated or not translated_only) and matches(c)]
     with Netlink(NETLINK_NETFILTER) as netlink:
         for part in _parts(doomed):

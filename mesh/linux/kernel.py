@@ -300,14 +300,14 @@ class Kernel:
             if translated:
                 answerers = {f.backend for f in translated}
                 conntrack.forget(
-                    lambda c: Flow("", (c.protocol, c.port), c.answerer) in translated, addresses=answerers, translated_only=True
+                    lambda c: Flow("", (c.protocol, c.port), c.answerer) in translated, answerers=answerers, translated_only=True
                 )
             refused = {f.port for f in op.flows if not f.backend}
             if refused:
                 conntrack.forget(lambda c: not c.translated and c.protocol == 17 and (17, c.port) in refused)
             return
         shared = {f.destination for f in op.flows if f.port is not None}
-        conntrack.forget(lambda c: network_flow(c, shared) in op.flows, addresses={f.backend or f.destination for f in op.flows})
+        conntrack.forget(lambda c: network_flow(c, shared) in op.flows, answerers={f.backend or f.destination for f in op.flows})
 
     def _mark(self) -> None:
         with Netlink(NETLINK_ROUTE) as netlink:
