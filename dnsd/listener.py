@@ -84,7 +84,11 @@ class Listener:
         """Whether the event loop has something to do now."""
         since = perf_counter()
         self._due = False
-        labels = self._answer_batch() if self._loaded and self.log is None else self._answer_few()
+        try:
+            labels = self._answer_batch() if self._loaded and self.log is None else self._answer_few()
+        except Exception:
+            self._bug(b"")
+            return self._due
         if labels:
             self._traffic.count(labels)
             self._traffic.own_s.observe((perf_counter() - since) / len(labels), len(labels))
@@ -165,12 +169,16 @@ class Listener:
             if isinstance(response, Forward):
                 return self._forwarder.kept(response, wire.MAX_TCP_BYTES if tcp else response.query.size_bytes) or response
         except Exception:
-            # Our own bug: it costs this one asker an answer and nobody else anything.
-            self._counters["bugs"] += 1
-            if self._counters["bugs"] <= 10:
-                _log.exception("event=bug packet=%s", packet.hex())
+            # It costs this one asker an answer and nobody else anything.
+            self._bug(packet)
             return wire.error_response(packet, wire.SERVFAIL) if len(packet) >= wire.HEADER_BYTES else None
         return response
+
+    def _bug(self, packet: bytes) -> None:
+        """To be called where one of ours was caught."""
+        self._counters["bugs"] += 1
+        if self._counters["bugs"] <= 10:
+            _log.exception("event=bug packet=%s", packet.hex())
 
     async def _forward_udp(self, forward: Forward, packet: bytes, peer: tuple[Any, ...]) -> None:
         response = await self._resolve(forward, forward.query.size_bytes)

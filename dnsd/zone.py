@@ -13,13 +13,13 @@ A node may have to know a hundred thousand names and be asked for a few of them:
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Generator, Iterable, Iterator, Sequence
 
 import msgspec
 
 from dnsd.encoded import EncodedZone, ServiceHead
-from dnsd.model import PortName, ServiceName, TaskName, ZoneSpec
+from dnsd.entries import GONE, RUNNING, SERVING, Choice, Entry, Fingerprints, Service, Several, Task, packed_task, split
+from dnsd.model import ServiceName, TaskName, ZoneSpec
 from dnsd.names import MAX_NAME_BYTES, labels_of, name_of, packed_address, wire_name
 
 TASKS = b"\x05tasks"
@@ -50,58 +50,11 @@ class Found(msgspec.Struct, frozen=True):
 EXISTS = Found()
 
 
-# A task as its names know it: one of these states, how many of its addresses are IPv4 (2 bytes), all its addresses (those first).
-_Task = bytes
-_GONE, _RUNNING, _SERVING = range(3)
-
-
-class _Service:
-    """A service as its names know it. targets: what SRV records call its tasks, in their order; only if it has ports."""
-
-    __slots__ = ("ports", "targets", "tasks", "vips")
-
-    def __init__(self, vips: tuple[bytes, ...], ports: tuple[PortName, ...]) -> None:
-        self.vips = vips
-        self.ports = ports
-        self.tasks: tuple[_Task, ...] = ()
-        self.targets: tuple[bytes, ...] = ()
-
-
-class _Several(list[_Service | _Task]):
-    """Services that share a name, and tasks that are named by it directly (container name, slot name, alias)."""
-
-
-_Entry = _Service | _Task | _Several
-
-
 class Named(msgspec.Struct, frozen=True):
     """Services with all their tasks, and tasks that are named directly (by container, slot or alias)."""
 
     services: list[tuple[ServiceName | ServiceHead, list[TaskName]]]
     tasks: list[TaskName]
-
-
-class _Fingerprints:
-    """A set that can only be asked whether it has an item: eight bytes each, where Python's own takes a hundred. It takes one item for
-    another once in 10**14 questions."""
-
-    __slots__ = ("_buckets",)
-
-    def __init__(self) -> None:
-        self._buckets: dict[int, array[int]] = {}
-
-    def add(self, item: bytes) -> bool:
-        """Whether it is new."""
-        number = hash(item)
-        bucket = self._buckets.setdefault(number & 1023, array("q"))
-        if number in bucket:
-            return False
-        bucket.append(number)
-        return True
-
-    def __contains__(self, item: bytes) -> bool:
-        number = hash(item)
-        return number in self._buckets.get(number & 1023, ())
 
 
 class Zone:
@@ -143,17 +96,17 @@ class Zone:
         while self._pointers:
             self._pointers.popitem()
             yield
-        self._parents = _Fingerprints()
+        self._parents = Fingerprints()
 
     # -- building -----------------------------------------------------------------------------------------------------------
 
     def _begin(self, source: ZoneSpec | EncodedZone) -> None:
         self.source = source
         self.settings = source.settings if isinstance(source, EncodedZone) else msgspec.structs.replace(source, services=(), containers=())
-        self._entries: dict[bytes, _Entry] = {}
+        self._entries: dict[bytes, Entry] = {}
         self._pointers: dict[bytes, bytes] = {}
         # Names that exist only because others are below them (RFC 8020).
-        self._parents = _Fingerprints()
+        self._parents = Fingerprints()
         self._has_services = False
         self.problems: list[str] = []
         suffix = name_of(self.name)
@@ -177,14 +130,14 @@ class Zone:
     def _add_service(self, service: ServiceName | ServiceHead, tasks: Iterable[TaskName]) -> Generator[None, None, None]:
         bases = []
         vips = self._addresses_of(f"service {service.name!r}", service.vips)
-        compiled = _Service(tuple(vips), service.ports)
+        compiled = Service(tuple(vips), service.ports)
         for text in dict.fromkeys((service.name, *service.aliases)):
             name = name_of(text)
             if name is None:
                 self.problems.append(f"service {service.name!r}: the name {text!r} can't be carried by DNS and is not answered")
                 continue
             bases.append(self._add(name, compiled))
-        packed: list[_Task] = []
+        packed: list[Task] = []
         targets: list[bytes] = []
         for task in tasks:
             target, one = self._add_task(task)
@@ -204,10 +157,10 @@ class Zone:
             for vip in vips:
                 self._pointers.setdefault(vip, bases[0])
 
-    def _add_task(self, task: TaskName) -> tuple[bytes, _Task]:
+    def _add_task(self, task: TaskName) -> tuple[bytes, Task]:
         """The name it is called by (b"": none) and what its names stand for."""
         addresses = self._addresses_of(f"container {task.name!r}", task.addresses)
-        packed = _packed(_SERVING if task.serving else _RUNNING if task.running else _GONE, addresses)
+        packed = packed_task(SERVING if task.serving else RUNNING if task.running else GONE, addresses)
         names = []
         for text in dict.fromkeys((task.name, *task.aliases)):
             name = name_of(text)
@@ -232,15 +185,15 @@ class Zone:
                 addresses.append(packed)
         return addresses
 
-    def _add(self, name: bytes, one: _Service | _Task) -> bytes:
+    def _add(self, name: bytes, one: Service | Task) -> bytes:
         there = self._entries.get(name)
         if there is None:
             self._entries[name] = one
             self._add_parents(name)
-        elif isinstance(there, _Several):
+        elif isinstance(there, Several):
             there.append(one)
         elif there is not one:
-            self._entries[name] = _Several((there, one))
+            self._entries[name] = Several((there, one))
         return name
 
     def _add_parents(self, name: bytes) -> None:
@@ -306,7 +259,7 @@ class Zone:
         at = 1 + name[0] if name else 0
         if name[1:at] not in _PROTOCOLS:
             return False
-        services, _ = _split(self._entries.get(name[at:]))
+        services, _ = split(self._entries.get(name[at:]))
         return any(port.protocol.lower().encode() == name[2:at] for service in services for port in service.ports)
 
     def without_suffix(self, name: bytes) -> bytes | None:
@@ -321,28 +274,28 @@ class Zone:
         if entry is not None:
             return self._addresses(entry)
         if name.startswith(TASKS) and name[6]:
-            services, _ = _split(self._entries.get(prefixed(name[6:], stack_prefix)))
+            services, _ = split(self._entries.get(prefixed(name[6:], stack_prefix)))
             if services:
                 return self._task_addresses(services)
         if name[1:2] == b"_":
             return self._find_port(name, tail, stack_prefix)
         return None
 
-    def _addresses(self, entry: _Entry) -> Found:
+    def _addresses(self, entry: Entry) -> Found:
         """VIPs of services that serve and addresses of what serves; if there is none, of what at least runs."""
-        services, tasks = _split(entry)
-        choice = _Choice()
+        services, tasks = split(entry)
+        choice = Choice()
         for service in services:
             if service.vips:
-                (choice.serving if any(task[0] == _SERVING for task in service.tasks) else choice.running).extend(service.vips)
+                (choice.serving if any(task[0] == SERVING for task in service.tasks) else choice.running).extend(service.vips)
             else:
                 choice.add(service.tasks)
         choice.add(tasks)
         only_vips = not tasks and all(service.vips for service in services)
         return Found(addresses=choice.made(), ttl_s=self.settings.vip_ttl_s if only_vips else self.settings.task_ttl_s)
 
-    def _task_addresses(self, services: Sequence[_Service]) -> Found:
-        choice = _Choice()
+    def _task_addresses(self, services: Sequence[Service]) -> Found:
+        choice = Choice()
         for service in services:
             choice.add(service.tasks)
         return Found(addresses=choice.made(), ttl_s=self.settings.task_ttl_s)
@@ -352,11 +305,11 @@ class Zone:
         labels = labels_of(name)
         if len(labels) < 3 or labels[1] not in _PROTOCOLS:
             return None
-        services, _ = _split(self._entries.get(prefixed(wire_name(labels[2:]), stack_prefix)))
+        services, _ = split(self._entries.get(prefixed(wire_name(labels[2:]), stack_prefix)))
         wanted, protocol = labels[0][1:].decode(errors="replace"), labels[1][1:].decode()
         declared = False
         # By state, one record a (port, name): a slot has two tasks for a moment while it is replaced start-first.
-        offers: dict[int, dict[tuple[int, bytes], list[_Task]]] = {_SERVING: {}, _RUNNING: {}, _GONE: {}}
+        offers: dict[int, dict[tuple[int, bytes], list[Task]]] = {SERVING: {}, RUNNING: {}, GONE: {}}
         for service in services:
             for port in service.ports:
                 if port.protocol.lower() == protocol and wanted in (port.name.lower(), str(port.port)):
@@ -366,55 +319,11 @@ class Zone:
                             offers[task[0]].setdefault((port.port, target[:-1] + tail), []).append(task)
         if not declared:
             return None
-        offered = offers[_SERVING] or offers[_RUNNING]
+        offered = offers[SERVING] or offers[RUNNING]
         return Found(
-            targets=tuple(Target(port, target, _Choice(tasks).made()) for (port, target), tasks in offered.items()),
+            targets=tuple(Target(port, target, Choice(tasks).made()) for (port, target), tasks in offered.items()),
             ttl_s=self.settings.task_ttl_s,
         )
-
-
-class _Choice:
-    """Addresses of what serves, or else of what runs."""
-
-    def __init__(self, tasks: Iterable[_Task] = ()) -> None:
-        self.serving: list[bytes] = []
-        self.running: list[bytes] = []
-        self.add(tasks)
-
-    def add(self, tasks: Iterable[_Task]) -> None:
-        for task in tasks:
-            if task[0] != _GONE:
-                (self.serving if task[0] == _SERVING else self.running).extend(_unpacked(task))
-
-    def made(self) -> tuple[bytes, ...]:
-        """In order, each once."""
-        return tuple(dict.fromkeys(self.serving or self.running))
-
-
-def _packed(state: int, addresses: Iterable[bytes]) -> _Task:
-    four = [address for address in addresses if len(address) == 4]
-    six = [address for address in addresses if len(address) == 16]
-    return bytes((state,)) + len(four).to_bytes(2) + b"".join(four + six)
-
-
-def _unpacked(task: _Task) -> Iterable[bytes]:
-    end = 3 + 4 * int.from_bytes(task[1:3])
-    for at in range(3, end, 4):
-        yield task[at : at + 4]
-    for at in range(end, len(task), 16):
-        yield task[at : at + 16]
-
-
-def _split(entry: _Entry | None) -> tuple[Sequence[_Service], Sequence[_Task]]:
-    """The services that have a name, and the tasks."""
-    match entry:
-        case None:
-            return (), ()
-        case _Service():
-            return (entry,), ()
-        case bytes():
-            return (), (entry,)
-    return [one for one in entry if isinstance(one, _Service)], [one for one in entry if isinstance(one, bytes)]
 
 
 def prefixed(name: bytes, prefix: bytes) -> bytes:

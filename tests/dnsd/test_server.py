@@ -76,6 +76,21 @@ async def test_queries_are_counted_by_type_and_rcode_and_logged_for_one_scope(se
     assert sorted(logged) == [("nosuch.", 3), ("nosuch.example.com.", 2), ("web.", 0), ("web.", 0)]
 
 
+async def test_a_bug_of_ours_costs_one_answer(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    await server.apply(DnsState(zones=(zone("a"),), scopes=(scope("s", "a"),)))
+    (listener,) = server._listeners.values()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    listener.log = fail
+    await ask(server.address("s"), "web")
+    await until(lambda: server.counters["bugs"] == 1)
+    assert "a bug" in caplog.text
+    listener.log = None
+    assert values(await ask(server.address("s"), "web")) == ["10.0.0.2"]
+
+
 async def test_many_at_once(server: Server) -> None:
     await server.apply(DnsState(zones=(zone("a"),), scopes=(scope("s", "a"),)))
     address = server.address("s")
