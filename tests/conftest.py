@@ -1,4 +1,7 @@
-"""Tests that need root, an Engine, a cluster or a virtual machine are skipped, with a reason, where that isn't there."""
+"""Tests that need root, an Engine, a cluster or a virtual machine are skipped, with a reason, where that isn't there.
+
+Hypothesis draws the same examples in every run, so that a change is judged by its own merits; HYPOTHESIS_PROFILE=default searches on.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,12 @@ import os
 import shutil
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.vm import guest
+
+settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
