@@ -31,6 +31,10 @@ _NUD_NOARP: Final = 0x40
 _NUD_PERMANENT: Final = 0x80
 _NTF_SELF: Final = 0x02
 _NTF_MASTER: Final = 0x04
+# attributes of a MAC, an IPv4 address and a bridge: length and type
+_LLADDR_HEADER: Final = struct.pack("=HH", 10, _NDA_LLADDR)
+_DST_HEADER: Final = struct.pack("=HH", 8, _NDA_DST)
+_MASTER_HEADER: Final = struct.pack("=HH", 8, _NDA_MASTER)
 _IFADDRMSG = struct.Struct("=BBBBI")
 _NDMSG = struct.Struct("=BBHiHBB")
 
@@ -82,7 +86,11 @@ def neighbours(netlink: Netlink, index: int) -> dict[str, str]:
     for family in (socket.AF_INET, socket.AF_INET6):
         for kind, payload in netlink.dump("list neighbours", _RTM_GETNEIGH, _NDMSG.pack(family, 0, 0, 0, 0, 0, 0)):
             _family, _pad, _pad2, link, state, _flags, _type = _NDMSG.unpack_from(payload)
-            if kind == _RTM_NEWNEIGH and link == index and state & _NUD_PERMANENT:
+            if kind != _RTM_NEWNEIGH or link != index or not state & _NUD_PERMANENT:
+                continue
+            if payload[12:16] == _DST_HEADER and payload[20:24] == _LLADDR_HEADER:
+                found[socket.inet_ntop(socket.AF_INET, payload[16:20])] = payload[24:30].hex(":")
+            else:
                 values = attributes(payload[_NDMSG.size :])
                 if _NDA_DST in values and _NDA_LLADDR in values:
                     found[_text(family, values[_NDA_DST])] = values[_NDA_LLADDR].hex(":")
@@ -113,16 +121,29 @@ def tunnels(netlink: Netlink, index: int) -> dict[str, str]:
         _family, _pad, _pad2, link, state, _flags, _type = _NDMSG.unpack_from(payload)
         if kind != _RTM_NEWNEIGH or link != index:
             continue
-        values = attributes(payload[_NDMSG.size :])
-        mac = values.get(_NDA_LLADDR, b"").hex(":")
-        if _NDA_MASTER in values:
+        mac, of_bridge, vtep = _forwarding(payload)
+        if of_bridge:
             # NOARP is what `bridge fdb add ... master static` shows as static; permanent ones are the bridge's own
             if state & _NUD_NOARP:
                 bridged.add(mac)
-        elif _NDA_DST in values:
-            packed = values[_NDA_DST]
-            vteps[mac] = _text(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+        elif vtep:
+            vteps[mac] = vtep
     return {mac: vteps.get(mac, "") if mac in bridged else "" for mac in vteps.keys() | bridged}
+
+
+def _forwarding(payload: bytes) -> tuple[str, bool, str]:
+    """MAC, whether it is a row of the bridge, VTEP. What is wanted is usually right at the beginning, and there are tens of thousands."""
+    at = 12 if payload[12:16] == _LLADDR_HEADER else 20
+    if payload[at : at + 4] == _LLADDR_HEADER:
+        follower = payload[at + 12 : at + 16]
+        if follower == _MASTER_HEADER:
+            return payload[at + 4 : at + 10].hex(":"), True, ""
+        if follower == _DST_HEADER:
+            return payload[at + 4 : at + 10].hex(":"), False, socket.inet_ntop(socket.AF_INET, payload[at + 16 : at + 20])
+    values = attributes(payload[_NDMSG.size :])
+    packed = values.get(_NDA_DST, b"")
+    vtep = _text(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed) if packed else ""
+    return values.get(_NDA_LLADDR, b"").hex(":"), _NDA_MASTER in values, vtep
 
 
 def put_tunnels(netlink: Netlink, index: int, rows: Iterable[tuple[str, str]]) -> None:
