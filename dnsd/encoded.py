@@ -75,13 +75,11 @@ class EncodedZone:
     def network(self) -> str:
         return self.settings.network
 
-    def services(self) -> Iterator[tuple[ServiceHead, Iterator[TaskName]]]:
-        for raw in _parts.decode(zlib.decompress(self.packed)).services:
-            head = _service.decode(raw)
-            yield head, map(_task.decode, head.tasks)
-
-    def containers(self) -> Iterator[TaskName]:
-        return map(_task.decode, _parts.decode(zlib.decompress(self.packed)).containers)
+    def parts(self) -> tuple[Iterator[tuple[ServiceHead, Iterator[TaskName]]], Iterator[TaskName]]:
+        """Services with their tasks, and containers; each is made when it is its turn."""
+        parts = _parts.decode(zlib.decompress(self.packed))
+        heads = map(_service.decode, parts.services)
+        return ((head, map(_task.decode, head.tasks)) for head in heads), map(_task.decode, parts.containers)
 
     def decode(self) -> ZoneSpec:
         return _zone.decode(zlib.decompress(self.packed))

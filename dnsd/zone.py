@@ -85,7 +85,7 @@ class Zone:
     def pieces(self) -> tuple[Iterator[tuple[ServiceName | ServiceHead, Iterable[TaskName]]], Iterator[TaskName]]:
         """What it was compiled from, one after the other: services with their tasks, and containers."""
         if isinstance(self.source, EncodedZone):
-            return self.source.services(), self.source.containers()
+            return self.source.parts()
         return ((service, service.tasks) for service in self.source.services), iter(self.source.containers)
 
     def emptied(self) -> Generator[None, None, None]:
