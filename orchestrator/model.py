@@ -357,7 +357,9 @@ class JobStatus(_Struct):
 
 
 class Service(_Struct):
-    """Removed by the user = gone from the store; its tasks follow with desired state REMOVE. service_status: only in API answers."""
+    """Removed by the user = gone from the store; its tasks follow with desired state REMOVE. service_status: only in API answers.
+    mesh_registry_auth: credentials for its images (`registry_auth`), encrypted; not part of the spec, so new ones restart nothing.
+    """
 
     id: str
     version: Version = Version()
@@ -369,6 +371,7 @@ class Service(_Struct):
     update_status: UpdateStatus | None = None
     job_status: JobStatus | None = None
     service_status: ServiceStatus | None = None
+    mesh_registry_auth: bytes = b""
 
 
 # ---- task ----------------------------------------------------------------------------------------------------------------------

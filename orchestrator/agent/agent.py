@@ -376,7 +376,8 @@ class Agent:
             case Step.PREPARE if task is not None and task.spec.container_spec is not None:
                 if refusal := permissions.refusal(task.spec, self._permits):
                     raise TaskError(refusal, rejected=True)
-                self._tell(task_id, await self._runtime.prepare(task, self._rows.contents(task)))
+                auth = self._rows.registry_auths.get(task.service_id, "")
+                self._tell(task_id, await self._runtime.prepare(task, self._rows.contents(task), auth))
             case Step.PREPARE:
                 raise TaskError("this task has no container to run (only container tasks are supported)", rejected=True)
             case Step.START_HELD:

@@ -117,13 +117,13 @@ class DockerRuntime:
             self._files.sweep({container.task_id for container in found} | self._preparing)
         return found
 
-    async def prepare(self, task: Task, files: dict[str, bytes]) -> Container:
+    async def prepare(self, task: Task, files: dict[str, bytes], registry_auth: str = "") -> Container:
         spec = spec_of(task)
         self._preparing.add(task.id)
         try:
             if (there := await self._find(task.id)) is not None:
                 return there
-            image = await self._image(spec.image)
+            image = await self._image(spec.image, registry_auth)
 
             def create(client: docker.APIClient) -> Container:
                 gate = self._files.make_gate(task.id, [*image.environment, *environment(task)])
@@ -305,15 +305,15 @@ class DockerRuntime:
 
     # ---- images --------------------------------------------------------------------------------------------------------------
 
-    async def _image(self, name: str) -> ImageConfig:
+    async def _image(self, name: str, registry_auth: str) -> ImageConfig:
         if not name:
             raise TaskError("No image specified", rejected=True)
         found = await self._call(lambda client: image_config(client, name))
         if found is None:
-            await self._call(lambda client: pull(client, name), self._pull_threads)
+            why = await self._call(lambda client: pull(client, name, registry_auth), self._pull_threads)
             found = await self._call(lambda client: image_config(client, name))
-        if found is None:
-            raise TaskError(f"No such image: {tagged(name)}", rejected=True)
+            if found is None:
+                raise TaskError(f"No such image: {tagged(name)}{f' ({why})' if why else ''}", rejected=True)
         return found
 
     # ---- calling -------------------------------------------------------------------------------------------------------------

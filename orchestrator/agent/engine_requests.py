@@ -18,7 +18,8 @@ from docker.transport import UnixHTTPAdapter
 
 from orchestrator.agent.container_spec import LABEL_ADDRESS, ImageConfig
 from orchestrator.agent.errors import EngineUnavailable
-from orchestrator.errors import TaskError
+from orchestrator.errors import ConfigError, TaskError
+from orchestrator.registry_auth import decoded as registry_auth_of
 
 log = logging.getLogger(__name__)
 
@@ -61,15 +62,21 @@ def image_config(client: docker.APIClient, name: str) -> ImageConfig | None:
     )
 
 
-def pull(client: docker.APIClient, name: str) -> None:
-    """Try; a failure is told in the log, and by the image still missing."""
+def pull(client: docker.APIClient, name: str, registry_auth: str = "") -> str:
+    """Try; why it failed, "" = it didn't. registry_auth: as in X-Registry-Auth."""
     try:
         repository, tag = docker.utils.parse_repository_tag(name)
-        for progress in client.pull(repository, tag or "latest", stream=True, decode=True):
+        auth = registry_auth_of(registry_auth) if registry_auth else None
+        for progress in client.pull(repository, tag or "latest", stream=True, decode=True, auth_config=auth):
             if "error" in progress:
                 log.warning("image_pull failed image=%s error=%r", name, progress["error"])
+                return str(progress["error"])
     except docker.errors.APIError as error:
         log.warning("image_pull failed image=%s error=%r", name, str(error.explanation or error))
+        return str(error.explanation or error)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def tagged(name: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.agent.container_spec import spec_of, task_files, uses_host_network
 from orchestrator.agent.runtime import Container
-from orchestrator.dispatcher.messages import ConfigRow, EndpointRow, NetworkRow, NodeRow, Row, SecretRow, ServiceRow, TaskRow
+from orchestrator.dispatcher.messages import ConfigRow, EndpointRow, NetworkRow, NodeRow, RegistryRow, Row, SecretRow, ServiceRow, TaskRow
 from orchestrator.errors import TaskError
 from orchestrator.model import NetworkAttachment, Task
 
@@ -26,11 +26,12 @@ class Rows:
     endpoints: dict[str, EndpointRow] = field(default_factory=dict)
     services: dict[str, ServiceRow] = field(default_factory=dict)
     files: dict[str, SecretRow | ConfigRow] = field(default_factory=dict)
+    registry_auths: dict[str, str] = field(default_factory=dict)
 
     def update(self, revision: int, put: Iterable[Row], removed: Iterable[str], complete: bool) -> None:
         """complete: `put` is everything there is."""
         if complete:
-            for table in (self.tasks, self.nodes, self.networks, self.endpoints, self.services, self.files):
+            for table in (self.tasks, self.nodes, self.networks, self.endpoints, self.services, self.files, self.registry_auths):
                 table.clear()
         for key in removed:
             kind, _, rest = key.partition("/")
@@ -47,6 +48,8 @@ class Rows:
                     self.services.pop(key, None)
                 case "secret" | "config":
                     self.files.pop(rest, None)
+                case "registry":
+                    self.registry_auths.pop(rest, None)
         for row in put:
             match row:
                 case TaskRow():
@@ -61,6 +64,8 @@ class Rows:
                     self.services[row.key] = row
                 case SecretRow() | ConfigRow():
                     self.files[row.id] = row
+                case RegistryRow():
+                    self.registry_auths[row.service_id] = row.auth
         self.revision = revision
 
     def contents(self, task: Task) -> dict[str, bytes]:

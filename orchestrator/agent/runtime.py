@@ -49,8 +49,9 @@ class Runtime(Protocol):
 
     async def containers(self) -> list[Container]: ...
 
-    async def prepare(self, task: Task, files: dict[str, bytes]) -> Container:
-        """Pull the image if it is missing, create the container (not started). files: secret or config id -> content."""
+    async def prepare(self, task: Task, files: dict[str, bytes], registry_auth: str = "") -> Container:
+        """Pull the image if it is missing, create the container (not started). files: secret or config id -> content. registry_auth: as
+        in X-Registry-Auth."""
         ...
 
     async def start_held(self, task_id: str) -> Container:

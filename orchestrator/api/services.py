@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from aiohttp import web
 from msgspec.structs import replace
 
+from orchestrator import registry_auth
 from orchestrator.api import access, filters, references, validate, views
 from orchestrator.control.jobs import first_status
 from orchestrator.control.update import rollback as rolled_back
@@ -78,6 +79,7 @@ async def create_service(request: web.Request) -> web.Response:
         spec = replace(spec, name=f"{randomness.choice(_FIRST)}_{randomness.choice(_SECOND)}")
     spec = validate.service_spec(spec)
     id = new_id()
+    credentials = _registry_auth(request)
 
     def plan(snapshot: Snapshot) -> Sequence[Change]:
         taken = snapshot.claim(f"service/{spec.name}")
@@ -88,6 +90,7 @@ async def create_service(request: web.Request) -> web.Response:
         moment = access.now()
         job_status = first_status(resolved, moment)
         service = Service(id=id, created_at=moment, updated_at=moment, spec=resolved, endpoint=Endpoint(), job_status=job_status)
+        service = replace(service, mesh_registry_auth=credentials)
         return [Put(service), Put(Claim(id=f"service/{spec.name}", owner=id)), *_port_claims(snapshot, id, None, resolved), *guards]
 
     await access.commit(store, plan)
@@ -102,6 +105,7 @@ async def update_service(request: web.Request) -> web.Response:
     if rollback not in ("", "previous"):
         raise ApiError(400, f"unrecognized rollback option {rollback}")
     reference = request.match_info["id"]
+    credentials = _registry_auth(request)
 
     def plan(snapshot: Snapshot) -> Sequence[Change]:
         service = references.find(snapshot, Service, reference)
@@ -122,6 +126,8 @@ async def update_service(request: web.Request) -> web.Response:
                 changed = updated(service, spec, access.now())
             except ConfigError as error:
                 raise validate.precondition(str(error)) from None
+        # without new ones (`registryAuthFrom`) it keeps those it has, also when it returns to its previous spec
+        changed = replace(changed, mesh_registry_auth=credentials or changed.mesh_registry_auth)
         _, guards = _resolved(snapshot, changed.spec)
         _refuse_taken_ports(snapshot, changed.spec, service.id)
         return [Put(changed), *_port_claims(snapshot, service.id, service.spec, changed.spec), *guards]
@@ -165,6 +171,15 @@ def _matches(obj: Service, wanted: filters.Filters) -> bool:
         and wanted.exact("mode", validate.mode_name(obj.spec.mode))
         and wanted.exact("runtime", obj.spec.task_template.runtime or "container")
     )
+
+
+def _registry_auth(request: web.Request) -> bytes:
+    """The credentials sent along (`--with-registry-auth`), encrypted; b"" = none."""
+    header = request.headers.get(registry_auth.HEADER, "")
+    try:
+        return access.backend_of(request).encrypt_secret(header.encode()) if registry_auth.given(header) else b""
+    except ConfigError as error:
+        raise ApiError(400, str(error)) from None
 
 
 def _resolved(snapshot: Snapshot, spec: ServiceSpec) -> tuple[ServiceSpec, list[Guard]]:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import gc
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from orchestrator.control.batches import batches
@@ -38,7 +38,8 @@ def _utc_now() -> datetime:
 
 
 class ControlDriver:
-    """`fence`: the guard that proves leadership, None when this manager doesn't lead (any more)."""
+    """fence: the guard that proves leadership, None when this manager doesn't lead (any more). refence: gives it a new one, and the store's
+    copy everything that was written under the old one (`LeadershipLoop.refence`)."""
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class ControlDriver:
         fence: Callable[[], Guard | None],
         acks: NetworkAcks,
         *,
+        refence: Callable[[], Awaitable[None]] | None = None,
         now: Callable[[], datetime] = _utc_now,
         new_id: Callable[[], str] = random_id,
         drain_deadline: timedelta | None = None,
@@ -55,6 +57,7 @@ class ControlDriver:
         self._loops = tuple(loops)
         self._fence = fence
         self._acks = acks
+        self._refence = refence
         self._now = now
         self._new_id = new_id
         self._drain_deadline = drain_deadline
@@ -71,9 +74,15 @@ class ControlDriver:
         watching = asyncio.create_task(self._watch(self._store.watch()))
         try:
             failures = 0
+            in_doubt = False
             while (guard := self._fence()) is not None:
                 self._reason.clear()
                 try:
+                    if in_doubt and self._refence is not None:
+                        # the last commit may have happened: planned again without seeing it, its tasks would be made twice
+                        await self._refence()
+                        in_doubt = False
+                        continue
                     wakeup = await self._pass(guard)
                 except Conflict as error:
                     # somebody wrote first; their write is on its way to our copy
@@ -84,6 +93,7 @@ class ControlDriver:
                     continue
                 except StoreUnavailable as error:
                     failures += 1
+                    in_doubt = True
                     log.warning("control store=unavailable reason=%r attempt=%d", str(error), failures)
                     await asyncio.sleep(_back_off_s(failures))
                     continue

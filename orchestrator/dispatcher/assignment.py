@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from orchestrator.control.slots import surplus
-from orchestrator.dispatcher.file_rows import Open, file_rows
+from orchestrator.dispatcher.file_rows import Open, file_rows, registry_row
 from orchestrator.dispatcher.messages import EndpointRow, NetworkRow, NodeRow, Row, ServiceRow, TaskRow
 from orchestrator.dns_options import DnsOptions, dns_options
 from orchestrator.errors import ConfigError, TaskError
@@ -79,6 +79,8 @@ def own_rows(snapshot: Snapshot, node_id: str, open_secret: Open) -> dict[str, R
         if node is not None and not terminal(task.status.state):
             for row in file_rows(snapshot, rendered, node, open_secret):
                 _add(rows, row)
+            if registry := registry_row(snapshot, task, open_secret):
+                _add(rows, registry)
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The secrets and configs that a task names, as rows for its node; the templated ones as that very task is to see them.
+"""What a task needs besides itself, as rows for its node: its secrets and configs, the templated ones as it is to see them; credentials.
 
 Pure: no I/O; the function that opens secrets is an argument.
 """
@@ -9,9 +9,9 @@ import base64
 import binascii
 from collections.abc import Callable, Iterator
 
-from orchestrator.dispatcher.messages import ConfigRow, SecretRow
+from orchestrator.dispatcher.messages import ConfigRow, RegistryRow, SecretRow
 from orchestrator.errors import ConfigError, TaskError
-from orchestrator.model import Config, ContainerSpec, Node, Secret, Task
+from orchestrator.model import STATE_ORDER, Config, ContainerSpec, Node, Secret, Task, TaskState
 from orchestrator.store.snapshot import Snapshot
 from orchestrator.templates import render_payload
 
@@ -43,6 +43,15 @@ def file_rows(snapshot: Snapshot, task: Task, node: Node, open_secret: Open) -> 
         else:
             data, error = _rendered(snapshot, content, task, node, files)
             yield ConfigRow(id=f"{task.id}/{config.id}", name=config.spec.name, data=data, error=error)
+
+
+def registry_row(snapshot: Snapshot, task: Task, open_secret: Open) -> RegistryRow | None:
+    """What the node needs to pull the task's image; None once it has it, or if nothing is known."""
+    service = snapshot.service(task.service_id) if task.service_id else None
+    if service is None or not service.mesh_registry_auth or STATE_ORDER[task.status.state] >= STATE_ORDER[TaskState.READY]:
+        return None
+    content = open_secret(Secret(id=service.id, mesh_ciphertext=service.mesh_registry_auth))
+    return RegistryRow(service_id=service.id, auth=content.decode()) if content else None
 
 
 class _Files:

@@ -143,7 +143,21 @@ class ConfigRow(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
         return f"config/{self.id}"
 
 
-Row = Union[TaskRow, NodeRow, NetworkRow, EndpointRow, ServiceRow, SecretRow, ConfigRow]  # noqa: UP007
+class RegistryRow(msgspec.Struct, frozen=True, kw_only=True, tag="registry"):
+    """Credentials for the images of a service, in the clear, for a node that has a task of it to prepare. auth: as in X-Registry-Auth."""
+
+    service_id: str
+    auth: str
+
+    @property
+    def key(self) -> str:
+        return f"registry/{self.service_id}"
+
+    def __repr__(self) -> str:
+        return f"RegistryRow(service_id={self.service_id!r})"
+
+
+Row = Union[TaskRow, NodeRow, NetworkRow, EndpointRow, ServiceRow, SecretRow, ConfigRow, RegistryRow]  # noqa: UP007
 
 # ---- agent -> manager ----------------------------------------------------------------------------------------------------------
 

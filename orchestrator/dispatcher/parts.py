@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from orchestrator.dispatcher.assignment import Decrypt, affected_networks, diff, encode, network_scope_rows, own_rows
 from orchestrator.dispatcher.messages import Row
 from orchestrator.errors import MeshdError
-from orchestrator.model import Config, Network, Node, Secret, Task
+from orchestrator.model import Config, Network, Node, Secret, Service, Task
 from orchestrator.store.base import Event
 from orchestrator.store.snapshot import Snapshot
 
@@ -46,6 +46,7 @@ class AssignmentParts:
             stale = set(self._own)
         else:
             tasks = [obj for event in events for obj in (event.old, event.new) if isinstance(obj, Task)]
+            tasks += [task for event in events if _other_registry_auth(event) for task in snapshot.tasks_of_service(event.id)]
             stale = {task.node_id for task in tasks} & self._own.keys()
         for node_id in stale:
             self._own[node_id] = _kept(self._own[node_id], self._own_rows(node_id))
@@ -118,6 +119,13 @@ class Differences:
             # The tables are kept beside the result, so their ids can't be taken by others meanwhile.
             self._known[key] = (before, after, diff(before, after))
         return self._known[key][2]
+
+
+def _other_registry_auth(event: Event) -> bool:
+    match (event.old, event.new):
+        case (Service() as old, Service() as new):
+            return old.mesh_registry_auth != new.mesh_registry_auth
+    return False
 
 
 def _kept(old: Part, rows: Mapping[str, Row]) -> Part:

@@ -97,6 +97,7 @@ class LeadershipLoop:
         self._term = 0
         self._leading, self._lost = asyncio.Event(), asyncio.Event()
         self._lost.set()
+        self._refencing = False
         self._seen: tuple[int, int] = (-1, -1)
         self._seen_at = self._renewed_at = 0.0
 
@@ -107,6 +108,24 @@ class LeadershipLoop:
     def fence(self) -> Guard | None:
         """The guard for every write of the leader; None = not the leader."""
         return Guard(kind="leader", id="leader", index=self._term) if self._term else None
+
+    async def refence(self) -> None:
+        """A new term for the same leader, after a commit of unknown outcome: what that commit has done, the store's copy shows when this
+        returns; what it has not done by then it never will, its guard is gone. StoreUnavailable, Conflict: try again.
+        """
+        if not self._term or self._refencing:
+            return
+        self._refencing = True
+        try:
+            asked_at = asyncio.get_running_loop().time()
+            held = self._store.snapshot().leader
+            version = Version(index=self._term)
+            renewed = Leadership(version=version, node_id=self._node_id, addr=held.addr if held else self._addr, renewed_at=self._now())
+            term = await self._store.commit([Put(renewed)])
+            if self._term:
+                self._term, self._renewed_at = term, asked_at
+        finally:
+            self._refencing = False
 
     async def wait_leading(self) -> Guard:
         while True:
@@ -133,6 +152,8 @@ class LeadershipLoop:
             await self._resign()
 
     async def _step(self) -> None:
+        if self._refencing:
+            return
         clock = asyncio.get_running_loop().time
         try:
             beside = (await self._etcd_status()).is_leader
@@ -165,7 +186,7 @@ class LeadershipLoop:
         except Conflict as error:
             # someone was faster; the store's copy shows who by now. A renewal whose outcome was unknown may conflict with itself only
             held = self._store.snapshot().leader
-            if not held or held.version.index != self._term:
+            if not self._refencing and (not held or held.version.index != self._term):
                 self._lose(str(error))
 
     def _observe(self, snapshot: Snapshot) -> None:
@@ -214,6 +235,8 @@ class LeadershipLoop:
             with contextlib.suppress(StoreError):
                 async for snapshot, _ in self._store.watch():
                     held = snapshot.leader
+                    if self._refencing:
+                        continue
                     if self._term and snapshot.revision >= self._term and (held is None or held.version.index != self._term):
                         self._lose("replaced")
                 return

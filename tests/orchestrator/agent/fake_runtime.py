@@ -98,7 +98,7 @@ class FakeRuntime:
             return replace(box.container, state="held")
         return box.container
 
-    async def prepare(self, task: Task, files: dict[str, bytes]) -> Container:
+    async def prepare(self, task: Task, files: dict[str, bytes], registry_auth: str = "") -> Container:
         await self._reach()
         if (there := self.engine.boxes.get(task.id)) is not None:
             return self._shown(there)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import json
 import os
 import stat
+import subprocess
+import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ import pytest_asyncio
 
 from orchestrator.agent.container_spec import ImageConfig, container_name, create_request
 from orchestrator.agent.errors import EngineUnavailable
+from orchestrator.agent.hold import find_busybox
 from orchestrator.errors import TaskError
 from orchestrator.model import (
     ConfigReference,
@@ -41,7 +46,7 @@ from orchestrator.model import (
     Ulimit,
 )
 
-from .conftest import DockerBed, Engine
+from .conftest import DockerBed, Engine, archive
 from .runtime_contract import RuntimeContract, exited, make_task, run, seen
 from .wait import until
 
@@ -403,3 +408,40 @@ async def test_containers_that_come_and_go_leave_no_open_connections(bed: Docker
         await runtime.remove(task.id)
     threads = sum(thread.name.startswith("engine_") for thread in threading.enumerate())
     assert sockets() - before <= threads
+
+
+@pytest.fixture
+def registry(engine: Engine, tmp_path: Path) -> Iterator[str]:
+    """Its address for the Engine. It wants "ann" with "s3cret"."""
+    layer = tmp_path / "layer.tar"
+    layer.write_bytes(archive({"sleep": (find_busybox().read_bytes(), 0o755)}))
+    inside = ["nsenter", "-t", str(engine.pid), "-n", "--"]
+    subprocess.run([*inside, "ip", "link", "set", "lo", "up"], check=True)
+    program = [sys.executable, str(Path(__file__).with_name("registry.py")), "5000", "ann", "s3cret", str(layer)]
+    process = subprocess.Popen([*inside, *program], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        yield "127.0.0.1:5000"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.root
+async def test_an_image_is_pulled_with_the_credentials_of_its_service(bed: DockerBed, registry: str) -> None:
+    runtime = bed.runtime()
+    image = f"{registry}/private/app:1"
+
+    def header(password: str) -> str:
+        return base64.urlsafe_b64encode(json.dumps({"username": "ann", "password": password, "serveraddress": registry}).encode()).decode()
+
+    for wrong in ("", header("guess")):
+        with pytest.raises(TaskError, match=rf"^No such image: {image} \(.*(unauthorized|no basic auth credentials)") as caught:
+            await runtime.prepare(make_task("/sleep", "1000", image=image), {}, wrong)
+        assert caught.value.rejected and "guess" not in str(caught.value)
+    task = make_task("1000", image=image, command=["/sleep"])
+    assert (await runtime.prepare(task, {}, header("s3cret"))).state == "created"
+    await runtime.start_held(task.id)
+    await runtime.release(task.id)
+    bed.engine.client().remove_container((await seen(runtime, task.id)).id, force=True)  # type: ignore[union-attr]
+    bed.engine.client().remove_image(image)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 import pytest
 
 from orchestrator.api import validate
@@ -455,3 +457,37 @@ async def test_a_service_may_share_the_nodes_network(manager: Setup) -> None:
         spec["EndpointSpec"] = {"Ports": [port]}
         status, text = await manager.refused("POST", "/services/create", spec)
         assert status == 400 and "listens on the node itself: port 80 can only be published as mode=host" in text
+
+
+async def test_registry_credentials_are_kept_encrypted_and_never_shown(manager: Setup) -> None:
+    header = base64.urlsafe_b64encode(b'{"username":"ann","password":"s3cret","serveraddress":"r"}').decode()
+    other = base64.urlsafe_b64encode(b'{"identitytoken":"t"}').decode().rstrip("=")
+
+    def stored(id: str) -> bytes:
+        service = manager.store.snapshot().service(id)
+        assert service is not None
+        return manager.backend.decrypt_secret(service.mesh_registry_auth) if service.mesh_registry_auth else b""
+
+    async def send(path: str, auth: str | None, name: str = "private") -> tuple[int, Any]:
+        headers = {} if auth is None else {"X-Registry-Auth": auth}
+        async with manager.session.post(f"http://d{path}", json=a_spec(name), headers=headers) as response:
+            return response.status, await response.json()
+
+    async def update(auth: str | None) -> None:
+        version = (await manager.ok("GET", f"/services/{id}"))["Version"]["Index"]
+        assert (await send(f"/services/{id}/update?version={version}&registryAuthFrom=spec", auth))[0] == 200
+
+    status, answer = await send("/services/create", header)
+    assert status == 201
+    id = answer["ID"]
+    assert stored(id) == header.encode()
+    shown = json.dumps(await manager.ok("GET", f"/services/{id}"))
+    assert "s3cret" not in shown and "RegistryAuth" not in shown
+    raw = msgspec.json.encode(manager.store.snapshot().service(id))
+    assert b"s3cret" not in raw and header.encode() not in raw
+    for auth, kept in ((None, header), ("e30=", header), (other, other)):
+        await update(auth)
+        assert stored(id) == kept.encode()
+    for bad in ("%%%", "e30x", base64.b64encode(b"[1]").decode(), base64.b64encode(b'{"username":1}').decode()):
+        status, answer = await send("/services/create", bad, "bad")
+        assert status == 400 and answer["message"].startswith("invalid X-Registry-Auth header: it must be ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 
 import msgspec
@@ -27,10 +27,10 @@ from tests.orchestrator.control.sim import node, spec
 class Bench:
     """A store, a leader's key and a driver."""
 
-    def __init__(self, store: MemoryStore, loops: Sequence[Loop]) -> None:
+    def __init__(self, store: MemoryStore, loops: Sequence[Loop], refence: Callable[[], Awaitable[None]] | None) -> None:
         self.store = store
         self.leads = True
-        self.driver = ControlDriver(store, loops, self.fence, NetworkAcks())
+        self.driver = ControlDriver(store, loops, self.fence, NetworkAcks(), refence=refence)
         self.running = asyncio.create_task(self.driver.run())
 
     def fence(self) -> Guard | None:
@@ -42,10 +42,12 @@ class Bench:
 
 
 @contextlib.asynccontextmanager
-async def bench(loops: Sequence[Loop] = LOOPS, store: MemoryStore | None = None) -> AsyncIterator[Bench]:
+async def bench(
+    loops: Sequence[Loop] = LOOPS, store: MemoryStore | None = None, refence: Callable[[], Awaitable[None]] | None = None
+) -> AsyncIterator[Bench]:
     store = store or MemoryStore()
     await store.commit([Put(Leadership(node_id="n1"))])
-    made = Bench(store, loops)
+    made = Bench(store, loops, refence)
     try:
         yield made
     finally:
@@ -179,6 +181,52 @@ async def test_an_unavailable_store_is_waited_for() -> None:
         assert 0 < store.refused < 20, "it spins"
         store.down = False
         await b.until(lambda s: assigned(s) == 2)
+
+
+async def test_a_lost_answer_makes_no_task_twice() -> None:
+    """The commit happened, its answer didn't come, and the copy is behind: what is planned next must not be planned on that copy."""
+
+    class Lagging(MemoryStore):
+        """Its copy stays as it was until something is committed and answered."""
+
+        lose = False
+        old: Snapshot | None = None
+
+        def snapshot(self) -> Snapshot:
+            return self.old or super().snapshot()
+
+        async def commit(self, changes: Sequence[Change]) -> int:
+            if self.lose and any(isinstance(change, Put) and isinstance(change.obj, Task) for change in changes):
+                self.lose, self.old = False, super().snapshot()
+                await super().commit(changes)
+                raise StoreUnavailable("the answer was lost")
+            revision = await super().commit(changes)
+            self.old = None
+            return revision
+
+    store = Lagging()
+    renewed = 0
+
+    async def refence() -> None:
+        nonlocal renewed
+        renewed += 1
+        leader = store.snapshot().leader
+        assert leader is not None
+        await store.commit([Put(leader)])
+
+    async with bench(store=store, refence=refence) as b:
+        await b.store.commit(world())
+        await b.until(lambda s: all(n.mesh_vni for n in s.all(Network)))
+        store.lose = True
+        await b.store.commit([Put(Service(id="s", spec=spec(replicas=3)))])
+        await b.until(lambda s: assigned(s) >= 3)
+        async with asyncio.timeout(5):
+            while not renewed:
+                await asyncio.sleep(0.005)
+        # whatever it plans now, it has planned when this service has its task
+        await b.store.commit([Put(Service(id="s2", spec=spec("other", replicas=1)))])
+        after = await b.until(lambda s: assigned(s) >= 4)
+        assert renewed == 1 and sorted(task.service_id for task in after.all(Task)) == ["s", "s", "s", "s2"]
 
 
 async def test_wakeups_and_pokes() -> None:

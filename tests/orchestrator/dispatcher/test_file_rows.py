@@ -8,10 +8,12 @@ import msgspec
 import pytest
 
 from orchestrator.agent.rows import Rows
-from orchestrator.dispatcher.file_rows import file_rows
-from orchestrator.dispatcher.messages import ConfigRow, SecretRow, TaskRow
+from orchestrator.dispatcher.file_rows import file_rows, registry_row
+from orchestrator.dispatcher.messages import ConfigRow, RegistryRow, SecretRow, TaskRow
+from orchestrator.dispatcher.parts import AssignmentParts
 from orchestrator.errors import TaskError
 from orchestrator.model import (
+    STATE_ORDER,
     Config,
     ConfigReference,
     ContainerSpec,
@@ -26,7 +28,10 @@ from orchestrator.model import (
     ServiceSpec,
     Task,
     TaskSpec,
+    TaskState,
+    TaskStatus,
 )
+from orchestrator.store.base import Event
 from orchestrator.store.snapshot import Snapshot
 
 NODE = Node(id="n1", description=NodeDescription(hostname="alpha"))
@@ -114,6 +119,34 @@ def test_an_agent_prefers_what_was_rendered_for_the_task() -> None:
     assert known.contents(task) == {"x": b"mine"}
     known.update(2, [], ["secret/t1/x"], False)
     assert known.contents(task) == {"x": b"all"}
+
+
+@pytest.mark.parametrize("state", list(TaskState))
+def test_credentials_are_there_until_the_image_is(state: TaskState) -> None:
+    service = Service(id="s", mesh_registry_auth=b"header")
+    task = Task(id="t", service_id="s", node_id="n1", status=TaskStatus(state=state))
+    snapshot = Snapshot().with_object(service)
+    row = registry_row(snapshot, task, lambda secret: secret.mesh_ciphertext)
+    assert row == (RegistryRow(service_id="s", auth="header") if STATE_ORDER[state] < STATE_ORDER[TaskState.READY] else None)
+    assert registry_row(snapshot, task, lambda secret: None) is None
+    known = Rows()
+    if row is not None:
+        assert "header" not in repr(row)
+        known.update(1, [row], [], True)
+        assert known.registry_auths == {"s": "header"}
+        known.update(2, [], [row.key], False)
+    assert known.registry_auths == {}
+
+
+def test_new_credentials_reach_a_task_that_waits_for_its_image() -> None:
+    service = Service(id="s", mesh_registry_auth=b"old")
+    task = Task(id="t", service_id="s", node_id="n1", status=TaskStatus(state=TaskState.PREPARING))
+    before = Snapshot().with_object(NODE).with_object(service).with_object(task)
+    parts = AssignmentParts(before, lambda secret: secret.mesh_ciphertext)
+    assert b"old" in parts.of("n1")["own/n1"]["registry/s"]
+    changed = msgspec.structs.replace(service, mesh_registry_auth=b"new")
+    parts.follow(before.with_object(changed), [Event(kind="service", id="s", revision=2, old=service, new=changed)])
+    assert b"new" in parts.of("n1")["own/n1"]["registry/s"]
 
 
 def test_contents_never_show() -> None:

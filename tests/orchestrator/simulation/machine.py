@@ -83,7 +83,7 @@ class SimRuntime(FakeRuntime):
         await self._reach()
         return self._machine.description
 
-    async def prepare(self, task: Task, files: dict[str, bytes]) -> Container:
+    async def prepare(self, task: Task, files: dict[str, bytes], registry_auth: str = "") -> Container:
         assert task.spec.container_spec is not None
         image = task.spec.container_spec.image
         if image not in self._machine.pulled and image in self.engine.images:
@@ -91,7 +91,7 @@ class SimRuntime(FakeRuntime):
             self._machine.pulled.add(image)
         if image == "crash:1":
             self._machine.crashing.add(task.id)
-        container = await super().prepare(task, files)
+        container = await super().prepare(task, files, registry_auth)
         self._answer()
         return container
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 from collections.abc import AsyncIterator, Callable
@@ -184,6 +185,41 @@ async def test_renewals_leave_the_fence_as_it_is() -> None:
         await wait_for(store, lambda s: s.get(Leadership, RENEWAL).version.index > first.version.index + 1, 5)  # type: ignore[union-attr]
         assert a.loop.fence() == fence
         await store.commit([fence, Put(Claim(id="x"))])
+
+
+async def test_a_new_fence_of_the_same_leader_stops_what_was_under_way_with_the_old_one() -> None:
+    """A commit of unknown outcome: it has happened and is seen, or it never happens."""
+    raft = Raft("a")
+    async with managers(raft, "a", "b") as (store, [a, b], [store_a, _]):
+        old = await a.loop.wait_leading()
+        store_a.hold.clear()
+        late = asyncio.create_task(store_a.commit([old, Put(Claim(id="late"))]))
+        await asyncio.sleep(0)
+        renewing = asyncio.create_task(a.loop.refence())
+        store_a.hold.set()
+        await renewing
+        new = a.loop.fence()
+        assert new is not None and new.index > old.index and a.loop.leading and (a.edges, b.edges) == ([True], [])
+        with contextlib.suppress(Conflict):
+            await late
+        seen = store.snapshot().claim("late")
+        assert (seen is None) == (late.exception() is not None)
+        with pytest.raises(Conflict):
+            await store.commit([old, Put(Claim(id="later still"))])
+        await store.commit([new, Put(Claim(id="from the same one"))])
+        # it goes on leading: its own new term is no other's
+        renewal = store.snapshot().get(Leadership, RENEWAL)
+        assert renewal is not None
+        await wait_for(store, lambda s: s.get(Leadership, RENEWAL).version.index > renewal.version.index, 5)  # type: ignore[union-attr]
+        assert (a.edges, b.edges) == ([True], [])
+
+
+async def test_who_does_not_lead_gets_no_new_fence() -> None:
+    raft = Raft("a")
+    async with managers(raft, "a", "b") as (_, [a, b], _):
+        await a.loop.wait_leading()
+        await b.loop.refence()
+        assert b.loop.fence() is None
 
 
 async def test_leadership_follows_raft_at_once() -> None:
