@@ -5,8 +5,9 @@
 # make bench           the demo's figures: how fast, how much memory
 # make bench-mesh      the data plane's figures: programming the kernel
 # make bench-dns       the DNS server beside others: Debian's, the Docker Engine's, the bare system calls; every answer is checked
+# make bench-orchestrator  the orchestrator's figures against their targets: scheduler, store, API, leader, and those of make bench
 # make fuzz-dns        a million mutated packets against the DNS server: minutes
-.PHONY: demo test check simulate bench bench-mesh bench-dns fuzz-dns bootstrap
+.PHONY: demo test check simulate bench bench-mesh bench-dns bench-orchestrator fuzz-dns bootstrap
 BIN := .venv/bin
 
 bootstrap:
@@ -23,6 +24,10 @@ bench-mesh: bootstrap
 
 bench-dns: bootstrap
 	@$(BIN)/python -m tests.dnsd.bench
+
+bench-orchestrator: bootstrap
+	@$(BIN)/python -m tests.orchestrator.bench
+	@$(BIN)/meshd demo --figures
 
 fuzz-dns: bootstrap
 	@$(BIN)/python -m tests.dnsd.fuzz --count 1000000

@@ -35,7 +35,7 @@ def play(state_dir: Path, *, keep: bool, with_figures: bool, console: Console, n
         console.print()
         console.print(demo.summary())
         if measured:
-            table = Table("figure", "measured", title="figures")
+            table = Table("figure", "measured", "target", title="figures")
             for row in measured:
                 table.add_row(*row)
             console.print(table)
