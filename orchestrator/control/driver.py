@@ -26,8 +26,11 @@ log = logging.getLogger(__name__)
 
 # events come in bursts: one pass for all of them
 DEBOUNCE_S = 0.005
-# kept well under etcd's 1.5 MB a request, and short, so that others get their turn between two of ours
-MAX_BATCH = 500
+# kept well under what etcd takes at once, and short, so that others get their turn between two of ours
+MAX_BATCH = 1_500
+# After a pass that found nothing to do, the next one waits for so many times as long as it took: in a storm of changes that mean nothing to
+# the loops (services without tasks, reports) most of the process's time is for those who cause it.
+_REST, _LONGEST_REST_S = 3.0, 0.25
 _BACK_OFF_S = (0.02, 1.0)
 _FAILED_LOOP_RETRY = timedelta(seconds=1)
 _LONGEST_SLEEP_S = 60.0
@@ -63,6 +66,7 @@ class ControlDriver:
         self._drain_deadline = drain_deadline
         self._reason = asyncio.Event()
         self._complaints: dict[str, str] = {}
+        self._rest_s = DEBOUNCE_S
 
     def poke(self) -> None:
         """Something outside the store changed (acknowledgements): look again soon."""
@@ -107,10 +111,12 @@ class ControlDriver:
 
     async def _pass(self, guard: Guard) -> datetime | None:
         """Plan once and commit it. Returns when to look again if nothing happens before."""
-        base = self._store.snapshot()
+        base, start_s = self._store.snapshot(), asyncio.get_running_loop().time()
         steps, wakeup = await self._plan(base)
         if not steps:
+            self._rest_s = min(max(_REST * (asyncio.get_running_loop().time() - start_s), DEBOUNCE_S), _LONGEST_REST_S)
             return wakeup
+        self._rest_s = DEBOUNCE_S
         committed = 0
         for batch in batches(base, steps, min(self._store.max_changes - 1, MAX_BATCH)):
             if batch.changes:
@@ -158,8 +164,9 @@ class ControlDriver:
         timeout_s = _LONGEST_SLEEP_S
         if wakeup is not None:
             timeout_s = min(max((wakeup - self._now()).total_seconds(), 0.0), timeout_s)
+        resting = asyncio.get_running_loop().time() + self._rest_s
         await self._pause(timeout_s)
-        await asyncio.sleep(DEBOUNCE_S)
+        await asyncio.sleep(max(DEBOUNCE_S, resting - asyncio.get_running_loop().time()))
 
     async def _pause(self, timeout_s: float) -> None:
         try:

@@ -23,7 +23,7 @@ from orchestrator.control.scheduler import node_for, preferred
 from orchestrator.control.slots import age_key, dirty, mode_of, running, slots_of
 from orchestrator.control.steps import Decision, earliest
 from orchestrator.control.transitions import successor
-from orchestrator.model import Node, Service, Task, TaskState
+from orchestrator.model import Cluster, Node, Service, Task, TaskState
 from orchestrator.store.base import Put
 from orchestrator.store.snapshot import Snapshot
 
@@ -35,7 +35,8 @@ _UPDATING = frozenset({"updating", "rollback_started", "paused", "rollback_pause
 
 
 def rebalance(snapshot: Snapshot, ctx: Context) -> Decision:
-    opted = [service for service in sorted(snapshot.all(Service), key=lambda service: service.id) if _asks_for_it(snapshot, service)]
+    cluster = snapshot.cluster
+    opted = sorted((service for service in snapshot.all(Service) if _asks_for_it(service, cluster)), key=lambda service: service.id)
     if not opted:
         return Decision()
     budget = max(1, int(snapshot.count(Node) * _SHARE_OF_NODES)) - sum(_is_moving(snapshot, service) for service in opted)
@@ -52,11 +53,11 @@ def rebalance(snapshot: Snapshot, ctx: Context) -> Decision:
     return Decision(decision.steps, wakeup)
 
 
-def _asks_for_it(snapshot: Snapshot, service: Service) -> bool:
+def _asks_for_it(service: Service, cluster: Cluster | None) -> bool:
     return (
-        rebalanced(service, snapshot.cluster)
+        rebalanced(service, cluster)
         and mode_of(service) == "replicated"
-        and strategy_of(service, snapshot.cluster) == "spread"
+        and strategy_of(service, cluster) == "spread"
         and moves_by_overlap(service)
     )
 

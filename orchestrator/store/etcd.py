@@ -23,14 +23,15 @@ from aetcd.rpc import rpc_pb2 as pb
 from aetcd.rpc import rpc_pb2_grpc as stubs
 
 from orchestrator.errors import Compacted, ConfigError, Conflict, StoreError, StoreUnavailable
-from orchestrator.model import KINDS, Kind, Object, Version
-from orchestrator.store.base import Change, Event
+from orchestrator.model import KINDS, Kind, Object, Service, Task, Version
+from orchestrator.store.base import Change, Event, Guard
 from orchestrator.store.etcd_client import call, open_channel, translate
 from orchestrator.store.etcd_codec import PREFIX, PREFIX_END, decode, key, parse_key, transaction
 from orchestrator.store.etcd_tls import TLSFiles
-from orchestrator.store.snapshot import Snapshot
+from orchestrator.store.group_commit import GroupCommit
+from orchestrator.store.snapshot import Snapshot, SnapshotEdit
 from orchestrator.store.subscription import MAX_BACKLOG, Subscribers, Subscription
-from orchestrator.store.transaction import MAX_CHANGES, check_conflicts, check_shape, stored_at
+from orchestrator.store.transaction import MAX_CHANGES, check_conflicts, check_shape, key_of, stored_at
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,9 @@ class EtcdStore:
         self.max_changes = max_changes
         self._timeout_s = timeout_s
         self._channels = [open_channel(endpoint, tls) for endpoint in endpoints]
+        self._stubs = [stubs.KVStub(channel) for channel in self._channels]
         self._endpoints = list(endpoints)
+        self._group = GroupCommit(self._written)
         self._current = 0
         self._snapshot = Snapshot()
         self._listed = asyncio.Event()
@@ -120,15 +123,16 @@ class EtcdStore:
         request = transaction(changes)
         if self._closed:
             raise StoreUnavailable("the store is closed")
-        answer, sure = await self._written(request)
-        revision = int(answer.header.revision)
-        if answer.succeeded:
-            await self._reached(revision)
-            return revision
+        touched = frozenset(key_of(change) for change in changes)
+        written = frozenset(key_of(change) for change in changes if not isinstance(change, Guard))
+        outcome = await self._group.commit(request, touched, written)
+        if outcome.succeeded:
+            await self._reached(outcome.revision)
+            return outcome.revision
         # whoever plans again must see what beat him
         with contextlib.suppress(StoreUnavailable):
-            await self._reached(revision)
-        if not sure and (done := stored_at(self._snapshot, changes)):
+            await self._reached(outcome.revision)
+        if not outcome.sure and (done := stored_at(self._snapshot, changes)):
             return done
         check_conflicts(self._snapshot, changes)
         raise Conflict("the objects were changed by someone else, and back again")
@@ -174,6 +178,7 @@ class EtcdStore:
             if not waiter.done():
                 waiter.set_exception(StoreUnavailable("the store was closed"))
         self._waiters.clear()
+        await self._group.close()
         self._subscribers.close()
         for channel in self._channels:
             await channel.close()
@@ -181,7 +186,7 @@ class EtcdStore:
     # ---- the local copy ------------------------------------------------------------------------------------------------------
 
     def _kv(self) -> Any:
-        return stubs.KVStub(self._channels[self._current])
+        return self._stubs[self._current]
 
     async def _reached(self, revision: int) -> None:
         if self._snapshot.revision >= revision:
@@ -268,8 +273,8 @@ class EtcdStore:
             stream.cancel()
 
     def _apply(self, changes: Iterable[Any]) -> None:
-        snapshot, events = self._snapshot, []
-        seen = revision = snapshot.revision
+        edit, events = SnapshotEdit(self._snapshot), []
+        seen = revision = self._snapshot.revision
         for change in changes:
             # a member that was set back to an older state may tell the past again (etcd issue 15271)
             if change.kv.mod_revision <= seen:
@@ -279,24 +284,26 @@ class EtcdStore:
             if name is None:
                 continue
             kind, id = name
-            old = snapshot.raw(kind, id)
+            old = edit.raw(kind, id)
             if change.type == kv_pb2.Event.DELETE:
                 if old is None:
                     continue
-                snapshot = snapshot.without_object(kind, id)
+                edit.set(kind, id, None)
                 events.append(Event(kind=kind, id=id, revision=revision, old=old, new=None))
                 continue
             new = _decoded(kind, id, change.kv)
             if new is not None:
-                snapshot = snapshot.with_object(new)
+                new = _sharing(new, old, edit)
+                edit.set(kind, id, new)
                 events.append(Event(kind=kind, id=id, revision=revision, old=old, new=new))
         if revision > seen:
-            self._publish(snapshot.at(revision), events)
+            self._publish(edit.finish().at(revision), events)
 
     async def _list(self) -> None:
         """Read everything at one revision and publish how it differs from the copy: every object at most once."""
         found, revision = await self._read_all()
-        old = snapshot = self._snapshot
+        old = self._snapshot
+        edit = SnapshotEdit(old)
         # only a restored backup goes back in time; then equal versions prove nothing
         restored = revision < old.revision
         events = []
@@ -306,14 +313,15 @@ class EtcdStore:
                 continue
             after = _decoded(*name, kv)
             if after is not None and after != before:
-                snapshot = snapshot.with_object(after)
+                after = _sharing(after, before, edit)
+                edit.set(*name, after)
                 events.append(Event(kind=name[0], id=name[1], revision=kv.mod_revision, old=before, new=after))
         for kind in KINDS:
             for id, gone in sorted(old.tables.get(kind, {}).items()):
                 if (kind, id) not in found:
-                    snapshot = snapshot.without_object(kind, id)
+                    edit.set(kind, id, None)
                     events.append(Event(kind=kind, id=id, revision=revision, old=gone, new=None))
-        self._publish(snapshot.at(revision), events)
+        self._publish(edit.finish().at(revision), events)
 
     async def _read_all(self) -> tuple[dict[tuple[Kind, str], Any], int]:
         found: dict[tuple[Kind, str], Any] = {}
@@ -330,6 +338,16 @@ class EtcdStore:
             if not answer.more:
                 return found, revision
             start = answer.kvs[-1].key + b"\0"
+
+
+def _sharing(new: Object, old: Object | None, edit: SnapshotEdit) -> Object:
+    """A task with the very spec of its former self or of its service, where equal: most of a task is its spec, and what is the same object
+    is compared in no time."""
+    if not isinstance(new, Task):
+        return new
+    service = edit.raw("service", new.service_id) if old is None else None
+    known = old.spec if isinstance(old, Task) else service.spec.task_template if isinstance(service, Service) else None
+    return msgspec.structs.replace(new, spec=known) if known == new.spec else new
 
 
 def _decoded(kind: Kind, id: str, kv: Any) -> Object | None:

@@ -123,7 +123,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     def with_changes(self, changes: Iterable[tuple[Kind, str, Object | None]]) -> Snapshot:
         """This picture after all of the changes, in their order (None: the object is gone); the revision stays."""
-        edit = _Edit(self)
+        edit = SnapshotEdit(self)
         for kind, id, obj in changes:
             edit.set(kind, id, obj)
         return edit.finish()
@@ -149,7 +149,7 @@ def differences(one: Snapshot, other: Snapshot) -> set[tuple[Kind, str]] | None:
     return found if left is not None or one.tables is other.tables else None
 
 
-class _Edit:
+class SnapshotEdit:
     """A snapshot being changed: tables are copied once, however many changes come."""
 
     def __init__(self, base: Snapshot) -> None:
@@ -160,6 +160,11 @@ class _Edit:
         self._network = _Index(base.tasks_by_network)
         self._waiting: Any = None
         self._history = base.history
+
+    def raw(self, kind: Kind, id: str) -> Object | None:
+        """As it is by now."""
+        table = self._tables.get(kind)
+        return cast(Object | None, table.get(id)) if table is not None else self._base.raw(kind, id)
 
     def set(self, kind: Kind, id: str, obj: Object | None) -> None:
         table = self._tables.get(kind)

@@ -48,7 +48,7 @@ from orchestrator.model import (
 from orchestrator.security import ca, secretbox, tokens
 from orchestrator.security.identity import Credentials, Identity
 from orchestrator.store import etcd_tls
-from orchestrator.store.base import Change, Put
+from orchestrator.store.base import Put
 from tests.orchestrator.api.fakes import FakeBackend
 
 _SPAWN = get_context("spawn")
@@ -136,11 +136,8 @@ async def _serve(directory: Path, services: int, replicas: int, agents: int, pip
     for name in names:
         Credentials.create(directory / "agents" / name, _identity(root, name, "worker"))
     daemon = Manager(config)
-    await daemon.start([*founding, *(Put(_node(name, now)) for name in names)])
-    objects = [Put(one) for one in _running(services, replicas, names, now)]
-    changes: list[Change] = list(objects)
-    for start in range(0, len(changes), 1500):
-        await daemon.store.commit(changes[start : start + 1500])
+    objects = [*(_node(name, now) for name in names), *_running(services, replicas, names, now)]
+    await daemon.start(lambda snapshot: [*founding, *(Put(one) for one in objects)])
     server = NodeServer(
         Credentials.create(directory / "manager", _identity(root, _MANAGER, "manager")),
         engine_socket="/nowhere.sock", manager=lambda: daemon.side, host="127.0.0.1", port=port,
