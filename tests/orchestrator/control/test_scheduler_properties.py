@@ -72,9 +72,11 @@ def made(nodes: list[tuple[dict[str, str], int, int, int, str]], services: list[
         picture = picture.with_object(
             msgspec.structs.replace(one, description=msgspec.structs.replace(one.description, resources=resources))
         )
+    # where something runs, priorities would displace it: that is another test's business
+    plain = any(wish["running"] for wish in services)
     for number, wish in enumerate(services):
         ports = [port(80, wish["port"], mode="host")] if wish["port"] else []  # type: ignore[arg-type]
-        of = service(f"s{number}", ports=ports, labels={STRATEGY: str(wish["strategy"]), PRIORITY: str(wish["priority"])})
+        of = service(f"s{number}", ports=ports, labels={STRATEGY: str(wish["strategy"]), PRIORITY: "0" if plain else str(wish["priority"])})
         gpus = [GenericResource(discrete_resource_spec=DiscreteGenericResource(kind="gpu", value=wish["gpus"]))]  # type: ignore[arg-type]
         reserved = ResourceObject(
             nano_cpus=int(wish["cpus"]) * 10**9,
