@@ -23,6 +23,7 @@ from orchestrator.model import Service, Task, TaskState, terminal
 from orchestrator.store.base import Put
 from orchestrator.store.snapshot import Snapshot
 
+_STATEFUL = "com.meshd.stateful"
 # another kernel keeps a few MiB more for itself: that is no reason to move tasks
 _TOLERATED = 0.02
 
@@ -39,7 +40,10 @@ def enforcement(snapshot: Snapshot, ctx: Context) -> Decision:
 
 
 def moves_by_overlap(service: Service) -> bool:
-    """Two tasks of a slot may run for a moment: the service says so, or says nothing and has several tasks at once anyway."""
+    """Two tasks of a slot may run for a moment: the service says so, or says nothing and has several tasks at once anyway. Never where
+    slots have an identity."""
+    if (service.spec.labels or {}).get(_STATEFUL, "").lower() == "true":
+        return False
     order = service.spec.update_config.order if service.spec.update_config is not None else ""
     return order == "start-first" or (not order and replicas(service) > 1)
 

@@ -149,6 +149,23 @@ REFUSED = [
     ("TaskTemplate.ContainerSpec.Image", "Bad Image", 400, INVALID + 'ContainerSpec: "Bad Image" is not a valid repository/tag'),
     ("TaskTemplate.ContainerSpec.Mounts", [{"Target": "/a"}, {"Target": "/a"}], 400, INVALID + "ContainerSpec: duplicate mount point: /a"),
     ("TaskTemplate.Placement.Constraints", ["node.role"], 400, INVALID + "constraint expected one operator from ==, !="),
+    (
+        "TaskTemplate.Placement.Preferences", [{"Spread": {"SpreadDescriptor": "zone"}}], 400,
+        INVALID + "placement preference 'spread=zone' is invalid: expected node.labels.<label> or engine.labels.<label>",
+    ),
+    (
+        "TaskTemplate.ContainerSpec.Env", ["constraint:storage=ssd"], 400,
+        INVALID + "constraint 'storage=ssd' is invalid: expected <key>==<value> or <key>!=<value>",
+    ),
+    (
+        "Labels", {"com.meshd.placement.strategy": "tight"}, 400,
+        INVALID + "label com.meshd.placement.strategy: 'tight' is no strategy: expected one of spread, binpack, random",
+    ),
+    (
+        "Labels", {"com.meshd.placement.prio": "1"}, 400,
+        INVALID + "label com.meshd.placement.prio means nothing on a service: expected one of "
+        "com.meshd.placement.priority, com.meshd.placement.rebalance, com.meshd.placement.strategy",
+    ),
     ("TaskTemplate.Resources.Limits", {"NanoCPUs": 1}, 400, INVALID + "invalid cpu value 1e-09: Must be at least 0.001"),
     ("TaskTemplate.Resources.Limits", {"MemoryBytes": 1024}, 400, INVALID + "invalid memory value 1024: Must be at least 4MiB"),
     ("TaskTemplate.RestartPolicy", {"Condition": "maybe"}, 400, 'invalid RestartCondition: "maybe"'),

@@ -183,6 +183,7 @@ def test_tasks_move_to_a_node_that_joins_one_at_a_time_and_none_is_missing_meanw
     [
         {"labels": {}},
         {"labels": {REBALANCE: "false"}},
+        {"labels": {**YES, "com.meshd.stateful": "true"}},
         {"labels": YES, "update_config": UpdateConfig(parallelism=1, order="stop-first")},
         {"labels": {**YES, "com.meshd.placement.strategy": "binpack"}},
     ],
