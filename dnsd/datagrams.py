@@ -14,9 +14,9 @@ from __future__ import annotations
 import ctypes
 import socket
 import struct
-from array import array
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any
 
 # Datagrams of one call. More save nothing that can be measured, and others wait longer for their turn.
 SLOTS = 64
@@ -24,11 +24,10 @@ SLOT_BYTES = 4096
 # What is copied out of each slot to be looked up. Queries that are longer have no prebuilt answers.
 HEAD_BYTES = 128
 
-# (address of the header behind the id, bytes of the question that are echoed, address and size of the rest, the response's label
-# for `counters`, the bytes that the addresses point into: as long as the row lives, so do they)
-Row = tuple[int, int, int, int, int, bytes]
-# The rows of a batch, transposed.
-Columns = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[bytes, ...]]
+# (pieces, the response's label for `counters`, bytes of the question that are echoed, the response itself). pieces: address of the
+# header behind the id, the size of the question, address and size of the rest, packed; they point into the response, so that what
+# they point to lives as long as the row.
+Row = tuple[bytes, int, int, bytes]
 
 _HEADER_BYTES = 12
 _ADDRESS_BYTES = 28
@@ -60,6 +59,9 @@ class _Message(ctypes.Structure):
     _fields_ = [("header", _Header), ("size", ctypes.c_uint32)]
 
 
+_PACKED = struct.Struct("=4Q").pack
+_PIECES_OF = itemgetter(0)
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _FLAGS = ctypes.c_int(socket.MSG_DONTWAIT)
 _COUNTS = [ctypes.c_uint(count) for count in range(SLOTS + 1)]
@@ -70,16 +72,13 @@ def row_of(response: bytes, question_bytes: int, label: int) -> Row:
     """question_bytes: so much of it is echoed from the query; 0: the question is sent as it is in `response`."""
     at = ctypes.cast(ctypes.c_char_p(response), ctypes.c_void_p).value or 0
     start = _HEADER_BYTES + question_bytes
-    return (at + 2, question_bytes, at + start, len(response) - start, label, response)
-
-
-def columns_of(rows: Iterable[Row]) -> Columns:
-    return cast(Columns, tuple(zip(*rows, strict=True)))
+    return _PACKED(at + 2, question_bytes, at + start, len(response) - start), label, question_bytes, response
 
 
 def write_row(row: Row, packet: bytes) -> bytes:
     """The response to `packet` as one piece, for who sends it alone."""
-    response, start = row[5], _HEADER_BYTES + row[1]
+    _pieces, _label, question_bytes, response = row
+    start = _HEADER_BYTES + question_bytes
     return packet[:2] + response[2:_HEADER_BYTES] + packet[_HEADER_BYTES:start] + response[start:]
 
 
@@ -112,7 +111,7 @@ class Batch:
         self._sizes = memoryview(self._incoming).cast("B").cast("I")[_Message.size.offset // 4 :: ctypes.sizeof(_Message) // 4]
         words = memoryview(self._pieces).cast("B").cast("Q")
         stride = _PIECES * ctypes.sizeof(_Iovec) // _WORD
-        # header address, question size, address and size of the rest
+        # As in Row.
         self._columns = [words[word::stride] for word in (2, 5, 6, 7)]
         self._incoming_at = ctypes.byref(self._incoming)
         self._outgoing_at = ctypes.byref(self._outgoing)
@@ -140,13 +139,13 @@ class Batch:
         flow, scope = int.from_bytes(address[4:8]), int.from_bytes(address[24:28], "little")
         return socket.inet_ntop(socket.AF_INET6, address[8:24]), port, flow, scope
 
-    def send(self, fd: int, columns: Columns, skipped: Sequence[int] = ()) -> int:
-        """Sends responses to the first datagrams, in their order, but for those in the slots `skipped` (ascending).
+    def send(self, fd: int, rows: Sequence[Row], skipped: Sequence[int] = ()) -> int:
+        """Sends the responses `rows` to the first datagrams, in their order, but for those in the slots `skipped` (ascending).
         How many could not be sent."""
-        headers, questions, rests, sizes, _labels, _keep = columns
-        count = len(headers)
-        for column, values in zip(self._columns, (headers, questions, rests, sizes), strict=True):
-            column[:count] = array("Q", values)
+        count = len(rows)
+        pieces = memoryview(b"".join(map(_PIECES_OF, rows))).cast("Q")
+        for number, column in enumerate(self._columns):
+            column[:count] = pieces[number :: len(self._columns)]
         if not skipped:
             return self._send(fd, 0, count)
         unsent, start = 0, 0

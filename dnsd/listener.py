@@ -12,15 +12,17 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from itertools import repeat
+from operator import itemgetter
 from time import perf_counter
 from typing import Any
 
 from dnsd import wire
 from dnsd.counters import QueryCounters, label_of
-from dnsd.datagrams import SLOT_BYTES, Batch, Row, columns_of, row_of, write_row
+from dnsd.datagrams import SLOT_BYTES, Batch, Row, row_of, write_row
 from dnsd.forward import Forwarder
 from dnsd.loop import poller_of
-from dnsd.resolve import UNKNOWN, UNKNOWN_ROW, Forward, View
+from dnsd.resolve import UNKNOWN, UNKNOWN_LABEL, UNKNOWN_ROW, Forward, View
 from dnsd.resolvers import Endpoint
 from dnsd.sockets import Opened
 from dnsd.tcp import TcpListener
@@ -29,6 +31,8 @@ _log = logging.getLogger("dnsd")
 
 # So many queries found waiting are no load yet.
 _FEW = 3
+_UNKNOWNS = repeat(UNKNOWN)
+_LABEL_OF = itemgetter(1)
 # Questions of one scope that wait for other servers: far fewer than all scopes may have (`Forwarder`), so that none starves the rest.
 _MAX_WAITING = 256
 
@@ -97,7 +101,7 @@ class Listener:
     def _answer_few(self) -> Sequence[int]:
         """Answers what is there, up to a few; their labels."""
         receive, send = self._udp.recvfrom, self._udp.sendto
-        find = self.view.rows.get
+        find = self.view.row
         labels = []
         for _ in range(_FEW + 1):
             try:
@@ -108,7 +112,7 @@ class Listener:
                 # The error of an earlier answer (its asker closed its socket): it is cleared by having been read.
                 continue
             self.queries += 1
-            row: Row | Forward | None = next(find(packet[2:].lower(), UNKNOWN))
+            row: Row | Forward | None = find(packet)
             if row is UNKNOWN_ROW:
                 row = self._unusual(packet)
             response = None
@@ -116,7 +120,7 @@ class Listener:
                 self._spawn(self._forward_udp(row, packet, peer))
                 continue
             if row is not None:
-                labels.append(row[4])
+                labels.append(row[1])
                 response = write_row(row, packet)
                 try:
                     send(response, peer)
@@ -138,22 +142,24 @@ class Listener:
         self.queries += count
         find = self.view.rows.get
         sizes, heads = batch.heads(count)
-        rows = [next(find(head[2:size].lower(), UNKNOWN)) for head, size in zip(heads, sizes, strict=True)]
-        columns = columns_of(rows)
-        labels: Sequence[int] = columns[4]
+        keys = [head[2:size] for head, size in zip(heads, sizes, strict=True)]
+        rows = list(map(next, map(find, keys, _UNKNOWNS)))
+        labels = list(map(_LABEL_OF, rows))
         unanswered = []
-        if UNKNOWN_ROW[4] in labels:
+        if UNKNOWN_LABEL in labels:
             for slot in [slot for slot, row in enumerate(rows) if row is UNKNOWN_ROW]:
-                row = self._unusual(batch.packet(slot))
+                # Perhaps only its letters are of another case.
+                row: Row | Forward | None = next(find(keys[slot].lower(), UNKNOWN))
+                if row is UNKNOWN_ROW:
+                    row = self._unusual(batch.packet(slot))
                 if isinstance(row, tuple):
                     rows[slot] = row
                 else:
                     unanswered.append(slot)
                     if row is not None:
                         self._spawn(self._forward_udp(row, batch.packet(slot), batch.peer(slot)))
-            columns = columns_of(rows)
-            labels = [label for label in columns[4] if label != UNKNOWN_ROW[4]]
-        unsent = batch.send(self._fd, columns, unanswered)
+            labels = [label for label in map(_LABEL_OF, rows) if label != UNKNOWN_LABEL]
+        unsent = batch.send(self._fd, rows, unanswered)
         if unsent:
             self._counters["unsent"] += unsent
         return labels

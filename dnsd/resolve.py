@@ -32,7 +32,8 @@ _ANSWER_BYTES = 900
 _ROW_BYTES = 250
 
 # What is found in `View.rows` where nothing is: its label is no answer's.
-UNKNOWN_ROW: Row = (0, 0, 0, 0, -1, b"")
+UNKNOWN_LABEL = -1
+UNKNOWN_ROW: Row = (bytes(32), UNKNOWN_LABEL, 0, b"")
 UNKNOWN: Iterator[Row] = repeat(UNKNOWN_ROW)
 
 
@@ -92,13 +93,18 @@ class View:
     def respond(self, packet: bytes, tcp: bool = False) -> bytes | Forward | None:
         """The response; Forward; or None: such a packet gets no answer."""
         if not tcp:
-            row = next(self.rows.get(packet[2:].lower(), UNKNOWN))
+            row = self.row(packet)
             if row is not UNKNOWN_ROW:
                 return datagrams.write_row(row, packet)
         query = wire.read_query(packet)
         if not isinstance(query, Query):
             return query
         return self.answer(query, b"" if tcp else packet)
+
+    def row(self, packet: bytes) -> Row:
+        """The next of its prebuilt responses; UNKNOWN_ROW: it has none."""
+        row = next(self.rows.get(packet[2:], UNKNOWN))
+        return next(self.rows.get(packet[2:].lower(), UNKNOWN)) if row is UNKNOWN_ROW else row
 
     def answer(self, query: Query, packet: bytes = b"") -> bytes | Forward:
         """packet: what the query came in, over UDP; over TCP there is none, and no limit to the size."""

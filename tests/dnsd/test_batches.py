@@ -10,7 +10,7 @@ import pytest
 from dnslib import DNSRecord
 
 from dnsd import DnsState, ScopeSpec, Server, ServiceName, TaskName, ZoneSpec, loop
-from dnsd.datagrams import SLOTS, Batch, columns_of, row_of, write_row
+from dnsd.datagrams import SLOTS, Batch, row_of, write_row
 from dnsd.resolvers import NodeResolvers
 from tests.dnsd.ask import query, until, values
 
@@ -123,7 +123,7 @@ def test_what_cannot_be_sent_is_counted_and_harms_no_other() -> None:
         assert batch.receive(server.fileno()) == 5
         assert [batch.peer(slot) for slot in range(5)] == [client.getsockname()] * 5
         batch._addresses[2 * 28 + 2 : 2 * 28 + 4] = b"\0\0"
-        assert batch.send(server.fileno(), columns_of([row] * 5), skipped=[0, 4]) == 1
+        assert batch.send(server.fileno(), [row] * 5, skipped=[0, 4]) == 1
         for number in (1, 3):
             # What the kernel gathers is what is written for one.
             assert client.recv(4096) == write_row(row, bytes((0, number)) + query("WEB")[2:])

@@ -6,7 +6,7 @@ import select
 import socket
 import sys
 
-from dnsd.datagrams import Batch, columns_of, row_of
+from dnsd.datagrams import Batch, row_of
 
 
 def plain(sock: socket.socket, answer: bytes) -> None:
@@ -19,8 +19,8 @@ def plain(sock: socket.socket, answer: bytes) -> None:
 def batched(sock: socket.socket, answer: bytes) -> None:
     """recvmmsg and sendmmsg, with all structures filled in beforehand."""
     batch, fd = Batch(socket.AF_INET), sock.fileno()
-    columns = columns_of([row_of(answer, 0, 0)] * 64)
-    batch.send(fd, columns, skipped=range(64))
+    rows = [row_of(answer, 0, 0)] * 64
+    batch.send(fd, rows, skipped=range(64))
     epoll = select.epoll()
     epoll.register(fd, select.EPOLLIN)
     while True:
