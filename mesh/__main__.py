@@ -175,7 +175,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (tuple, Set)):
-        return [_plain(v) for v in (sorted(value) if isinstance(value, Set) else value)]
+        return [_plain(v) for v in (sorted(value, key=repr) if isinstance(value, Set) else value)]
     return value
 
 

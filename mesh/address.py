@@ -34,6 +34,11 @@ def packed(address: str) -> bytes:
     return parsed.packed
 
 
+def text(packed_address: bytes) -> str:
+    """Inverse of `packed`. (The C library writes some IPv6 addresses with an IPv4 tail.)"""
+    return socket.inet_ntop(socket.AF_INET, packed_address) if len(packed_address) == 4 else str(IPv6Address(packed_address))
+
+
 def family(address: str) -> int:
     """4 or 6. Raises ValueError as `packed` does."""
     return 4 if len(packed(address)) == 4 else 6

@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from mesh.linux.netlink import NETLINK_NETFILTER, NLM_F_ACK, Netlink, attribute, attributes, nested
+from mesh.address import text
+from mesh.linux.netlink import NETLINK_NETFILTER, Netlink, attribute, attributes, nested
 
 _CTNETLINK: Final = 1 << 8
 _GET: Final = _CTNETLINK | 1
@@ -98,8 +99,8 @@ def parse(payload: bytes) -> Connection | None:
         protocol = protocol_attributes[1][0]
         port = struct.unpack(">H", protocol_attributes[3])[0]
         first, second = (1, 2) if family == socket.AF_INET else (3, 4)
-        destination = socket.inet_ntop(family, attributes(original[1])[second])
-        answerer = socket.inet_ntop(family, attributes(reply[1])[first])
+        destination = text(attributes(original[1])[second])
+        answerer = text(attributes(reply[1])[first])
     except (KeyError, ValueError):
         return None
     is_open = False
@@ -126,7 +127,7 @@ def forget(matches: Callable[[Connection], bool], *, answerers: Collection[str] 
     doomed = [c for c in map(parse, payloads) if c is not None and (c.translated or not translated_only) and matches(c)]
     with Netlink(NETLINK_NETFILTER) as netlink:
         for part in _parts(doomed):
-            requests = [(_DELETE, NLM_F_ACK, struct.pack("=BBH", c.key[0], 0, 0) + c.key[1]) for c in part]
+            requests = [(_DELETE, 0, struct.pack("=BBH", c.key[0], 0, 0) + c.key[1]) for c in part]
             netlink.requests("delete tracked connections", requests, ignore=(errno.ENOENT,))
     return len(doomed)
 

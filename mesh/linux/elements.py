@@ -8,11 +8,11 @@ after a deletion; none of that is needed for elements alone.
 from __future__ import annotations
 
 import errno
-import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, TypeVar
 
+from mesh.address import packed, text
 from mesh.errors import KernelError
 from mesh.linux.netlink import NETLINK_NETFILTER, NLM_F_CREATE, Netlink, attribute, attributes, each, nested
 from mesh.nft import MapChange
@@ -61,8 +61,8 @@ def _ethernet(text: str) -> bytes:
 
 # nf_tables registers are 4 bytes wide: in a concatenation every part begins at one
 _TYPES: Final[dict[str, tuple[int, Encode, Decode]]] = {
-    "ipv4_addr": (4, lambda t: socket.inet_pton(socket.AF_INET, t), lambda b: socket.inet_ntop(socket.AF_INET, b)),
-    "ipv6_addr": (16, lambda t: socket.inet_pton(socket.AF_INET6, t), lambda b: socket.inet_ntop(socket.AF_INET6, b)),
+    "ipv4_addr": (4, packed, text),
+    "ipv6_addr": (16, packed, text),
     "ether_addr": (6, _ethernet, lambda b: b.hex(":")),
     "inet_proto": (1, lambda t: int(t).to_bytes(1, "big"), lambda b: str(b[0])),
     "inet_service": (2, lambda t: int(t).to_bytes(2, "big"), lambda b: str(int.from_bytes(b, "big"))),

@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from mesh.address import text
 from mesh.errors import KernelError, KernelUnsupported
 from mesh.linux.netlink import NETLINK_GENERIC, NLA_F_NESTED, Netlink, attribute, attributes
 from mesh.table import IpvsDestination, IpvsService
@@ -133,11 +134,11 @@ def encode_destination(destination: IpvsDestination) -> bytes:
     )
 
 
-def parse_destinations(text: str) -> dict[int, frozenset[IpvsDestination]]:
+def parse_destinations(listing: str) -> dict[int, frozenset[IpvsDestination]]:
     """By mark, from what /proc/net/ip_vs says: one read, where netlink has a dump for each service."""
     found: dict[int, list[IpvsDestination]] = {}
     current: list[IpvsDestination] | None = None
-    for line in text.splitlines():
+    for line in listing.splitlines():
         if line.startswith("  -> "):
             if current is not None:
                 target, method, weight = line[5:].split(None, 3)[:3]
@@ -150,10 +151,9 @@ def parse_destinations(text: str) -> dict[int, frozenset[IpvsDestination]]:
     return {mark: frozenset(destinations) for mark, destinations in found.items()}
 
 
-def _address(text: str) -> str:
-    if text.startswith("["):
-        return socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, text[1:-1]))
-    return socket.inet_ntop(socket.AF_INET, bytes.fromhex(text))
+def _address(shown: str) -> str:
+    """As /proc shows it: hexadecimal, or IPv6 in full in brackets."""
+    return text(socket.inet_pton(socket.AF_INET6, shown[1:-1]) if shown.startswith("[") else bytes.fromhex(shown))
 
 
 class Ipvs:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from mesh.errors import KernelError
-from mesh.linux.namespace import open_namespace, setns
+from mesh.linux.namespace import unshare_network
 
 NETLINK_ROUTE: Final = 0
 NETLINK_NETFILTER: Final = 12
@@ -51,18 +51,14 @@ _SO_NETNS_COOKIE: Final = 71
 _SO_SNDBUFFORCE: Final = 32
 
 
-def _go_home() -> None:
-    """A thread begins in the namespace of the one that started it, and would keep that alive: move to the process's own."""
-    descriptor = open_namespace("/proc/self/ns/net")
-    try:
-        # who may not do that has entered no other namespace
-        with suppress(KernelError):
-            setns(descriptor, "of this process")
-    finally:
-        os.close(descriptor)
+def _leave() -> None:
+    """A thread begins in the namespace of the one that started it, and would keep that alive: have it live in one of its own."""
+    # who may not do that has entered no other namespace
+    with suppress(KernelError):
+        unshare_network()
 
 
-_CLOSING: Final = ThreadPoolExecutor(1, thread_name_prefix="netlink-close", initializer=_go_home)
+_CLOSING: Final = ThreadPoolExecutor(1, thread_name_prefix="netlink-close", initializer=_leave)
 _CLOSING_AT_ONCE: Final = threading.Semaphore(64)
 
 

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterable
 from typing import Final
 
+from mesh.address import text
 from mesh.linux.netlink import NLM_F_CREATE, NLM_F_REPLACE, Netlink, attribute, attributes
 
 _RTM_NEWADDR: Final = 20
@@ -44,10 +45,6 @@ def _packed(address: str) -> tuple[int, bytes]:
     return family, socket.inet_pton(family, address)
 
 
-def _text(family: int, packed: bytes) -> str:
-    return socket.inet_ntop(family, packed)
-
-
 def addresses(netlink: Netlink) -> dict[int, set[str]]:
     """CIDRs by link index; IPv6 link-local ones are the kernel's own and left out."""
     found: dict[int, set[str]] = {}
@@ -56,7 +53,7 @@ def addresses(netlink: Netlink) -> dict[int, set[str]]:
         if kind != _RTM_NEWADDR or family not in (socket.AF_INET, socket.AF_INET6):
             continue
         values = attributes(payload[_IFADDRMSG.size :])
-        address = _text(family, values.get(_IFA_LOCAL) or values[_IFA_ADDRESS])
+        address = text(values.get(_IFA_LOCAL) or values[_IFA_ADDRESS])
         if not address.startswith("fe80:"):
             found.setdefault(index, set()).add(f"{address}/{length}")
     return found
@@ -89,11 +86,11 @@ def neighbours(netlink: Netlink, index: int) -> dict[str, str]:
             if kind != _RTM_NEWNEIGH or link != index or not state & _NUD_PERMANENT:
                 continue
             if payload[12:16] == _DST_HEADER and payload[20:24] == _LLADDR_HEADER:
-                found[socket.inet_ntop(socket.AF_INET, payload[16:20])] = payload[24:30].hex(":")
+                found[text(payload[16:20])] = payload[24:30].hex(":")
             else:
                 values = attributes(payload[_NDMSG.size :])
                 if _NDA_DST in values and _NDA_LLADDR in values:
-                    found[_text(family, values[_NDA_DST])] = values[_NDA_LLADDR].hex(":")
+                    found[text(values[_NDA_DST])] = values[_NDA_LLADDR].hex(":")
     return found
 
 
@@ -139,10 +136,10 @@ def _forwarding(payload: bytes) -> tuple[str, bool, str]:
         if follower == _MASTER_HEADER:
             return payload[at + 4 : at + 10].hex(":"), True, ""
         if follower == _DST_HEADER:
-            return payload[at + 4 : at + 10].hex(":"), False, socket.inet_ntop(socket.AF_INET, payload[at + 16 : at + 20])
+            return payload[at + 4 : at + 10].hex(":"), False, text(payload[at + 16 : at + 20])
     values = attributes(payload[_NDMSG.size :])
     packed = values.get(_NDA_DST, b"")
-    vtep = _text(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed) if packed else ""
+    vtep = text(packed) if packed else ""
     return values.get(_NDA_LLADDR, b"").hex(":"), _NDA_MASTER in values, vtep
 
 
@@ -169,5 +166,5 @@ def _forward(index: int, mac: str, state: int, flags: int) -> bytes:
     return _NDMSG.pack(_AF_BRIDGE, 0, 0, index, state, flags, 0) + attribute(_NDA_LLADDR, _mac(mac))
 
 
-def _mac(text: str) -> bytes:
-    return bytes.fromhex(text.replace(":", ""))
+def _mac(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))

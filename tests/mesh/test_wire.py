@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.linux import conntrack, ipvs, link, policy
+from mesh.linux import conntrack, elements, ipvs, link, policy
 from mesh.linux.netlink import Netlink, attribute, attributes, nested
 from mesh.table import IpvsDestination, IpvsService, Policy
 
@@ -79,6 +79,28 @@ def test_route_round_trip(destination: str, index: int, table: int) -> None:
     """Encoded by pyroute2, decoded by hand."""
     for wanted in (link.Route(destination, "", index, table), link.Route("", "10.0.0.1", index, table)):
         assert link.parse_route(link._route(wanted)) == wanted
+
+
+ELEMENTS = {
+    "ipv4_addr": st.ip_addresses(v=4).map(str),
+    "ipv6_addr": st.ip_addresses(v=6).filter(lambda a: not a.ipv4_mapped).map(str),
+    "ether_addr": st.binary(min_size=6, max_size=6).map(lambda b: b.hex(":")),
+    "inet_proto": st.integers(0, 255).map(str),
+    "inet_service": st.integers(0, 65535).map(str),
+    "mark": st.integers(0, 2**32 - 1).map(str),
+}
+
+
+@given(st.lists(st.sampled_from(sorted(ELEMENTS)), min_size=1, max_size=3), st.data())
+def test_element_round_trip(types: list[str], data: st.DataObject) -> None:
+    kind, wanted = " . ".join(types), " . ".join(data.draw(ELEMENTS[name]) for name in types)
+    assert elements.supported(kind)
+    assert elements.decoder(kind)(elements.encoder(kind)(wanted)) == wanted
+
+
+@pytest.mark.parametrize("verdict", ["goto vip4-3", "jump ports", "return", "accept", "drop"])
+def test_verdict_round_trip(verdict: str) -> None:
+    assert elements.decoder("verdict")(elements.encoder("verdict")(verdict)) == verdict
 
 
 def test_an_ipvs_service_on_the_wire() -> None:
