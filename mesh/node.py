@@ -115,7 +115,8 @@ class NodeMesh:
 
     async def watch(self, on_change: Callable[[], None]) -> None:
         """From now on `on_change` is called when somebody else may have changed something of ours: time for `apply(resync=True)`. Not
-        everything is heard at once (`mesh.linux.events`): resync at an interval as well. Until `close`."""
+        everything is heard at once (`mesh.linux.events`): resync at an interval as well. Until `close`, or another `watch`."""
+        self._stop_listening()
         loop = asyncio.get_running_loop()
         events = self._events = await self._run(self._listen)
         word: asyncio.TimerHandle | None = None
@@ -133,6 +134,13 @@ class NodeMesh:
 
         loop.add_reader(events.links, heard)
         loop.add_reader(events.nft, heard)
+
+    def _stop_listening(self) -> None:
+        if self._events is not None:
+            for listening in (self._events.links, self._events.nft):
+                asyncio.get_running_loop().remove_reader(listening)
+            self._events.close()
+            self._events = None
 
     def _listen(self) -> Events:
         events = Events(self._names.table, TABLE, (self._names.gateway_bridge, self._names.uplink, GATEWAY_LINK))
@@ -188,11 +196,7 @@ class NodeMesh:
 
     async def close(self) -> None:
         """Let go of the thread. The kernel keeps what was applied."""
-        if self._events is not None:
-            for listening in (self._events.links, self._events.nft):
-                asyncio.get_running_loop().remove_reader(listening)
-            self._events.close()
-            self._events = None
+        self._stop_listening()
         await asyncio.get_running_loop().run_in_executor(None, self._executor.shutdown)
 
     async def _run(self, work: Callable[[], T]) -> T:
