@@ -182,4 +182,6 @@ def _bind_sentence(request: Request, error: OSError) -> str:
             return f"{where} can't be listened on: this machine has no such address"
         case errno.EACCES:
             return f"{where} can't be listened on: ports below 1024 need root"
+        case errno.EMFILE:
+            return f"{where} can't be listened on: dnsd may not open more files; raise its limit (LimitNOFILE, ulimit -n)"
     return f"{where} can't be listened on: {error.strerror or error}"

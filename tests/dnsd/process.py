@@ -20,10 +20,11 @@ class Process:
         self.state = directory / "dnsd.state"
         self.running: list[subprocess.Popen[str]] = []
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, by: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        """by: a command that becomes the process."""
         given = arguments or ("--control", str(self.control), "--state-file", str(self.state))
         process = subprocess.Popen(
-            [sys.executable, "-m", "dnsd", *given],
+            [*by, sys.executable, "-m", "dnsd", *given],
             cwd=PROJECT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -13,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dnslib import DNSRecord
 
-from dnsd import VERSION, Client, ConfigError, DnsState, DnsUnavailable, ScopeSpec, ServiceName, TaskName, ZoneSpec, state_file
+from dnsd import VERSION, Client, ConfigError, DnsState, DnsUnavailable, ScopeSpec, Server, ServiceName, TaskName, ZoneSpec, state_file
+from dnsd.control import Control
 from dnsd.encoded import EncodedZone, encode
 from dnsd.errors import RemoteProtocolError
-from tests.dnsd.ask import until
+from dnsd.reopen import reopen
+from dnsd.sockets import Request, close_all, open_sockets
+from tests.dnsd.ask import query, until, values
 from tests.dnsd.process import PROJECT, Process, asked, free_port
 
 
@@ -248,6 +254,50 @@ def test_a_state_of_another_boot_is_ignored(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(state_file, "_boot_id", lambda: "another")
     assert state_file.load(path) is None
     assert state_file.load(tmp_path / "none") is None
+
+
+async def test_more_sockets_than_the_soft_limit(process: Process, client: Client) -> None:
+    process.start(by=("sh", "-c", 'ulimit -S -n 96; exec "$@"', "sh"))
+    scopes = tuple(ScopeSpec(id=f"s{n}", netns="", networks=("a",), listen=f"127.0.1.{n}:0") for n in range(1, 101))
+    assert (await client.apply(DnsState(zones=(zone(),), scopes=scopes))).failed == {}
+
+
+def test_too_many_sockets_are_said() -> None:
+    """As in a process whose hard limit is too low."""
+    held, limits = [], resource.getrlimit(resource.RLIMIT_NOFILE)
+    request = Request("", ("127.0.0.1", 0))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits[0], 512), limits[1]))
+        with pytest.raises(ConfigError, match="may not open more files; raise its limit"):
+            while True:
+                held.append(open_sockets(request))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        close_all(held)
+
+
+async def test_reopened_sockets_are_used_or_closed(tmp_path: Path) -> None:
+    """What is asked between the sockets' opening and all the rest is answered; if there is no rest, they are free again."""
+    path, port = tmp_path / "state", free_port()
+    state_file.save(path, {"digest": EncodedZone(encode(zone())).packed}, (scope(port),), {})
+    for control in (tmp_path / "sock", tmp_path / "nowhere" / "sock"):
+        reopened = reopen(path)
+        assert [place for place, _ in reopened.opened.items()] == [("", f"127.0.0.1:{port}", "")]
+        server = Server()
+        serving = Control(server, control, path)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as asker:
+            asker.connect(("127.0.0.1", port))
+            asker.send(query("web"))
+            if control.parent.exists():
+                await serving.open(reopened)
+                async with asyncio.timeout(5):
+                    assert values(DNSRecord.parse(await asyncio.get_running_loop().sock_recv(asker, 4096))) == ["10.0.0.2"]
+                await serving.close()
+            else:
+                with pytest.raises(ConfigError, match="can't be created"):
+                    await serving.open(reopened)
+        await server.close()
+        assert asked(port) is None
 
 
 @pytest.mark.root
