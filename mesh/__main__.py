@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from pathlib import Path
@@ -26,12 +27,22 @@ from mesh.static import read_file
 from mesh.table import NamespaceTable, NftTable
 
 T = TypeVar("T")
+
+
+class _Fault(click.ClickException):
+    exit_code = 2
+
+
 FILE = click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--prefix", default="mesh", show_default=True, help="What the names of everything of ours begin with.")
-@click.option("--netns", help="Path of the network namespace to take for the host's.  [default: the one this runs in]")
+@click.option(
+    "--netns",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Path of the network namespace to take for the host's.  [default: the one this runs in]",
+)
 @click.pass_context
 def main(context: click.Context, prefix: str, netns: str | None) -> None:
     """The data plane of this node from a file: VXLAN networks, virtual IPs, published ports. Needs root.
@@ -122,14 +133,12 @@ def _with_mesh(make: Callable[[], NodeMesh], work: Callable[[NodeMesh], Awaitabl
         finally:
             await mesh.close()
 
+    if os.geteuid() != 0:
+        raise _Fault("the data plane needs root: run this as root")
     try:
         return asyncio.run(run())
     except (MeshError, OSError) as error:
         raise _Fault(str(error)) from error
-
-
-class _Fault(click.ClickException):
-    exit_code = 2
 
 
 def _complain(errors: Mapping[str, MeshError]) -> None:

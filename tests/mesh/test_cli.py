@@ -74,3 +74,5 @@ def test_faults_are_sentences(machine: Machine) -> None:
     assert "no interface of this node has the address 192.0.2.7" in machine.mesh("verify", str(machine.file), code=2)
     machine.file.write_text(TEXT.replace("vni = 4097", "vni = 0"))
     assert "front: vni: 0 is not between" in machine.mesh("apply", str(machine.file), code=1)
+    machine.host = "absent"
+    assert "'/run/netns/absent' does not exist" in machine.mesh("show", code=2)
