@@ -359,6 +359,7 @@ class JobStatus(_Struct):
 class Service(_Struct):
     """Removed by the user = gone from the store; its tasks follow with desired state REMOVE. service_status: only in API answers.
     mesh_registry_auth: credentials for its images (`registry_auth`), encrypted; not part of the spec, so new ones restart nothing.
+    mesh_homes: slot -> id of the node that has its volumes (stateful services).
     """
 
     id: str
@@ -372,6 +373,7 @@ class Service(_Struct):
     job_status: JobStatus | None = None
     service_status: ServiceStatus | None = None
     mesh_registry_auth: bytes = b""
+    mesh_homes: dict[str, str] | None = None
 
 
 # ---- task ----------------------------------------------------------------------------------------------------------------------
@@ -449,6 +451,7 @@ class Task(_Struct):
     revision of that write on. mesh_released: nobody sends to it any more (or the drain deadline passed): the agent may stop it.
     mesh_running_since: when it was first reported RUNNING (kept after it ended: an update's monitor asks how long it ran).
     mesh_lost_since: when it was replaced because its node was lost. If the node returns, it serves until its successor does.
+    mesh_fence: its agent stops it when it has heard of no leader for so long (ns): it must not run beside a successor. None: never.
     """
 
     id: str
@@ -473,6 +476,7 @@ class Task(_Struct):
     mesh_released: bool = False
     mesh_running_since: datetime | None = None
     mesh_lost_since: datetime | None = None
+    mesh_fence: int | None = None
 
 
 # ---- node ----------------------------------------------------------------------------------------------------------------------

@@ -5,11 +5,17 @@ Pure: no I/O. Source: SwarmKit orchestrator.InvalidNode (down or drained nodes l
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+
 from orchestrator.control.constraints import node_matches, parse
+from orchestrator.control.defaults import duration, stop_grace
 from orchestrator.control.expressions import expressions_of, node_values
 from orchestrator.errors import ConfigError
-from orchestrator.model import Node, Task, TaskSpec, terminal
+from orchestrator.model import STATE_ORDER, Node, Task, TaskSpec, TaskState, terminal
 from orchestrator.store.snapshot import Snapshot
+
+# for the Engine's own delays when an agent stops a task, and for clocks of managers that differ
+FENCE_MARGIN = timedelta(seconds=15)
 
 
 def takes_tasks(node: Node) -> bool:
@@ -33,14 +39,36 @@ def unreachable(node: Node | None) -> bool:
     return node is None or node.status.state == "down"
 
 
-def gone(snapshot: Snapshot, task: Task) -> bool:
-    """Nothing of this task serves any more as far as anybody can know: ended, never placed, or on a node that is lost."""
-    return terminal(task.status.state) or not task.node_id or unreachable(snapshot.node(task.node_id))
+def placed(task: Task) -> bool:
+    """An agent may know it. (A task may name its node before.)"""
+    return bool(task.node_id) and STATE_ORDER[task.status.state] >= STATE_ORDER[TaskState.ASSIGNED]
+
+
+def gone(snapshot: Snapshot, task: Task, now: datetime) -> bool:
+    """Nothing of this task runs any more as far as anybody can know: ended, never placed, or on a node that is lost; a fenced one there
+    only once its agent has surely stopped it."""
+    if terminal(task.status.state) or not placed(task):
+        return True
+    since = fenced_at(snapshot, task)
+    return unreachable(snapshot.node(task.node_id)) and (since is None or since <= now)
+
+
+def fenced_at(snapshot: Snapshot, task: Task) -> datetime | None:
+    """When the agent of a node that is lost has surely stopped this task. None: it is not fenced, or its node is there, or removed
+    (whoever removes a node says that it doesn't run any more).
+
+    The agent counts `mesh_fence` from the last moment at which it can prove that the leader still heard it, which is before the leader
+    noticed its absence; then it stops the task within its grace period. Both count durations, so clocks need not agree.
+    """
+    node = snapshot.node(task.node_id)
+    if task.mesh_fence is None or node is None or node.mesh_disconnected_since is None:
+        return None
+    return node.mesh_disconnected_since + duration(task.mesh_fence) + stop_grace(task.spec) + FENCE_MARGIN
 
 
 def stays(snapshot: Snapshot, task: Task) -> bool:
     """Not placed yet, or placed where it may stay."""
-    return not task.node_id or keeps_tasks(snapshot.node(task.node_id))
+    return not placed(task) or keeps_tasks(snapshot.node(task.node_id))
 
 
 class Placement:

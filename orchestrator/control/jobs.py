@@ -196,14 +196,15 @@ class _Tending:
         return _halted(task, self._ctx.now)
 
     def _belongs(self, task: Task) -> bool:
-        node = self._snapshot.node(task.node_id)
-        return not self._global or (node is not None and self._placement.matches(node))
+        return not self._global or self._keeps(task.node_id)
+
+    def _keeps(self, node_id: str) -> bool:
+        node = self._snapshot.node(node_id)
+        return node is not None and keeps_tasks(node) and self._placement.matches(node)
 
     def _heir(self, slot: Slot, old: Task) -> Task | None:
-        if self._global:
-            node = self._snapshot.node(old.node_id)
-            if node is None or not keeps_tasks(node) or not self._placement.matches(node):
-                return None
+        if self._global and not self._keeps(old.node_id):
+            return None
         if terminal(old.status.state) and not may_restart(old, slot.tasks):
             return None
         delay = restart_rule(old.spec).delay if ended_by_itself(old) else None

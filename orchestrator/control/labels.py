@@ -15,12 +15,18 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from cronsim import CronSim, CronSimError
 
 from orchestrator.errors import ConfigError
-from orchestrator.model import ServiceSpec
+from orchestrator.model import Mount, ServiceSpec
 
 _PREFIX = "com.meshd."
 _CRON = f"{_PREFIX}cron."
 CRON_SCHEDULE = f"{_CRON}schedule"
 _CRON_LABELS = ("schedule", "timezone", "concurrency", "deadline", "suspend", "history.completed", "history.failed")
+_STATEFUL = f"{_PREFIX}stateful"
+_STATEFUL_LABELS = ("", ".order", ".sticky", ".fence")
+# shorter ones would stop tasks when the leader merely changes: that takes up to 8 s, and up to 8 s until the agents are back
+_FENCE, _SHORTEST_FENCE = timedelta(seconds=30), timedelta(seconds=20)
+# sethostname(2): 64 bytes, less "-" and six digits
+_LONGEST_STATEFUL_NAME = 57
 _NICKNAMES = {
     "@yearly": "0 0 1 1 *", "@annually": "0 0 1 1 *", "@monthly": "0 0 1 * *", "@weekly": "0 0 * * 0",
     "@daily": "0 0 * * *", "@midnight": "0 0 * * *", "@hourly": "0 * * * *",
@@ -46,9 +52,28 @@ class CronRule:
     keep_failed: int = _KEEP_FAILED
 
 
+@dataclass(frozen=True, slots=True)
+class StatefulRule:
+    """Slots are identities. ordered: one slot after the other is started (lowest first), updated and stopped (highest first). sticky:
+    a slot stays on the node that has its volumes. fence: how long one may run on a node that no manager reaches.
+    """
+
+    ordered: bool = False
+    sticky: bool = False
+    fence: timedelta = _FENCE
+
+
 def check(spec: ServiceSpec) -> None:
     """ConfigError: a label of ours is misspelt, can't be read, or doesn't fit the service."""
     cron_rule(spec)
+    if stateful_rule(spec) is None:
+        return
+    if spec.mode.replicated is None:
+        raise ConfigError(f"label {_STATEFUL}: only services of mode replicated have slots with an identity")
+    if any(config is not None and config.order == "start-first" for config in (spec.update_config, spec.rollback_config)):
+        raise ConfigError(f"label {_STATEFUL}: a slot never runs twice, so its update order is stop-first")
+    if len(spec.name) > _LONGEST_STATEFUL_NAME:
+        raise ConfigError(f"label {_STATEFUL}: host names are made of the service's name: it may have {_LONGEST_STATEFUL_NAME} characters")
 
 
 def cron_rule(spec: ServiceSpec) -> CronRule | None:
@@ -79,6 +104,46 @@ def _cron_rule(given: tuple[tuple[str, str], ...]) -> CronRule:
         keep_completed=_count(f"{_CRON}history.completed", labels.get("history.completed", str(_KEEP_COMPLETED))),
         keep_failed=_count(f"{_CRON}history.failed", labels.get("history.failed", str(_KEEP_FAILED))),
     )
+
+
+# ---- stateful services -------------------------------------------------------------------------------------------------------------
+
+
+def stateful_rule(spec: ServiceSpec) -> StatefulRule | None:
+    """None: its slots have no identity. ConfigError."""
+    given = _given(spec.labels, _STATEFUL)
+    return _stateful_rule(given, _has_local_volume(spec)) if given else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _stateful_rule(given: tuple[tuple[str, str], ...], has_local_volume: bool) -> StatefulRule | None:
+    labels = dict(given)
+    _refuse_unknown(labels, _STATEFUL, _STATEFUL_LABELS)
+    if not _flag(_STATEFUL, labels.get("", "false")):
+        if len(labels) > ("" in labels):
+            raise ConfigError(f"label {_STATEFUL}=true is missing beside {_STATEFUL}{max(labels)}")
+        return None
+    fence = duration(f"{_STATEFUL}.fence", labels[".fence"]) if ".fence" in labels else _FENCE
+    if fence < _SHORTEST_FENCE:
+        raise ConfigError(f"label {_STATEFUL}.fence: at least {_SHORTEST_FENCE.seconds}s, or a change of the leader would stop every slot")
+    return StatefulRule(
+        ordered=_one_of(f"{_STATEFUL}.order", labels.get(".order", "parallel"), ("parallel", "ordered")) == "ordered",
+        sticky=_flag(f"{_STATEFUL}.sticky", labels.get(".sticky", str(has_local_volume))),
+        fence=fence,
+    )
+
+
+def _has_local_volume(spec: ServiceSpec) -> bool:
+    container = spec.task_template.container_spec
+    return any(mount.type == "volume" and _is_local(mount) for mount in (container.mounts if container else None) or ())
+
+
+def _is_local(mount: Mount) -> bool:
+    driver = mount.volume_options.driver_config if mount.volume_options else None
+    return driver is None or driver.name in ("", "local")
+
+
+# ---- schedules ---------------------------------------------------------------------------------------------------------------------
 
 
 def _schedule(text: str) -> str:

@@ -21,6 +21,7 @@ from orchestrator.control.removal import removal
 from orchestrator.control.replicated import replicated
 from orchestrator.control.restart import restart
 from orchestrator.control.scheduler import schedule
+from orchestrator.control.stateful import homes
 from orchestrator.control.steps import Loop
 from orchestrator.control.succession import succession
 from orchestrator.control.update import update
@@ -32,6 +33,7 @@ LIFECYCLE: tuple[Loop, ...] = (
     lost_tasks,
     removal,
     drain,
+    homes,
     restart,
     evacuation,
     enforcement,

@@ -8,13 +8,13 @@ the task did not end by itself.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 
 from orchestrator.control.context import Context
 from orchestrator.control.defaults import update_rule
-from orchestrator.control.eligibility import keeps_tasks, stays, unreachable
+from orchestrator.control.eligibility import fenced_at, keeps_tasks, placed, stays, unreachable
 from orchestrator.control.slots import age_key, dirty, live, mode_of, slot_key, wanted
 from orchestrator.control.steps import Decision, Step, applied, earliest
 from orchestrator.control.transitions import orphaned, stopped, successor
@@ -22,6 +22,7 @@ from orchestrator.model import Node, Service, Task, TaskState, terminal
 from orchestrator.store.base import Put
 from orchestrator.store.snapshot import Snapshot
 
+NEVER = datetime.max.replace(tzinfo=UTC)
 DOWN_GRACE = timedelta(seconds=15)
 ORPHAN_AFTER = timedelta(hours=24)
 
@@ -61,8 +62,9 @@ def lost_tasks(snapshot: Snapshot, ctx: Context) -> Decision:
                 wakeup = earliest(wakeup, since + ORPHAN_AFTER)
                 continue
         message = "the node is gone" if node is None else "the node has been down for a day"
-        tasks = sorted((task for task in snapshot.tasks_of_node(node_id) if not terminal(task.status.state)), key=age_key)
-        steps.extend((Put(orphaned(task, ctx.now, message)),) for task in tasks)
+        lost = [task for task in snapshot.tasks_of_node(node_id) if not terminal(task.status.state)]
+        # one that is only meant for this node is still waiting for it
+        steps.extend((Put(orphaned(task, ctx.now, message)),) for task in sorted(lost, key=age_key) if node is None or placed(task))
     return Decision(steps, wakeup)
 
 
@@ -70,6 +72,7 @@ def evacuation(snapshot: Snapshot, ctx: Context) -> Decision:
     """Tasks of replicated services leave nodes that are down or drained. (Global tasks are stopped by their own loop.)"""
     decision = Decision()
     picture = snapshot
+    wakeup: datetime | None = None
     for node_id in sorted(snapshot.tasks_by_node):
         node = snapshot.node(node_id)
         if keeps_tasks(node):
@@ -79,12 +82,28 @@ def evacuation(snapshot: Snapshot, ctx: Context) -> Decision:
             service = snapshot.service(task.service_id) if task.service_id else None
             if service is None or mode_of(service) != "replicated" or not live(task):
                 continue
+            waits = _waits(snapshot, service, task)
+            if waits is not None and waits > ctx.now:
+                wakeup = earliest(wakeup, None if waits == NEVER else waits)
+                continue
             # the picture moves along: two tasks of one slot may have to leave their nodes at once
             step = _leave(picture, ctx, service, task)
             if step:
                 decision.steps.append(step)
                 picture = applied(picture, [step])
-    return decision
+    return Decision(decision.steps, wakeup)
+
+
+def _waits(snapshot: Snapshot, service: Service, task: Task) -> datetime | None:
+    """Until when a stateful service's slot is left where it is, although its node is lost or drained."""
+    if task.mesh_fence is None:
+        return None
+    if not placed(task):
+        return NEVER
+    if not unreachable(snapshot.node(task.node_id)):
+        return None
+    # its volumes are there and nowhere else; else it could not run elsewhere before that time
+    return NEVER if str(task.slot) in (service.mesh_homes or {}) else fenced_at(snapshot, task)
 
 
 def _leave(snapshot: Snapshot, ctx: Context, service: Service, task: Task) -> Step:

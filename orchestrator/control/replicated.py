@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from orchestrator.control.context import Context
 from orchestrator.control.defaults import replicas
+from orchestrator.control.labels import stateful_rule
 from orchestrator.control.slots import Slot, SlotKey, live, mode_of, running, slots_of, wanted
 from orchestrator.control.steps import Decision, Step
 from orchestrator.control.transitions import created, removed, stopped
@@ -38,18 +39,31 @@ def _steps(ctx: Context, service: Service, slots: dict[SlotKey, Slot]) -> list[S
     missing = replicas(service) - len(filled)
     steps: list[Step] = []
     taken = {slot.key for slot in filled}
+    rule = stateful_rule(service.spec)
+    if rule is not None and rule.ordered:
+        missing = _one_by_one(missing, filled, slots)
     if missing > 0:
         for number in _free_numbers(taken, missing):
             steps.append((Put(_first_task(ctx, service, number, slots.get(number))),))
             taken.add(number)
     elif missing < 0:
-        for slot in kept_first(filled)[missing:]:
+        # slots with an identity go by number, whatever runs in them
+        for slot in (kept_first(filled) if rule is None else filled)[missing:]:
             steps.append(tuple(Put(_leaving(task, ctx)) for task in slot.tasks if wanted(task) or terminal(task.status.state)))
     # what is left of slots that went earlier, as soon as it has stopped
     for slot in slots.values():
         if slot.key not in taken:
             steps.extend((Put(removed(task, ctx.now)),) for task in slot.tasks if terminal(task.status.state))
     return steps
+
+
+def _one_by_one(missing: int, filled: list[Slot], slots: dict[SlotKey, Slot]) -> int:
+    """The part of `missing` that is this moment's turn: nothing is started beside a slot that doesn't run, nor stopped beside one
+    that still stops."""
+    if missing > 0:
+        return 1 if all(_runs(slot) or slot.finished() for slot in filled) else 0
+    busy = any(slot.stopping for slot in slots.values())
+    return 0 if busy else max(missing, -1)
 
 
 def kept_first(slots: list[Slot]) -> list[Slot]:

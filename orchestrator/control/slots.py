@@ -14,9 +14,11 @@ from typing import Any, Literal
 import msgspec
 
 from orchestrator.control.defaults import restart_rule
-from orchestrator.model import STATE_ORDER, PortConfig, Service, Task, TaskSpec, TaskState, terminal
+from orchestrator.control.labels import stateful_rule
+from orchestrator.model import SECOND, STATE_ORDER, PortConfig, Service, Task, TaskSpec, TaskState, terminal
 
 SlotKey = int | str
+STABLE_HOSTNAME = "{{.Service.Name}}-{{.Task.Slot}}"
 _WANTED = frozenset(state for state in TaskState if STATE_ORDER[state] <= STATE_ORDER[TaskState.RUNNING])
 _BY_ITSELF = frozenset({TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED})
 
@@ -148,11 +150,24 @@ def may_restart(task: Task, slot_tasks: Iterable[Task]) -> bool:
 
 
 def wanted_spec(service: Service) -> TaskSpec:
-    """The spec of the service's tasks. Networks given at the service (the older place in Docker's API) move into it."""
+    """The spec of the service's tasks. Networks given at the service (the older place in Docker's API) move into it; slots of stateful
+    services have a host name of their own."""
     template = service.spec.task_template
     if service.spec.networks and not template.networks:
-        return msgspec.structs.replace(template, networks=service.spec.networks)
+        template = msgspec.structs.replace(template, networks=service.spec.networks)
+    container = template.container_spec
+    if wanted_fence(service) is not None and container is not None and not container.hostname:
+        template = msgspec.structs.replace(template, container_spec=msgspec.structs.replace(container, hostname=STABLE_HOSTNAME))
     return template
+
+
+def wanted_fence(service: Service) -> int | None:
+    """`mesh_fence` of the service's tasks."""
+    # the frequent case, told fast
+    if not service.spec.labels:
+        return None
+    rule = stateful_rule(service.spec)
+    return None if rule is None else round(rule.fence.total_seconds() * SECOND)
 
 
 def wanted_ports(service: Service) -> list[PortConfig] | None:
@@ -168,7 +183,7 @@ def dirty(task: Task, service: Service) -> bool:
     ports, had = wanted_ports(service) or [], task.mesh_endpoint_ports or []
     if ports != had and (_host_ports(ports) != _host_ports(had) or (_has_ingress(ports) and not _has_ingress(had))):
         return True
-    return not same_spec(task.spec, wanted_spec(service))
+    return task.mesh_fence != wanted_fence(service) or not same_spec(task.spec, wanted_spec(service))
 
 
 def same_spec(one: TaskSpec, other: TaskSpec) -> bool:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from orchestrator.control.context import Context
 from orchestrator.control.defaults import stop_grace
 from orchestrator.control.drain import everyone_shows
-from orchestrator.control.eligibility import gone, stays
+from orchestrator.control.eligibility import fenced_at, gone, stays, unreachable
 from orchestrator.control.slots import SlotKey, age_key, dirty, mode_of, running, slot_key, surplus, wanted
 from orchestrator.control.steps import Decision, Step, earliest
 from orchestrator.control.transitions import promoted, stopped
@@ -46,7 +46,7 @@ def succession(snapshot: Snapshot, ctx: Context) -> Decision:
             if task.desired_state is TaskState.RUNNING:
                 continue
             due = _due(snapshot, ctx, task, stopping.get(place, []))
-            if due <= ctx.now:
+            if due is not None and due <= ctx.now:
                 steps.append((Put(promoted(task, ctx.now)),))
             else:
                 wakeup = earliest(wakeup, due)
@@ -68,12 +68,16 @@ def succession(snapshot: Snapshot, ctx: Context) -> Decision:
     return Decision(steps, wakeup)
 
 
-def _due(snapshot: Snapshot, ctx: Context, task: Task, stopping: list[Task]) -> datetime:
-    """When the waiting task may run, as far as that is known now: an earlier end of what still stops changes it."""
+def _due(snapshot: Snapshot, ctx: Context, task: Task, stopping: list[Task]) -> datetime | None:
+    """When the waiting task may run, as far as that is known now: an earlier end of what still stops changes it. None: only that end
+    lets it run."""
     run_at = task.mesh_run_at or ctx.now
-    blocking = [other for other in stopping if not gone(snapshot, other) and not surplus(other)]
+    blocking = [other for other in stopping if not gone(snapshot, other, ctx.now) and not surplus(other)]
     if not blocking:
         return run_at
+    if any(other.mesh_fence is not None for other in blocking):
+        lost = [fenced_at(snapshot, other) if unreachable(snapshot.node(other.node_id)) else None for other in blocking]
+        return None if None in lost else max(run_at, *(when for when in lost if when is not None))
     # an engine that can't kill a container must not keep the slot empty for ever
     patience = max(stop_grace(other.spec) for other in blocking) + ctx.drain_deadline + STUCK_LIMIT
     return max(run_at, task.created_at + patience)

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from orchestrator.control.context import Context
-from orchestrator.control.slots import mode_of, wanted, wanted_ports, wanted_spec
+from orchestrator.control.slots import mode_of, wanted, wanted_fence, wanted_ports, wanted_spec
 from orchestrator.model import STATE_ORDER, Service, Task, TaskSpec, TaskState, TaskStatus, Version, terminal
 
 _TICK = timedelta(microseconds=1)
@@ -28,7 +28,10 @@ def created(
     spec: TaskSpec | None = None,
     iteration: Version | None = None,
 ) -> Task:
-    """A new task of the service. `after`: its predecessor in the slot; a task is always younger than its predecessor."""
+    """A new task of the service. `after`: its predecessor in the slot; a task is always younger than its predecessor.
+
+    A slot that has a home (`stateful.homes`) names its node from the start.
+    """
     born = ctx.now if after is None else max(ctx.now, after.created_at + _TICK)
     return Task(
         id=ctx.new_id(),
@@ -37,13 +40,14 @@ def created(
         spec=spec if spec is not None else wanted_spec(service),
         service_id=service.id,
         slot=slot,
-        node_id=node_id,
+        node_id=node_id or (service.mesh_homes or {}).get(str(slot), ""),
         status=TaskStatus(timestamp=ctx.now, state=TaskState.NEW, message="created"),
         desired_state=desired,
         job_iteration=iteration,
         mesh_service_name=service.spec.name,
         mesh_endpoint_ports=wanted_ports(service),
         mesh_run_at=run_at,
+        mesh_fence=wanted_fence(service),
     )
 
 
@@ -70,13 +74,13 @@ def successor(service: Service, ctx: Context, old: Task, *, desired: TaskState, 
 def stopped(task: Task, now: datetime, *, lost: bool = False) -> Task:
     """Wanted no longer. One that serves drains first; one that no agent knows yet has thereby ended.
 
-    lost: its node is down, so it can't drain now: it becomes `slots.surplus`.
+    lost: its node is down, so it can't drain now: it becomes `slots.surplus`, unless it is fenced: then it isn't to go on.
     """
     if not wanted(task):
         return task
     task = msgspec.structs.replace(task, desired_state=TaskState.SHUTDOWN, updated_at=now)
     if task.status.state is TaskState.RUNNING:
-        return msgspec.structs.replace(task, mesh_lost_since=now) if lost else drained(task, now)
+        return msgspec.structs.replace(task, mesh_lost_since=now) if lost and task.mesh_fence is None else drained(task, now)
     return _ended_if_unknown(msgspec.structs.replace(task, mesh_released=True), now)
 
 

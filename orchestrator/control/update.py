@@ -17,6 +17,7 @@ from orchestrator.control.context import Context
 from orchestrator.control.cron import respecified as job_respecified
 from orchestrator.control.defaults import UpdateRule, update_rule
 from orchestrator.control.eligibility import keeps_tasks
+from orchestrator.control.labels import stateful_rule
 from orchestrator.control.slots import Slot, age_key, dirty, ended_by_itself, mode_of, running, slots_of
 from orchestrator.control.steps import Decision, Step, earliest
 from orchestrator.control.transitions import stopped, successor
@@ -192,9 +193,15 @@ def _next_slots(ctx: Context, service: Service, rule: UpdateRule, progress: list
         elif not one.dirty and one.settled_at is not None and rule.delay and one.settled_at + rule.delay > ctx.now:
             busy += 1
             wakeup = earliest(wakeup, one.settled_at + rule.delay)
-    free = rule.parallelism - busy if rule.parallelism else len(waiting)
-    # updating what doesn't run costs nobody anything
-    waiting = sorted(waiting, key=lambda one: (any(running(task) for task in one.slot.tasks), str(one.slot.key).zfill(12)))
+    stateful = stateful_rule(service.spec)
+    if stateful is not None and stateful.ordered:
+        # as a stateful set of Kubernetes: from the highest slot down, the next one when the last one runs
+        free = 1 - busy
+        waiting = sorted(waiting, key=lambda one: one.slot.newest.slot, reverse=True)
+    else:
+        free = rule.parallelism - busy if rule.parallelism else len(waiting)
+        # updating what doesn't run costs nobody anything
+        waiting = sorted(waiting, key=lambda one: (any(running(task) for task in one.slot.tasks), str(one.slot.key).zfill(12)))
     return Decision([_replace(ctx, service, rule, one.slot) for one in waiting[: max(free, 0)]], wakeup)
 
 

@@ -14,7 +14,8 @@ import msgspec
 
 from orchestrator.control.batches import batches
 from orchestrator.control.context import Context, NetworkAcks
-from orchestrator.control.eligibility import gone
+from orchestrator.control.defaults import duration, stop_grace
+from orchestrator.control.eligibility import gone, placed
 from orchestrator.control.jobs import first_status
 from orchestrator.control.labels import cron_rule
 from orchestrator.control.loops import LOOPS
@@ -32,6 +33,7 @@ from orchestrator.model import (
     EndpointSpec,
     GlobalJob,
     GlobalService,
+    Mount,
     Network,
     NetworkAttachmentConfig,
     Node,
@@ -63,6 +65,7 @@ from orchestrator.store.transaction import apply, check_conflicts, check_shape
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 _MAX_CHANGES = 500
+FENCED = "fenced"
 
 # (task, how long it has been in its state) -> how it ends now, None = it goes on
 Fate = Callable[[Task, timedelta], TaskState | None]
@@ -113,12 +116,23 @@ def job(total: int | None, concurrent: int = 1, **fields: object) -> ServiceSpec
     return spec("job", mode=mode, **fields)  # type: ignore[arg-type]
 
 
+def stateful(replicas: int, *, volume: bool = False, **given: str) -> ServiceSpec:
+    """given: labels, `order="ordered"` for com.meshd.stateful.order."""
+    labels = {"com.meshd.stateful": "true", **{f"com.meshd.stateful.{name}": value for name, value in given.items()}}
+    base = spec(replicas=replicas, labels=labels, restart=RestartPolicy(delay=0))
+    mounts = [Mount(source="data-{{.Task.Slot}}", target="/data")] if volume else None
+    template = msgspec.structs.replace(base.task_template, container_spec=ContainerSpec(image="app:1", mounts=mounts))
+    return msgspec.structs.replace(base, task_template=template)
+
+
 def scaled(service_spec: ServiceSpec, replicas: int) -> ServiceSpec:
     return msgspec.structs.replace(service_spec, mode=ServiceMode(replicated=ReplicatedService(replicas=replicas)))
 
 
 def with_image(service_spec: ServiceSpec, image: str) -> ServiceSpec:
-    template = msgspec.structs.replace(service_spec.task_template, container_spec=ContainerSpec(image=image))
+    container = service_spec.task_template.container_spec
+    assert container is not None
+    template = msgspec.structs.replace(service_spec.task_template, container_spec=msgspec.structs.replace(container, image=image))
     return msgspec.structs.replace(service_spec, task_template=template)
 
 
@@ -146,8 +160,13 @@ def node(id: str, **changes: object) -> Node:
 @dataclass
 class World:
     """`pace`: how long an agent needs from one state to the next. `ask_every`: fates are asked so often.
+<<<<<<< HEAD
     `open`: connections that draining tasks still have. `mute`: nodes that run but never acknowledge. `overlap`: slots may be handed over
     with two tasks let run, whatever the update order."""
+=======
+    `open`: connections that draining tasks still have. `mute`: nodes that run but never acknowledge. `stuck`: tasks that
+    their Engine can't stop."""
+>>>>>>> 7af46de (Stateful services: slots with homes, names and order, fenced so that one never has two writers; the leader's half)
 
     pace: timedelta = timedelta(milliseconds=100)
     fate: Fate | None = None
@@ -156,7 +175,10 @@ class World:
     snapshot: Snapshot = field(default_factory=Snapshot)
     now: datetime = START
     lost: set[str] = field(default_factory=set)
+    lost_at: dict[str, datetime] = field(default_factory=dict)
+    fenced: set[str] = field(default_factory=set)
     mute: set[str] = field(default_factory=set)
+    stuck: set[str] = field(default_factory=set)
     open: dict[str, int] = field(default_factory=dict)
     watchers: list[Callable[[Snapshot, Snapshot], None]] = field(default_factory=list)
     writes: int = 0
@@ -199,9 +221,11 @@ class World:
     def lose(self, node_id: str) -> None:
         """The node stops answering, as the dispatcher tells it."""
         self.lost.add(node_id)
+        self.lost_at[node_id] = self.now
         self.write(Put(msgspec.structs.replace(self.node(node_id), mesh_disconnected_since=self.now)))
 
     def find(self, node_id: str) -> None:
+        self.fenced |= {task.id for task in self.snapshot.tasks_of_node(node_id) if self._is_fenced(task)}
         self.lost.discard(node_id)
         old = self.node(node_id)
         self.write(Put(msgspec.structs.replace(old, mesh_disconnected_since=None, status=NodeStatus(state="ready", addr="192.0.2.1"))))
@@ -297,10 +321,32 @@ class World:
         before = self.snapshot
         self.snapshot, _ = apply(before, changes)
         self.writes += 1
+<<<<<<< HEAD
         check_laws(before, self.snapshot, overlap=self.overlap)
         check_stops(before, self.snapshot)
+=======
+        check_laws(before, self.snapshot, self.now)
+        self._check_writers()
+>>>>>>> 7af46de (Stateful services: slots with homes, names and order, fenced so that one never has two writers; the leader's half)
         for watcher in self.watchers:
             watcher(before, self.snapshot)
+
+    def _is_fenced(self, task: Task) -> bool:
+        """The agent of a lost node has stopped it: it counts from its last word with the leader, then gives it its grace."""
+        if task.mesh_fence is None or task.node_id not in self.lost or terminal(task.status.state):
+            return False
+        return self.now >= self.lost_at[task.node_id] + duration(task.mesh_fence) + stop_grace(task.spec)
+
+    def _check_writers(self) -> None:
+        """Of a slot that is fenced never two run at once, whatever the store knows of it. (Who removes a node vouches for its tasks.)"""
+        writers: dict[tuple[str, int], list[str]] = {}
+        for task in self.snapshot.all(Task):
+            if task.mesh_fence is None or terminal(task.status.state) or not placed(task) or self.snapshot.node(task.node_id) is None:
+                continue
+            runs = task.desired_state is TaskState.RUNNING or task.status.state in (TaskState.STARTING, TaskState.RUNNING)
+            if runs and task.id not in self.fenced and not self._is_fenced(task):
+                writers.setdefault((task.service_id, task.slot), []).append(task.id)
+        assert all(len(ids) == 1 for ids in writers.values()), f"two writers {writers}\n{self.picture()}"
 
     def picture(self) -> str:
         lines = [f"{service.id} {service.spec.mode} {service.update_status}" for service in self.snapshot.all(Service)]
@@ -337,9 +383,13 @@ class World:
         end = self.fate(task, age) if self.fate is not None else None
         if end is not None:
             return self._status(end, "it ended")
+        if task.id in self.fenced:
+            return self._status(TaskState.SHUTDOWN, FENCED)
         if age < self.pace:
             return None
         if not wanted(task):
+            if task.id in self.stuck:
+                return None
             return self._status(TaskState.SHUTDOWN, "shutdown") if task.mesh_released else None
         following = _FOLLOWING.get(task.status.state)
         if following is None or STATE_ORDER[following] > STATE_ORDER[task.desired_state]:
@@ -386,7 +436,11 @@ _FOLLOWING = {
 # ---- laws ---------------------------------------------------------------------------------------------------------------------------
 
 
+<<<<<<< HEAD
 def check_laws(before: Snapshot, after: Snapshot, *, overlap: bool = False) -> None:
+=======
+def check_laws(before: Snapshot, after: Snapshot, now: datetime) -> None:
+>>>>>>> 7af46de (Stateful services: slots with homes, names and order, fenced so that one never has two writers; the leader's half)
     """What holds for every single write, whoever made it."""
     touched = set()
     for task in after.all(Task):
@@ -402,6 +456,7 @@ def check_laws(before: Snapshot, after: Snapshot, *, overlap: bool = False) -> N
         assert task.spec == old.spec and task.slot == old.slot and task.service_id == old.service_id
         assert not old.node_id or task.node_id == old.node_id, f"{task.id} moved"
         assert not old.mesh_released or task.mesh_released
+<<<<<<< HEAD
     for service_id, key in touched:
         check_slot(after, service_id, key, overlap)
 
@@ -416,6 +471,16 @@ def check_stops(before: Snapshot, after: Snapshot) -> None:
 
 def check_slot(snapshot: Snapshot, service_id: str, key: int | str, overlap: bool = False) -> None:
     tasks = [task for task in snapshot.tasks_of_service(service_id) if slot_key(task) == key and not gone(snapshot, task)]
+=======
+        if task.status.state is TaskState.SHUTDOWN and old.status.state is TaskState.RUNNING:
+            assert old.mesh_released or task.status.message == FENCED, f"{task.id} was stopped before it was released"
+    for service_id, key in touched:
+        check_slot(after, service_id, key, now)
+
+
+def check_slot(snapshot: Snapshot, service_id: str, key: int | str, now: datetime) -> None:
+    tasks = [task for task in snapshot.tasks_of_service(service_id) if slot_key(task) == key and not gone(snapshot, task, now)]
+>>>>>>> 7af46de (Stateful services: slots with homes, names and order, fenced so that one never has two writers; the leader's half)
     let_run = [task for task in tasks if task.desired_state is TaskState.RUNNING]
     service = snapshot.service(service_id)
     if service is None:
