@@ -40,7 +40,15 @@ class Leading:
     ) -> None:
         self._leadership = LeadershipLoop(store, raft_status, node_id, addr, now, on_change=self._changed)
         self.fence = self._leadership.fence
-        self.dispatcher = Dispatcher(store, node_id=node_id, decrypt=decrypt, fence=self.fence, poke=self._poke, now=now)
+        self.dispatcher = Dispatcher(
+            store,
+            node_id=node_id,
+            decrypt=decrypt,
+            fence=self.fence,
+            confirmed_s=lambda: self._leadership.confirmed_s,
+            poke=self._poke,
+            now=now,
+        )
         self._driver = ControlDriver(
             store, LOOPS, fence=self.fence, acks=self.dispatcher.acks, refence=self._leadership.refence, now=now, new_id=new_id
         )

@@ -25,6 +25,7 @@ from orchestrator.agent.agent import Agent
 from orchestrator.agent.dnsd_process import DnsdProcess
 from orchestrator.agent.engine import DockerRuntime
 from orchestrator.agent.errors import EngineUnavailable
+from orchestrator.agent.lease import Lease
 from orchestrator.agent.leaving import remove_all
 from orchestrator.diagnose.finding import Finding
 from orchestrator.diagnose.node_side import NodeTracing
@@ -116,6 +117,7 @@ class NodeRuntime:
         self._server = NodeServer(
             credentials, engine_socket=settings.engine_socket, manager=manager_side, host=host, port=port, tracing=tracing
         )  # fmt: skip
+        self._lease = Lease(settings.runtime_dir / "lease.json")
         self._session: AgentSession | None = None
         self._agent: Agent | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -227,7 +229,13 @@ class NodeRuntime:
     async def _agent_once(self) -> None:
         description = await self._described()
         session = AgentSession(
-            over_tls(self._credentials), self._managers, description, self._on_rows, on_managers=self._heard_managers, on_role=self._on_role
+            over_tls(self._credentials),
+            self._managers,
+            description,
+            self._on_rows,
+            on_heard=self._lease.heard,
+            on_managers=self._heard_managers,
+            on_role=self._on_role,
         )
         agent = Agent(
             node_id=self._credentials.identity.node_id,
@@ -236,6 +244,7 @@ class NodeRuntime:
             mesh=self._mesh,
             names=self._names,
             session=session,
+            lease=self._lease,
             balancer=self._settings.balancer,
             permits=self._settings.permits,
         )

@@ -22,6 +22,7 @@ from mesh.model import Balancer, NodeState
 from orchestrator import permissions
 from orchestrator.agent.container_spec import grace_s, uses_host_network
 from orchestrator.agent.errors import EngineUnavailable
+from orchestrator.agent.lease import Lease
 from orchestrator.agent.names_state import dns_state
 from orchestrator.agent.network_loop import NetworkLoop, Timing, Wanted, place
 from orchestrator.agent.network_state import draining_addresses, node_state
@@ -32,7 +33,7 @@ from orchestrator.agent.runtime import Container, Runtime
 from orchestrator.agent.tasks import Facts, Said, Step, further, plan_orphan, plan_task, task_status
 from orchestrator.dispatcher.messages import Row, TaskReport
 from orchestrator.errors import TaskError
-from orchestrator.model import STATE_ORDER, Task, TaskState, terminal
+from orchestrator.model import SECOND, STATE_ORDER, Task, TaskState, terminal
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class Agent:
         mesh: Mesh,
         names: Names,
         session: Session,
+        lease: Lease | None = None,
         balancer: Balancer = "nftables",
         permits: Collection[str] = permissions.DEFAULT,
         timing: Timing | None = None,
@@ -103,6 +105,7 @@ class Agent:
         self._data_addr = data_addr
         self._runtime = runtime
         self._session = session
+        self._lease = lease or Lease()
         self._balancer: Balancer = balancer
         self._permits = permits
         self._listening = listening
@@ -225,6 +228,7 @@ class Agent:
                 self._look.set()
                 continue
             self._tell(task_id, seen.get(task_id))
+        self._lease.forget(frozenset(seen))
         first = not self._containers_known
         self._containers_known = True
         if self._rows_known:
@@ -251,9 +255,27 @@ class Agent:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            if self._containers_known:
+                self._fence()
             if self._rows_known and self._containers_known:
                 self._plan()
                 self._translate(owed=False)
+
+    def _fence(self) -> None:
+        """Stop what may run only as long as a leader is heard of, also if this process has been told nothing yet."""
+        for task_id, container in sorted(self._containers.items()):
+            if container.fence_s is None or not container.pid:
+                continue
+            memory = self._memories.setdefault(task_id, _Memory())
+            left_s = container.fence_s - self._lease.age_s()
+            if memory.step is None and left_s <= 0:
+                left_s = memory.retry_at_s - asyncio.get_running_loop().time()
+                if left_s <= 0:
+                    log.warning("task=%s fenced=stopping unheard_s=%.0f", task_id, self._lease.age_s())
+                    self._lease.fence(task_id)
+                    self._begin(task_id, self._rows.tasks.get(task_id), memory, Step.STOP)
+            if memory.step is None:
+                self._wake_in(left_s)
 
     def _plan(self) -> None:
         reports: list[TaskReport] = []
@@ -306,6 +328,8 @@ class Agent:
             attach_error=self._network.errors.get(task.id, ""),
             listening=container is not None and container.pid != 0 and memory.ready_pid == container.pid,
             failure=memory.failure,
+            cut_off=task.mesh_fence is not None and self._lease.age_s() >= task.mesh_fence / SECOND,
+            fenced=task.id in self._lease.fenced,
         )
 
     def _say(self, task: Task, container: Container | None, memory: _Memory, said: Said) -> TaskReport:

@@ -22,6 +22,8 @@ from orchestrator.run_options import gpu_request, host_config
 
 LABEL_CLUSTER = "io.meshd.cluster"
 LABEL_TASK = "io.meshd.task"
+# seconds: known also to an agent that has no rows
+LABEL_FENCE = "io.meshd.fence"
 LABEL_ADDRESS = "io.meshd.address"
 DNS_ADDRESS = "127.0.0.11"
 DEFAULT_GRACE_S = 10.0
@@ -153,6 +155,7 @@ def _labels(task: Task, spec: ContainerSpec, cluster_id: str) -> dict[str, str]:
         LABEL_CLUSTER: cluster_id,
         LABEL_TASK: task.id,
         LABEL_ADDRESS: addresses[-1] if addresses else "",
+        **({LABEL_FENCE: f"{task.mesh_fence / SECOND:g}"} if task.mesh_fence is not None else {}),
     }
 
 

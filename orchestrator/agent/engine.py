@@ -24,6 +24,7 @@ import requests
 from orchestrator.agent import hold
 from orchestrator.agent.container_spec import (
     LABEL_CLUSTER,
+    LABEL_FENCE,
     LABEL_TASK,
     ImageConfig,
     container_name,
@@ -377,6 +378,7 @@ def _seen(details: dict[str, Any], mark: str) -> _Seen:
             health="" if health == "none" else health,
             tcp_ports=tuple(ports),
             started_at=_time(state.get("StartedAt", "")) if shown != "created" else None,
+            fence_s=float(fence) if (fence := details["Config"]["Labels"].get(LABEL_FENCE)) else None,
         ),
         mark,
     )

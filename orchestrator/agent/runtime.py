@@ -19,6 +19,7 @@ class Container:
 
     state: created | held (started, the application waits for its network) | running | exited. pid 0 unless held or running.
     running with pid 0: its process has just died and the engine hasn't said how; exited follows.
+    fence_s: stopped when no leader has been heard of for so long (`Task.mesh_fence`); None = never.
     health: "" (no check) | starting | healthy | unhealthy. tcp_ports: those its image exposes. Listening ports are asked for separately.
     """
 
@@ -32,6 +33,7 @@ class Container:
     health: str = ""
     tcp_ports: tuple[int, ...] = ()
     started_at: datetime | None = None
+    fence_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from orchestrator.model import (
 )
 
 UNHEALTHY = "unhealthy container"
+FENCED = "stopped by its node, which no manager could be reached from: another node may run it"
 VANISHED = "the container is gone: something else than meshd removed it"
 ATTACH_BOUND = timedelta(seconds=30)
 
@@ -42,6 +43,8 @@ class Facts:
 
     state: the furthest of the row's state and what this agent has said since. attached: network and DNS of its namespaces are in
     place. attach_error: why not. listening: its ports rule is met (or the bound passed). failure: why the agent stops it.
+    cut_off: no leader has been heard of for so long that it may not run. fenced: it was stopped for that (which is not decided here:
+    it must happen without rows, too).
     """
 
     state: TaskState
@@ -49,6 +52,8 @@ class Facts:
     attach_error: str = ""
     listening: bool = False
     failure: str = ""
+    cut_off: bool = False
+    fenced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +150,8 @@ def _prepared(task: Task, facts: Facts, now: datetime) -> Decision:
         return NOTHING
     if task.mesh_run_at is not None and now < task.mesh_run_at:
         return Decision(wake_at=task.mesh_run_at)
+    if facts.cut_off:
+        return NOTHING
     starting = Said(TaskState.STARTING, "starting") if facts.state is TaskState.READY else None
     return Decision(step=Step.START_HELD, said=starting)
 
@@ -152,6 +159,8 @@ def _prepared(task: Task, facts: Facts, now: datetime) -> Decision:
 def _held(container: Container, facts: Facts, now: datetime) -> Decision:
     if facts.failure:
         return Decision(step=Step.STOP)
+    if facts.cut_off:
+        return NOTHING
     if facts.attached:
         return Decision(step=Step.RELEASE)
     if facts.attach_error and container.started_at is not None:
@@ -174,6 +183,9 @@ def _running(container: Container, facts: Facts) -> Decision:
 
 
 def _ended(container: Container, facts: Facts) -> Said:
+    if facts.fenced:
+        # not its own end: its restart policy has no say
+        return Said(TaskState.SHUTDOWN, "shutdown", FENCED)
     if facts.failure:
         return Said(TaskState.FAILED, "started", facts.failure)
     if container.exit_code == 0 and not container.error:

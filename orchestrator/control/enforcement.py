@@ -12,18 +12,17 @@ from collections.abc import Iterator
 
 from orchestrator.control.context import Context
 from orchestrator.control.defaults import replicas
-from orchestrator.control.eligibility import Placement, keeps_tasks
+from orchestrator.control.eligibility import Placement, keeps_tasks, placed
 from orchestrator.control.ledger import Ledger, ledger_of
 from orchestrator.control.placement_labels import priority_of
 from orchestrator.control.resources import Reservation, reservation_of
-from orchestrator.control.slots import age_key, live, mode_of, running, slot_key, wanted
+from orchestrator.control.slots import age_key, live, mode_of, running, slot_key, wanted, wanted_fence
 from orchestrator.control.steps import Decision, Step
 from orchestrator.control.transitions import stopped, successor
 from orchestrator.model import Service, Task, TaskState, terminal
 from orchestrator.store.base import Put
 from orchestrator.store.snapshot import Snapshot
 
-_STATEFUL = "com.meshd.stateful"
 # another kernel keeps a few MiB more for itself: that is no reason to move tasks
 _TOLERATED = 0.02
 
@@ -42,7 +41,7 @@ def enforcement(snapshot: Snapshot, ctx: Context) -> Decision:
 def moves_by_overlap(service: Service) -> bool:
     """Two tasks of a slot may run for a moment: the service says so, or says nothing and has several tasks at once anyway. Never where
     slots have an identity."""
-    if (service.spec.labels or {}).get(_STATEFUL, "").lower() == "true":
+    if wanted_fence(service) is not None:
         return False
     order = service.spec.update_config.order if service.spec.update_config is not None else ""
     return order == "start-first" or (not order and replicas(service) > 1)
@@ -54,7 +53,7 @@ def _unsuited(snapshot: Snapshot) -> Iterator[Task]:
     answers: dict[tuple[int, str], bool] = {}
     for service_id in sorted(snapshot.tasks_by_service):
         for task in sorted(snapshot.tasks_of_service(service_id), key=age_key):
-            if not task.node_id or not _is_constrained(task) or not live(task):
+            if not placed(task) or not _is_constrained(task) or not live(task):
                 continue
             key = (id(task.spec), task.node_id)
             if key not in answers:

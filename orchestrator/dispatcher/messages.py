@@ -12,6 +12,7 @@ takes part in (every node takes part in the ingress network).
     Statuses               ------->    task states, only forward; answered by StatusesStored once they are in the store
     Applied(..., open)     ------->    repeated while something drains: connections still open to draining endpoints
     Heartbeat              ------->    every `heartbeat_s`; the manager declares the node lost after 3 missed ones
+                           <-------    Heard: the leader's proof that it is one, and counts this node as connected
     Leave                  ------->    the node is down from now on
 """
 
@@ -189,7 +190,7 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True, tag="applied"):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
-    pass
+    sequence: int = 0
 
 
 class Describe(msgspec.Struct, frozen=True, kw_only=True, tag="describe"):
@@ -235,4 +236,11 @@ class StatusesStored(msgspec.Struct, frozen=True, kw_only=True, tag="stored"):
     sequence: int
 
 
-FromManager = Union[Redirect, Complete, Delta, StatusesStored]  # noqa: UP007
+class Heard(msgspec.Struct, frozen=True, kw_only=True, tag="heard"):
+    """Answer to a heartbeat. confirmed_s: so long ago the write was begun that last proved this leader's leadership."""
+
+    sequence: int
+    confirmed_s: float
+
+
+FromManager = Union[Redirect, Complete, Delta, StatusesStored, Heard]  # noqa: UP007

@@ -27,6 +27,7 @@ from orchestrator.dispatcher.messages import (
     Describe,
     FromAgent,
     FromManager,
+    Heard,
     Heartbeat,
     Hello,
     Leave,
@@ -73,7 +74,7 @@ _decoder: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAgent
 class _Session:
     """One agent. `shown` is what its rows are once everything sent has arrived."""
 
-    __slots__ = ("acks", "closing", "dirty", "managers", "peer", "role", "shown", "stored", "stored_sent", "wire")
+    __slots__ = ("acks", "beat", "beat_answered", "closing", "dirty", "managers", "peer", "role", "shown", "stored", "stored_sent", "wire")
 
     def __init__(self, peer: Peer, wire: Connection) -> None:
         self.peer, self.wire = peer, wire
@@ -83,6 +84,7 @@ class _Session:
         self.role = ""
         self.dirty = asyncio.Event()
         self.stored = self.stored_sent = 0
+        self.beat = self.beat_answered = 0
         self.closing: tuple[int, str] | None = None
 
     def close(self, code: int, reason: str) -> None:
@@ -96,7 +98,8 @@ class _Session:
 
 
 class Dispatcher:
-    """fence(): the guard of the present leadership, None = not the leader. poke(): the acknowledgements changed, run the loops."""
+    """fence(): the guard of the present leadership, None = not the leader. confirmed_s(): seconds since the write was begun that last
+    proved it. poke(): the acknowledgements changed, run the loops."""
 
     def __init__(
         self,
@@ -106,12 +109,13 @@ class Dispatcher:
         decrypt: Decrypt,
         fence: Callable[[], Guard | None],
         poke: Callable[[], None] = lambda: None,
+        confirmed_s: Callable[[], float] = lambda: 0.0,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         heartbeat_s: float | None = None,
         absent_after_s: float = HEARTBEAT_S * MISSED_HEARTBEATS,
     ) -> None:
         self._store, self._node_id, self._decrypt, self._poke, self._now = store, node_id, decrypt, poke, now
-        self._fence = fence
+        self._fence, self._confirmed_s = fence, confirmed_s
         self._given_heartbeat_s = heartbeat_s
         self._absent_after_s = absent_after_s
         self._sessions: dict[str, _Session] = {}
@@ -289,7 +293,8 @@ class Dispatcher:
                                 session.peer.node_id, Presence(self._now(), message.description, session.peer.address)
                             )  # fmt: skip
                     case Heartbeat():
-                        pass
+                        session.beat = message.sequence
+                        session.dirty.set()
                     case Leave():
                         log.info("node left node=%s", session.peer.node_id)
                         del self._sessions[session.peer.node_id]
@@ -326,8 +331,17 @@ class Dispatcher:
             if self._parts is not None:
                 await self._send_rows(session, self._parts, complete=not complete)
                 complete = True
+            await self._answer_beat(session)
             await session.dirty.wait()
             session.dirty.clear()
+
+    async def _answer_beat(self, session: _Session) -> None:
+        """Only while the store, too, has the node for connected: else its loss is noted already, and time runs from that."""
+        node = self._store.snapshot().node(session.peer.node_id)
+        connected = node is not None and node.status.state == "ready" and node.mesh_disconnected_since is None
+        if session.beat > session.beat_answered and connected and self._fence() is not None:
+            session.beat_answered = session.beat
+            await _send(session.wire, Heard(sequence=session.beat, confirmed_s=self._confirmed_s()))
 
     async def _send_rows(self, session: _Session, parts: AssignmentParts, *, complete: bool) -> None:
         revision, due, managers = parts.snapshot.revision, parts.of(session.peer.node_id), managers_of(parts.snapshot)

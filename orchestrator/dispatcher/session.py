@@ -21,6 +21,7 @@ from orchestrator.dispatcher.messages import (
     Describe,
     FromAgent,
     FromManager,
+    Heard,
     Heartbeat,
     Hello,
     Leave,
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 OnRows = Callable[[int, list[Row], list[str], bool], Awaitable[None]]
 
+# however seldom a cluster wants heartbeats: what is fenced (`agent.lease`) lives on the answers
+HEARD_EVERY_S = 5.0
 BACKOFF_FIRST_S = 0.1
 BACKOFF_LAST_S = 8.0
 COMPLETE_TIMEOUT_S = 15.0
@@ -53,7 +56,8 @@ class AgentSession:
     """`run()` until cancelled. on_rows(revision, put, removed, complete) is awaited, one call at a time, in order.
 
     After each on_rows the owner owes an `applied(revision, ...)` once the node shows it. managers: "ip:port". on_role("manager" or
-    "worker") is called with every session's start and when the role changes.
+    "worker") is called with every session's start and when the role changes. on_heard(ago_s): so long ago a leader surely had this
+    node for connected: no leader, this one or a later, has noted its loss before that.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class AgentSession:
         description: NodeDescription,
         on_rows: OnRows,
         *,
+        on_heard: Callable[[float], None] = lambda ago_s: None,
         on_managers: Callable[[tuple[str, ...]], None] = lambda managers: None,
         on_role: Callable[[str], None] = lambda role: None,
         random_: random.Random | None = None,
@@ -71,10 +76,13 @@ class AgentSession:
         self._managers = tuple(managers)
         self._description = description
         self._on_rows = on_rows
+        self._on_heard = on_heard
         self._on_managers = on_managers
         self._on_role = on_role
         self._random = random_ or random.Random()
         self._unstored: dict[str, tuple[int, TaskReport]] = {}
+        self._beats: dict[int, float] = {}
+        self._beat = 0
         self._sequence = 0
         self._sent_sequence = 0
         self._applied: Applied | None = None
@@ -124,6 +132,11 @@ class AgentSession:
                 await self._left.wait()
         except TimeoutError:
             log.warning("leave not told manager=%s", self._connected_to)
+
+    @property
+    def beats(self) -> int:
+        """How many heartbeats were sent."""
+        return self._beat
 
     @property
     def unstored(self) -> int:
@@ -210,8 +223,17 @@ class AgentSession:
                 self._remember(message.managers)
                 self._on_role(message.role)
                 await self._on_rows(message.revision, _rows(message.rows), [], True)
+            case Heard():
+                self._proved(message)
             case Redirect():
                 raise RemoteProtocolError("the manager sent a redirect in the middle of a session")
+
+    def _proved(self, message: Heard) -> None:
+        sent_s = self._beats.get(message.sequence)
+        if sent_s is None:
+            return
+        self._beats = {sequence: at for sequence, at in self._beats.items() if sequence > message.sequence}
+        self._on_heard(max(asyncio.get_running_loop().time() - sent_s, message.confirmed_s))
 
     async def _send(self, connection: Connection, heartbeat_s: float) -> None:
         """Everything after the hello goes through here. Ends when the connection does; the reader notices too."""
@@ -221,8 +243,11 @@ class AgentSession:
             while True:
                 self._dirty.clear()
                 if loop.time() >= beat_at_s:
-                    await connection.send(_encoder.encode(Heartbeat()))
-                    beat_at_s = loop.time() + heartbeat_s
+                    self._beat += 1
+                    # bounded: those of a leader that never answers
+                    self._beats = {**dict(list(self._beats.items())[-8:]), self._beat: loop.time()}
+                    await connection.send(_encoder.encode(Heartbeat(sequence=self._beat)))
+                    beat_at_s = loop.time() + min(heartbeat_s, HEARD_EVERY_S)
                 for message in self._due():
                     await connection.send(_encoder.encode(message))
                 if self._leaving:

@@ -105,6 +105,11 @@ class LeadershipLoop:
     def leading(self) -> bool:
         return self._term != 0
 
+    @property
+    def confirmed_s(self) -> float:
+        """Since the beginning of the last write that only the leader could make: a later leader took over after that."""
+        return asyncio.get_running_loop().time() - self._renewed_at
+
     def fence(self) -> Guard | None:
         """The guard for every write of the leader; None = not the leader."""
         return Guard(kind="leader", id="leader", index=self._term) if self._term else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,10 +14,12 @@ from dnsd.model import Applied, DnsState
 from mesh.errors import KernelError
 from mesh.model import NodeState
 from orchestrator.agent.agent import Agent
+from orchestrator.agent.lease import Lease
 from orchestrator.agent.network_loop import Timing
 from orchestrator.control.status import advance
 from orchestrator.dispatcher.messages import EndpointRow, NetworkRow, NodeRow, Row, ServiceRow, TaskReport, TaskRow
 from orchestrator.model import (
+    SECOND,
     STATE_ORDER,
     ContainerSpec,
     NetworkAttachment,
@@ -162,11 +165,11 @@ class Managers:
         ]
         return self.agent.on_rows(self.revision, put, [], True)
 
-    def add(self, id: str, *argv: str, desired: TaskState = S.RUNNING, **spec: Any) -> None:
+    def add(self, id: str, *argv: str, desired: TaskState = S.RUNNING, fence_s: int | None = None, **spec: Any) -> None:
         address = f"10.0.1.{20 + len(self.tasks)}/24"
         self.tasks[id] = Task(
             id=id, service_id="web", mesh_service_name="web", slot=len(self.tasks) + 1, node_id=self.node_id, desired_state=desired,
-            status=TaskStatus(state=S.ASSIGNED),
+            status=TaskStatus(state=S.ASSIGNED), mesh_fence=fence_s * SECOND if fence_s is not None else None,
             spec=TaskSpec(container_spec=ContainerSpec(**{"image": "bb:1", "args": list(argv), **spec})),
             networks_attachments=[NetworkAttachment(network=NetworkReference(id="app"), addresses=[address])],
         )  # fmt: skip
@@ -193,14 +196,17 @@ class AgentBed:
         self.names = FakeNames(self.engine)
         self.managers = Managers()
         self.listening: dict[int, frozenset[int]] = {}
+        self.now_s = 1000.0
+        self.lease_file: Path | None = None
         self.agent: Agent | None = None
         self._run: asyncio.Task[None] | None = None
 
     async def start(self, *, complete: bool = True) -> Agent:
+        self.lease = Lease(self.lease_file, lambda: self.now_s)
         self.agent = Agent(
             node_id="n1", data_addr="192.0.2.1", runtime=FakeRuntime(self.engine), mesh=self.mesh, names=self.names,
             session=self.managers, timing=TIMING, listening=lambda pid: self.listening.get(pid, frozenset()),
-            alive=lambda pid: pid in self.engine.living(),
+            alive=lambda pid: pid in self.engine.living(), lease=self.lease,
         )  # fmt: skip
         self.managers.agent = self.agent
         self._run = asyncio.create_task(self.agent.run())

@@ -16,7 +16,7 @@ from orchestrator.agent.container_spec import container_name, spec_of, task_file
 from orchestrator.agent.errors import EngineUnavailable
 from orchestrator.agent.runtime import Container, RuntimeEvent
 from orchestrator.errors import TaskError
-from orchestrator.model import NodeDescription, ResourceObject, Task
+from orchestrator.model import SECOND, NodeDescription, ResourceObject, Task
 
 _KNOWN = ("sleep", "stubborn")
 
@@ -113,7 +113,8 @@ class FakeRuntime:
         argv = [*(spec.command or ()), *(spec.args or ())] or ["sleep", "1000"]
         health = "starting" if spec.healthcheck is not None else ""
         ports = self.engine.images[spec.image]
-        container = Container(f"c-{task.id}", task.id, container_name(task), "created", health=health, tcp_ports=ports)
+        fence_s = task.mesh_fence / SECOND if task.mesh_fence is not None else None
+        container = Container(f"c-{task.id}", task.id, container_name(task), "created", health=health, tcp_ports=ports, fence_s=fence_s)
         self.engine.boxes[task.id] = _Box(container, argv)
         self.engine.calls.append(("prepare", task.id))
         self.engine.tell(task.id, "create")

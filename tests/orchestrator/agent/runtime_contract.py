@@ -6,11 +6,12 @@ import asyncio
 import itertools
 from typing import Any, Protocol
 
+import msgspec
 import pytest
 
 from orchestrator.agent.runtime import Container, Runtime
 from orchestrator.errors import TaskError
-from orchestrator.model import ContainerSpec, Task, TaskSpec
+from orchestrator.model import SECOND, ContainerSpec, Task, TaskSpec
 
 from .wait import until
 
@@ -57,10 +58,12 @@ async def run(runtime: Runtime, task: Task) -> Container:
 class RuntimeContract:
     async def test_states_from_nothing_to_running(self, bed: Bed) -> None:
         runtime, task = bed.runtime(), make_task()
+        task = msgspec.structs.replace(task, mesh_fence=30 * SECOND)
         assert await seen(runtime, task.id) is None
         created = await runtime.prepare(task, {})
         assert (created.state, created.task_id, created.pid, created.name) == ("created", task.id, 0, f"web.1.{task.id}")
         assert await seen(runtime, task.id) == created
+        assert created.fence_s == 30.0
         held = await runtime.start_held(task.id)
         assert held.state == "held"
         assert held.pid > 0

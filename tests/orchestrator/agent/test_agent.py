@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -449,3 +450,60 @@ async def test_changes_gather_while_an_apply_runs(bed: AgentBed) -> None:
         await reaches(bed, f"t{number}", S.RUNNING)
     await until(lambda: len(bed.backends()) == 30, "all offered")
     assert len(bed.mesh.states) - applies < 20
+
+
+# ---- fencing --------------------------------------------------------------------------------------------------------------------
+
+
+async def unheard(bed: AgentBed, seconds: float) -> None:
+    """Time passes without a leader's proof; the agent looks at its clock."""
+    bed.now_s += seconds
+    assert bed.agent is not None
+    bed.agent.resync()
+
+
+async def test_a_fenced_task_is_stopped_when_no_leader_is_heard_of_and_says_so(bed: AgentBed) -> None:
+    await bed.start()
+    bed.lease.heard(0.0)
+    bed.managers.add("t1", fence_s=30)
+    bed.managers.add("t2")
+    await reaches(bed, "t1", S.RUNNING)
+    await reaches(bed, "t2", S.RUNNING)
+    await unheard(bed, 29)
+    await until(lambda: bed.engine.lists > 3, "it has looked")
+    assert ("stop", "t1") not in bed.engine.calls
+    await unheard(bed, 2)
+    await reaches(bed, "t1", S.SHUTDOWN)
+    assert bed.engine.boxes["t1"].container.state == "exited"
+    assert bed.engine.boxes["t2"].container.state == "running", "others go on"
+    assert "no manager could be reached" in bed.managers.tasks["t1"].status.err
+
+
+async def test_a_fresh_agent_that_reaches_no_manager_stops_what_its_predecessor_would_have_stopped(bed: AgentBed, tmp_path: Path) -> None:
+    bed.lease_file = tmp_path / "lease.json"
+    await bed.start()
+    bed.lease.heard(0.0)
+    bed.managers.add("t1", fence_s=30)
+    await reaches(bed, "t1", S.RUNNING)
+    await bed.kill()
+    bed.now_s += 29
+    await bed.start(complete=False)
+    await until(lambda: bed.agent is not None and "t1" in bed.agent.containers, "found")
+    assert bed.engine.boxes["t1"].container.state == "running"
+    await unheard(bed, 2)
+    await until(lambda: bed.engine.boxes["t1"].container.state == "exited", "stopped without any row")
+    await bed.kill()
+    await bed.start()
+    await reaches(bed, "t1", S.SHUTDOWN)
+
+
+async def test_a_fenced_task_is_not_started_while_no_leader_is_heard_of(bed: AgentBed) -> None:
+    await bed.start()
+    bed.managers.add("t1", fence_s=30, desired=S.READY)
+    await reaches(bed, "t1", S.READY)
+    bed.managers.change("t1", desired_state=S.RUNNING)
+    await settled(bed)
+    assert bed.managers.state("t1") is S.READY
+    bed.lease.heard(0.0)
+    bed.managers.send("t1")
+    await reaches(bed, "t1", S.RUNNING)

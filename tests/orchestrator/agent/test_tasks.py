@@ -84,6 +84,15 @@ def test_every_combination_keeps_the_rules() -> None:
             assert decision == NOTHING, where
 
 
+@pytest.mark.parametrize(("desired", "status", "name"), list(itertools.product(DESIRED, TaskState, CONTAINERS)))
+def test_what_is_cut_off_begins_nothing_and_what_was_fenced_did_not_end_by_itself(desired: TaskState, status: TaskState, name: str) -> None:
+    cut_off = decide(desired, status, name, Facts(status, attached=True, listening=True, cut_off=True))
+    assert cut_off.step not in (Step.START_HELD, Step.RELEASE)
+    fenced = decide(desired, status, name, Facts(status, cut_off=True, fenced=True))
+    if name in ("exited", "finished") and fenced.said is not None:
+        assert fenced.said.state not in (S.FAILED, S.COMPLETE)
+
+
 @pytest.mark.parametrize(
     ("desired", "ends"), [(S.READY, S.READY), (S.RUNNING, S.RUNNING), (S.SHUTDOWN, S.SHUTDOWN), (S.REMOVE, S.SHUTDOWN)]
 )

@@ -64,6 +64,7 @@ class Manager:
     pokes: list[int]
     leading: asyncio.Task[None] | None = None
     fence: Guard | None = None
+    confirmed_s: float = 0.0
 
     @property
     def addr(self) -> str:
@@ -86,6 +87,7 @@ class Agent:
     on_revision: Callable[[int], None] = lambda revision: None
     task: asyncio.Task[None] | None = None
     roles: list[str] = field(default_factory=list)
+    heard: list[float] = field(default_factory=list)
 
     async def on_rows(self, revision: int, put: list[Row], removed: list[str], complete: bool) -> None:
         await self.gate.wait()
@@ -131,7 +133,7 @@ class Lab:
         pokes: list[int] = []
         dispatcher = Dispatcher(
             self.store, node_id=node_id, decrypt=decrypt, fence=lambda: made.fence, poke=lambda: pokes.append(1),
-            heartbeat_s=heartbeat_s, absent_after_s=0.3,
+            heartbeat_s=heartbeat_s, absent_after_s=0.3, confirmed_s=lambda: made.confirmed_s,
         )  # fmt: skip
         side = ManagerSide(self.store, dispatcher, no_bundle, self._recorded)
         server = NodeServer(credentials, engine_socket=engine_socket, manager=lambda: side, host="127.0.0.1", port=0)
@@ -183,7 +185,9 @@ class Lab:
 
         description = NodeDescription(hostname=node_id, mesh_data_addr="127.0.0.1")
         roles: list[str] = []
-        made = Agent(AgentSession(over_tls(credentials), addresses, description, on_rows, on_role=roles.append), node_id, roles=roles)
+        heard: list[float] = []
+        session = AgentSession(over_tls(credentials), addresses, description, on_rows, on_role=roles.append, on_heard=heard.append)
+        made = Agent(session, node_id, roles=roles, heard=heard)
         if not held:
             made.gate.set()
         made.task = asyncio.create_task(made.session.run())

@@ -459,3 +459,30 @@ async def test_leaving_without_a_manager_does_not_wait(lab: Lab) -> None:
     agent = await lab.agent("w1")
     async with asyncio.timeout(1):
         await agent.session.leave()
+
+
+async def test_a_leader_proves_that_it_hears_a_node_and_proves_no_more_than_it_knows(lab: Lab) -> None:
+    """What fenced tasks live on: an answer never says less than the age of the leadership's own proof, and there is none from
+    a leader that counts the node as lost or doesn't lead."""
+    manager = await lab.manager(heartbeat_s=0.02)
+    agent = await lab.agent("w1")
+    await until(lambda: len(agent.heard) >= 2)
+    manager.confirmed_s = 7.0
+    seen = len(agent.heard)
+    await until(lambda: len(agent.heard) >= seen + 2)
+    assert agent.heard[-1] == 7.0
+    await lab.put(msgspec.structs.replace(lab.node("w1"), mesh_disconnected_since=datetime.now(UTC)))
+    # whatever was on its way has arrived once 20 more heartbeats have been sent
+    sent = agent.session.beats + 2
+    await until(lambda: agent.session.beats >= sent)
+    seen, sent = len(agent.heard), agent.session.beats + 20
+    await until(lambda: agent.session.beats >= sent)
+    assert len(agent.heard) == seen
+    await lab.put(msgspec.structs.replace(lab.node("w1"), mesh_disconnected_since=None))
+    await until(lambda: len(agent.heard) > seen)
+    manager.fence = None
+    sent = agent.session.beats + 2
+    await until(lambda: agent.session.beats >= sent)
+    seen, sent = len(agent.heard), agent.session.beats + 20
+    await until(lambda: agent.session.beats >= sent)
+    assert len(agent.heard) == seen
