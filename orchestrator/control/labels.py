@@ -21,10 +21,13 @@ _PREFIX = "com.meshd."
 _CRON = f"{_PREFIX}cron."
 CRON_SCHEDULE = f"{_CRON}schedule"
 _CRON_LABELS = ("schedule", "timezone", "concurrency", "deadline", "suspend", "history.completed", "history.failed")
-_STATEFUL = f"{_PREFIX}stateful"
+STATEFUL = f"{_PREFIX}stateful"
 _STATEFUL_LABELS = ("", ".order", ".sticky", ".fence")
 # shorter ones would stop tasks when the leader merely changes: that takes up to 8 s, and up to 8 s until the agents are back
 _FENCE, _SHORTEST_FENCE = timedelta(seconds=30), timedelta(seconds=20)
+_UPDATE = f"{_PREFIX}update."
+# Kubernetes' progressDeadlineSeconds
+_PROGRESS_DEADLINE = timedelta(minutes=10)
 # sethostname(2): 64 bytes, less "-" and six digits
 _LONGEST_STATEFUL_NAME = 57
 _NICKNAMES = {
@@ -66,14 +69,15 @@ class StatefulRule:
 def check(spec: ServiceSpec) -> None:
     """ConfigError: a label of ours is misspelt, can't be read, or doesn't fit the service."""
     cron_rule(spec)
+    progress_deadline(spec)
     if stateful_rule(spec) is None:
         return
     if spec.mode.replicated is None:
-        raise ConfigError(f"label {_STATEFUL}: only services of mode replicated have slots with an identity")
+        raise ConfigError(f"label {STATEFUL}: only services of mode replicated have slots with an identity")
     if any(config is not None and config.order == "start-first" for config in (spec.update_config, spec.rollback_config)):
-        raise ConfigError(f"label {_STATEFUL}: a slot never runs twice, so its update order is stop-first")
+        raise ConfigError(f"label {STATEFUL}: a slot never runs twice, so its update order is stop-first")
     if len(spec.name) > _LONGEST_STATEFUL_NAME:
-        raise ConfigError(f"label {_STATEFUL}: host names are made of the service's name: it may have {_LONGEST_STATEFUL_NAME} characters")
+        raise ConfigError(f"label {STATEFUL}: host names are made of the service's name: it may have {_LONGEST_STATEFUL_NAME} characters")
 
 
 def cron_rule(spec: ServiceSpec) -> CronRule | None:
@@ -111,24 +115,24 @@ def _cron_rule(given: tuple[tuple[str, str], ...]) -> CronRule:
 
 def stateful_rule(spec: ServiceSpec) -> StatefulRule | None:
     """None: its slots have no identity. ConfigError."""
-    given = _given(spec.labels, _STATEFUL)
+    given = _given(spec.labels, STATEFUL)
     return _stateful_rule(given, _has_local_volume(spec)) if given else None
 
 
 @functools.lru_cache(maxsize=1024)
 def _stateful_rule(given: tuple[tuple[str, str], ...], has_local_volume: bool) -> StatefulRule | None:
     labels = dict(given)
-    _refuse_unknown(labels, _STATEFUL, _STATEFUL_LABELS)
-    if not _flag(_STATEFUL, labels.get("", "false")):
+    _refuse_unknown(labels, STATEFUL, _STATEFUL_LABELS)
+    if not _flag(STATEFUL, labels.get("", "false")):
         if len(labels) > ("" in labels):
-            raise ConfigError(f"label {_STATEFUL}=true is missing beside {_STATEFUL}{max(labels)}")
+            raise ConfigError(f"label {STATEFUL}=true is missing beside {STATEFUL}{max(labels)}")
         return None
-    fence = duration(f"{_STATEFUL}.fence", labels[".fence"]) if ".fence" in labels else _FENCE
+    fence = duration(f"{STATEFUL}.fence", labels[".fence"]) if ".fence" in labels else _FENCE
     if fence < _SHORTEST_FENCE:
-        raise ConfigError(f"label {_STATEFUL}.fence: at least {_SHORTEST_FENCE.seconds}s, or a change of the leader would stop every slot")
+        raise ConfigError(f"label {STATEFUL}.fence: at least {_SHORTEST_FENCE.seconds}s, or a change of the leader would stop every slot")
     return StatefulRule(
-        ordered=_one_of(f"{_STATEFUL}.order", labels.get(".order", "parallel"), ("parallel", "ordered")) == "ordered",
-        sticky=_flag(f"{_STATEFUL}.sticky", labels.get(".sticky", str(has_local_volume))),
+        ordered=_one_of(f"{STATEFUL}.order", labels.get(".order", "parallel"), ("parallel", "ordered")) == "ordered",
+        sticky=_flag(f"{STATEFUL}.sticky", labels.get(".sticky", str(has_local_volume))),
         fence=fence,
     )
 
@@ -141,6 +145,17 @@ def _has_local_volume(spec: ServiceSpec) -> bool:
 def _is_local(mount: Mount) -> bool:
     driver = mount.volume_options.driver_config if mount.volume_options else None
     return driver is None or driver.name in ("", "local")
+
+
+# ---- updates -----------------------------------------------------------------------------------------------------------------------
+
+
+def progress_deadline(spec: ServiceSpec) -> timedelta | None:
+    """How long an update waits for a new task to run before that counts as its failure; None = for ever (`0s`). ConfigError."""
+    labels = dict(_given(spec.labels, _UPDATE))
+    _refuse_unknown(labels, _UPDATE, ("progress-deadline",))
+    text = labels.get("progress-deadline")
+    return (duration(f"{_UPDATE}progress-deadline", text) or None) if text is not None else _PROGRESS_DEADLINE
 
 
 # ---- schedules ---------------------------------------------------------------------------------------------------------------------

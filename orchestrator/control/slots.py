@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from orchestrator.control.defaults import restart_rule
-from orchestrator.control.labels import stateful_rule
+from orchestrator.control.labels import STATEFUL, stateful_rule
 from orchestrator.model import SECOND, STATE_ORDER, PortConfig, Service, Task, TaskSpec, TaskState, terminal
 
 SlotKey = int | str
@@ -164,7 +164,7 @@ def wanted_spec(service: Service) -> TaskSpec:
 def wanted_fence(service: Service) -> int | None:
     """`mesh_fence` of the service's tasks."""
     # the frequent case, told fast
-    if not service.spec.labels:
+    if STATEFUL not in (service.spec.labels or ()):
         return None
     rule = stateful_rule(service.spec)
     return None if rule is None else round(rule.fence.total_seconds() * SECOND)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from orchestrator.control.context import Context
-from orchestrator.control.labels import stateful_rule
+from orchestrator.control.labels import STATEFUL, stateful_rule
 from orchestrator.control.slots import age_key
 from orchestrator.control.steps import Decision
 from orchestrator.model import Service, Task, TaskState
@@ -23,7 +23,7 @@ def homes(snapshot: Snapshot, ctx: Context) -> Decision:
     """A slot's home is the node where it first ran; a node that is removed takes its volumes along."""
     decision = Decision()
     for service in sorted(snapshot.all(Service), key=lambda service: service.id):
-        if not service.spec.labels and service.mesh_homes is None:
+        if STATEFUL not in (service.spec.labels or ()) and service.mesh_homes is None:
             continue
         rule = stateful_rule(service.spec)
         found = _homes(snapshot, service) if rule is not None and rule.sticky else None

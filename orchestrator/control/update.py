@@ -2,27 +2,29 @@
 
 Pure: no I/O. No task of an update lives in a leader's memory: how far it is, who is under way and who failed is read from the tasks'
 specs and times, so a new leader goes on where the old one stopped. Source: SwarmKit orchestrator/update (states, messages, meaning of
-parallelism, delay, monitor, failure ratio). Differs: `delay` and failures survive a change of the leader; scaling in the middle
-of an update neither restarts it nor forgets what it would roll back to; tasks that don't run are updated first.
+parallelism, delay, monitor, failure ratio). Differs: a new task that doesn't get to run in time is a failure; start-first gives way where
+a host port is in its way; `delay` and failures survive a change of the leader; scaling in the middle of an update neither restarts it nor
+forgets what it would roll back to; tasks that don't run are updated first.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import msgspec
 
 from orchestrator.control.context import Context
 from orchestrator.control.cron import respecified as job_respecified
 from orchestrator.control.defaults import UpdateRule, update_rule
-from orchestrator.control.eligibility import keeps_tasks
-from orchestrator.control.labels import stateful_rule
-from orchestrator.control.slots import Slot, age_key, dirty, ended_by_itself, mode_of, running, slots_of
+from orchestrator.control.demand import HostPort, host_ports
+from orchestrator.control.eligibility import Placement, keeps_tasks, takes_tasks
+from orchestrator.control.labels import progress_deadline, stateful_rule
+from orchestrator.control.slots import Slot, age_key, dirty, ended_by_itself, live, mode_of, running, slots_of
 from orchestrator.control.steps import Decision, Step, earliest
 from orchestrator.control.transitions import stopped, successor
 from orchestrator.errors import ConfigError
-from orchestrator.model import Service, ServiceSpec, Task, TaskState, UpdateStatus
+from orchestrator.model import Node, Service, ServiceSpec, Task, TaskState, UpdateStatus
 from orchestrator.store.base import Put
 from orchestrator.store.snapshot import Snapshot
 
@@ -67,13 +69,18 @@ def rollback(service: Service, now: datetime) -> Service:
 @dataclass(frozen=True, slots=True)
 class _Progress:
     """A slot as the update since `started_at` sees it. `settled_at`: when its first new task ran or ended. `failed`: the new task
-    that ended early."""
+    that ended early. `waits`: the new task that has to run yet, `since`: from when on that counts."""
 
     slot: Slot
     dirty: bool
     under_way: bool
     settled_at: datetime | None
     failed: Task | None
+    waits: Task | None
+    since: datetime
+
+    def is_stuck(self, deadline: timedelta | None, now: datetime) -> bool:
+        return self.waits is not None and deadline is not None and now >= self.since + deadline
 
 
 def update(snapshot: Snapshot, ctx: Context) -> Decision:
@@ -113,7 +120,11 @@ def _update_service(snapshot: Snapshot, ctx: Context, service: Service) -> Decis
     waiting = [one for one in progress if one.dirty]
     if not waiting and not any(one.under_way for one in progress):
         return _completion(service, status, rule, progress, ctx.now)
-    return _next_slots(ctx, service, rule, progress, waiting)
+    decision = _next_slots(ctx, service, rule, progress, waiting)
+    deadline = progress_deadline(service.spec)
+    due = [one.since + deadline for one in progress if one.waits is not None] if deadline is not None else []
+    steps = [*_making_way(snapshot, ctx, service, progress), *decision.steps]
+    return Decision(steps, earliest(decision.wakeup, *(when for when in due if when > ctx.now)))
 
 
 def _may_be_updated(snapshot: Snapshot, slot: Slot) -> bool:
@@ -139,6 +150,8 @@ def _progress(service: Service, slot: Slot, started_at: datetime, rule: UpdateRu
         under_way=replaced_something and (len(current) > len(heirs) or not (settled or any(running(task) for task in heirs))),
         settled_at=min(settled, default=None),
         failed=next((task for task in new if _failed(task, rule)), None),
+        waits=heirs[-1] if replaced_something and not settled and not any(running(task) for task in heirs) else None,
+        since=max(started_at, heirs[0].created_at) if heirs else started_at,
     )
 
 
@@ -157,11 +170,19 @@ def _failed(task: Task, rule: UpdateRule) -> bool:
 
 def _verdict(service: Service, status: UpdateStatus, rule: UpdateRule, progress: list[_Progress], now: datetime) -> Service | None:
     """The service paused or rolled back, if too much of the update has failed."""
-    failed = sorted((one.failed for one in progress if one.failed is not None), key=age_key)
+    deadline = progress_deadline(service.spec)
+    early = [one.failed for one in progress if one.failed is not None]
+    stuck = [one.waits for one in progress if one.failed is None and one.waits is not None and one.is_stuck(deadline, now)]
+    failed = sorted([*early, *stuck], key=age_key)
     concerned = sum(1 for one in progress if one.dirty or one.under_way or one.settled_at is not None)
     if not failed or rule.failure_action == "continue" or len(failed) / concerned <= rule.max_failure_ratio:
         return None
-    why = f"due to failure or early termination of task {failed[-1].id}"
+    last = failed[-1]
+    why = f"due to failure or early termination of task {last.id}"
+    if last in stuck:
+        assert deadline is not None
+        reason = f" ({last.status.err})" if last.status.err else ""
+        why = f"because task {last.id} did not run within {deadline.total_seconds():g} s: it is {last.status.state}{reason}"
     rolling_back = status.state == "rollback_started"
     if rule.failure_action == "rollback" and not rolling_back and service.previous_spec is not None:
         # started_at moves: only what fails from now on speaks against the old spec
@@ -203,6 +224,26 @@ def _next_slots(ctx: Context, service: Service, rule: UpdateRule, progress: list
         # updating what doesn't run costs nobody anything
         waiting = sorted(waiting, key=lambda one: (any(running(task) for task in one.slot.tasks), str(one.slot.key).zfill(12)))
     return Decision([_replace(ctx, service, rule, one.slot) for one in waiting[: max(free, 0)]], wakeup)
+
+
+def _making_way(snapshot: Snapshot, ctx: Context, service: Service, progress: list[_Progress]) -> list[Step]:
+    """Start-first with host ports: where no node has a successor's ports free, or soon will, the old task goes first after all."""
+    steps: list[Step] = []
+    for one in progress:
+        heir = one.waits
+        if heir is not None and heir.status.state is TaskState.PENDING and _finds_no_port(snapshot, service, host_ports(heir)):
+            steps.extend((Put(stopped(task, ctx.now)),) for task in one.slot.live if running(task))
+    return steps
+
+
+def _finds_no_port(snapshot: Snapshot, service: Service, ports: frozenset[HostPort]) -> bool:
+    placement = Placement(service.spec.task_template)
+    return bool(ports) and not any(
+        takes_tasks(node)
+        and placement.matches(node)
+        and not any(ports & host_ports(task) for task in snapshot.tasks_of_node(node.id) if live(task))
+        for node in snapshot.all(Node)
+    )
 
 
 def _replace(ctx: Context, service: Service, rule: UpdateRule, slot: Slot) -> Step:

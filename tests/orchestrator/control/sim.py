@@ -160,13 +160,8 @@ def node(id: str, **changes: object) -> Node:
 @dataclass
 class World:
     """`pace`: how long an agent needs from one state to the next. `ask_every`: fates are asked so often.
-<<<<<<< HEAD
-    `open`: connections that draining tasks still have. `mute`: nodes that run but never acknowledge. `overlap`: slots may be handed over
-    with two tasks let run, whatever the update order."""
-=======
-    `open`: connections that draining tasks still have. `mute`: nodes that run but never acknowledge. `stuck`: tasks that
-    their Engine can't stop."""
->>>>>>> 7af46de (Stateful services: slots with homes, names and order, fenced so that one never has two writers; the leader's half)
+    `open`: connections that draining tasks still have. `mute`: nodes that run but never acknowledge. `stuck`: tasks that their Engine
+    can't stop. `overlap`: slots may be handed over with two tasks let run, whatever the update order."""
 
     pace: timedelta = timedelta(milliseconds=100)
     fate: Fate | None = None
@@ -321,13 +316,9 @@ class World:
         before = self.snapshot
         self.snapshot, _ = apply(before, changes)
         self.writes += 1
-<<<<<<< HEAD
-        check_laws(before, self.snapshot, overlap=self.overlap)
+        check_laws(before, self.snapshot, self.now, overlap=self.overlap)
         check_stops(before, self.snapshot)
-=======
-        check_laws(before, self.snapshot, self.now)
         self._check_writers()
->>>>>>> 7af46de (Stateful services: slots with homes, names and order, fenced so that one never has two writers; the leader's half)
         for watcher in self.watchers:
             watcher(before, self.snapshot)
 
@@ -436,11 +427,7 @@ _FOLLOWING = {
 # ---- laws ---------------------------------------------------------------------------------------------------------------------------
 
 
-<<<<<<< HEAD
-def check_laws(before: Snapshot, after: Snapshot, *, overlap: bool = False) -> None:
-=======
-def check_laws(before: Snapshot, after: Snapshot, now: datetime) -> None:
->>>>>>> 7af46de (Stateful services: slots with homes, names and order, fenced so that one never has two writers; the leader's half)
+def check_laws(before: Snapshot, after: Snapshot, now: datetime, *, overlap: bool = False) -> None:
     """What holds for every single write, whoever made it."""
     touched = set()
     for task in after.all(Task):
@@ -456,31 +443,20 @@ def check_laws(before: Snapshot, after: Snapshot, now: datetime) -> None:
         assert task.spec == old.spec and task.slot == old.slot and task.service_id == old.service_id
         assert not old.node_id or task.node_id == old.node_id, f"{task.id} moved"
         assert not old.mesh_released or task.mesh_released
-<<<<<<< HEAD
     for service_id, key in touched:
-        check_slot(after, service_id, key, overlap)
+        check_slot(after, service_id, key, now, overlap)
 
 
 def check_stops(before: Snapshot, after: Snapshot) -> None:
-    """Here no container ends while it drains but by its agent's hand."""
+    """Here no container ends while it drains but by its agent's hand, unless it is fenced."""
     for task in after.all(Task):
         old = before.task(task.id)
         if old is not None and task.status.state is TaskState.SHUTDOWN and old.status.state is TaskState.RUNNING:
-            assert old.mesh_released, f"{task.id} was stopped before it was released"
-
-
-def check_slot(snapshot: Snapshot, service_id: str, key: int | str, overlap: bool = False) -> None:
-    tasks = [task for task in snapshot.tasks_of_service(service_id) if slot_key(task) == key and not gone(snapshot, task)]
-=======
-        if task.status.state is TaskState.SHUTDOWN and old.status.state is TaskState.RUNNING:
             assert old.mesh_released or task.status.message == FENCED, f"{task.id} was stopped before it was released"
-    for service_id, key in touched:
-        check_slot(after, service_id, key, now)
 
 
-def check_slot(snapshot: Snapshot, service_id: str, key: int | str, now: datetime) -> None:
+def check_slot(snapshot: Snapshot, service_id: str, key: int | str, now: datetime, overlap: bool = False) -> None:
     tasks = [task for task in snapshot.tasks_of_service(service_id) if slot_key(task) == key and not gone(snapshot, task, now)]
->>>>>>> 7af46de (Stateful services: slots with homes, names and order, fenced so that one never has two writers; the leader's half)
     let_run = [task for task in tasks if task.desired_state is TaskState.RUNNING]
     service = snapshot.service(service_id)
     if service is None:

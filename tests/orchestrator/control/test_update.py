@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.control.update import rollback, updated
 from orchestrator.errors import ConfigError
-from orchestrator.model import RestartPolicy, Service, ServiceSpec, Task, TaskState, UpdateConfig, UpdateStatus
+from orchestrator.model import Placement, PortConfig, RestartPolicy, Service, ServiceSpec, Task, TaskState, UpdateConfig, UpdateStatus
 from orchestrator.store.base import Put
 from orchestrator.store.snapshot import Snapshot
 from tests.orchestrator.control.sim import START, Fate, World, image_of, scaled, seconds, spec, with_image
@@ -451,3 +451,82 @@ def test_updates_that_overtake_each_other_leave_at_most_two_tasks_in_a_slot() ->
     to_image(world, service, "app:4")
     world.until(lambda: world.state(service) == "completed")
     assert images(world, service) == {"app:4"} and len(world.serving(service)) == 2
+
+
+# ---- beyond Swarm -----------------------------------------------------------------------------------------------------------------
+
+
+HOST_PORT = PortConfig(target_port=80, published_port=80, publish_mode="host")
+
+
+@pytest.mark.parametrize(("nodes", "lost"), [(2, True), (3, False)])
+def test_start_first_with_a_host_port_gives_way_only_where_no_node_has_the_port_free(nodes: int, lost: bool) -> None:
+    """Swarm's successor waits for ever for the port that its predecessor holds until the successor runs."""
+    config = UpdateConfig(parallelism=1, order="start-first")
+    world, service = started(spec(replicas=2, update=config, ports=[HOST_PORT]), nodes=nodes)
+    lowest = 2
+
+    def watch(before: Snapshot, after: Snapshot) -> None:
+        nonlocal lowest
+        lowest = min(lowest, len(world.serving(service)))
+
+    world.watchers.append(watch)
+    to_image(world, service)
+    world.until(lambda: world.state(service) == "completed")
+    assert images(world, service) == {"app:2"} and len(world.serving(service)) == 2
+    assert lowest == (1 if lost else 2)
+
+
+def unplaceable(service_spec: ServiceSpec) -> ServiceSpec:
+    """app:2, for a node that doesn't exist."""
+    changed = with_image(service_spec, "app:2")
+    template = msgspec.structs.replace(changed.task_template, placement=Placement(constraints=["node.labels.disk==tape"]))
+    return msgspec.structs.replace(changed, task_template=template)
+
+
+@pytest.mark.parametrize("order", ["stop-first", "start-first"])
+@pytest.mark.parametrize(("deadline", "after_s"), [(None, 600), ("30s", 30)])
+def test_an_update_that_makes_no_progress_is_paused_with_the_reason(order: str, deadline: str | None, after_s: int) -> None:
+    labels = {"com.meshd.update.progress-deadline": deadline} if deadline else None
+    base = spec(replicas=3, update=UpdateConfig(parallelism=1, order=order), labels=labels)
+    world, service = started(base)
+    world.update(service, unplaceable(base))
+    took = world.until(lambda: world.state(service) == "paused", limit_s=700)
+    assert after_s - 1 < took < after_s + 3
+    message = world.service(service).update_status.message  # type: ignore[union-attr]
+    assert message.startswith("update paused because task t") and f"did not run within {after_s} s: it is pending (no suitable" in message
+    assert len(world.serving(service)) == (3 if order == "start-first" else 2)
+    world.run(1000)
+    assert world.state(service) == "paused"
+
+
+def test_an_update_that_makes_no_progress_is_rolled_back_if_it_says_so() -> None:
+    labels = {"com.meshd.update.progress-deadline": "20s"}
+    base = spec(replicas=2, update=UpdateConfig(parallelism=1, failure_action="rollback"), labels=labels)
+    world, service = started(base)
+    world.update(service, unplaceable(base))
+    world.until(lambda: world.state(service) == "rollback_completed")
+    assert images(world, service) == {"app:1"} and len(world.serving(service)) == 2
+
+
+def test_no_deadline_at_all_and_a_slow_but_steady_update() -> None:
+    base = spec(replicas=2, update=UpdateConfig(parallelism=1), labels={"com.meshd.update.progress-deadline": "0s"})
+    world, service = started(base)
+    world.update(service, unplaceable(base))
+    world.run(2000)
+    assert world.state(service) == "updating"
+    slow, other = started(spec(replicas=4, update=UpdateConfig(parallelism=1), labels={"com.meshd.update.progress-deadline": "20s"}))
+    slow.pace = timedelta(seconds=3)
+    to_image(slow, other)
+    slow.until(lambda: slow.state(other) == "completed", limit_s=200)
+
+
+def test_a_resumed_update_gets_its_deadline_anew() -> None:
+    base = spec(replicas=2, update=UpdateConfig(parallelism=1), labels={"com.meshd.update.progress-deadline": "20s"})
+    world, service = started(base)
+    world.update(service, unplaceable(base))
+    world.until(lambda: world.state(service) == "paused")
+    world.update(service, world.service(service).spec)
+    world.run(10)
+    assert world.state(service) == "updating"
+    world.until(lambda: world.state(service) == "paused")

@@ -138,7 +138,7 @@ class SimCluster:
 
     def _written(self, before: Snapshot, after: Snapshot, events: list[Event]) -> None:
         try:
-            check_laws(before, after)
+            check_laws(before, after, self.managers[0].now())
             laws.check_release(self, after, events)
         except AssertionError as error:
             self._break(error)
