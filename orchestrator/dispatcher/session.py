@@ -134,11 +134,6 @@ class AgentSession:
             log.warning("leave not told manager=%s", self._connected_to)
 
     @property
-    def beats(self) -> int:
-        """How many heartbeats were sent."""
-        return self._beat
-
-    @property
     def unstored(self) -> int:
         """How many statuses the leader has not confirmed yet."""
         return len(self._unstored)

@@ -9,7 +9,16 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from orchestrator.dispatcher.messages import TaskReport
+from orchestrator.dispatcher.messages import (
+    FromAgent,
+    FromManager,
+    Heard,
+    Heartbeat,
+    Hello,
+    Statuses,
+    StatusesStored,
+    TaskReport,
+)
 from orchestrator.errors import ConfigError, Conflict
 from orchestrator.model import (
     STATE_ORDER,
@@ -29,6 +38,7 @@ from orchestrator.model import (
     TaskStatus,
     VirtualIP,
 )
+from orchestrator.security.peer import Peer
 from orchestrator.store.base import Delete, Put
 
 from .lab import Agent, Lab, Manager, new_task, until
@@ -350,7 +360,7 @@ async def test_a_removed_node_is_cut_off(lab: Lab) -> None:
     await lab.network()
     agent = await lab.agent("w1")
     await lab.attach("w1")
-    await until(lambda: "network/net1" in agent.rows)
+    await until(lambda: "network/net1" in agent.rows and lab.in_sync(agent))
     known = dict(agent.rows)
     await lab.store.commit([Delete("node", "w1")])
     await until(lambda: not agent.session.connected_to)
@@ -461,28 +471,63 @@ async def test_leaving_without_a_manager_does_not_wait(lab: Lab) -> None:
         await agent.session.leave()
 
 
-async def test_a_leader_proves_that_it_hears_a_node_and_proves_no_more_than_it_knows(lab: Lab) -> None:
-    """What fenced tasks live on: an answer never says less than the age of the leadership's own proof, and there is none from
-    a leader that counts the node as lost or doesn't lead."""
-    manager = await lab.manager(heartbeat_s=0.02)
-    agent = await lab.agent("w1")
-    await until(lambda: len(agent.heard) >= 2)
+class Wire:
+    """A connection whose far end is the test."""
+
+    def __init__(self) -> None:
+        self.sent: list[FromManager] = []
+        self.inbox: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.closed = False
+        self.close_code: int | None = None
+
+    async def send(self, message: bytes) -> None:
+        self.sent.append(msgspec.msgpack.decode(message, type=FromManager))
+
+    async def receive(self, timeout_s: float | None) -> bytes | None:
+        return await self.inbox.get()
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        self.closed, self.close_code = True, code
+
+    def say(self, message: FromAgent) -> None:
+        self.inbox.put_nowait(msgspec.msgpack.encode(message))
+
+    async def answered(self, sequence: int) -> list[Heard]:
+        """What the manager has said of heartbeats once it has dealt with everything said so far: the second of two confirmations
+        comes after all that the first one's turn had to send."""
+        for number in (2 * sequence, 2 * sequence + 1):
+            self.say(Statuses(sequence=number, reports=()))
+            await until(lambda number=number: StatusesStored(sequence=number) in self.sent)  # type: ignore[misc]
+        return [message for message in self.sent if isinstance(message, Heard)]
+
+
+async def test_a_leader_proves_that_it_hears_a_node_only_while_it_counts_it_as_connected(lab: Lab) -> None:
+    """What fenced tasks live on."""
+    manager = await lab.manager(heartbeat_s=60)
+    await lab.cluster.node("w1")
     manager.confirmed_s = 7.0
-    seen = len(agent.heard)
-    await until(lambda: len(agent.heard) >= seen + 2)
-    assert agent.heard[-1] == 7.0
+    wire = Wire()
+    peer = Peer(node_id="w1", role="worker", cluster_id="c", address="192.0.2.7", expires_unix_s=4e9)
+    session = asyncio.create_task(manager.dispatcher.converse(wire, peer))
+    wire.say(Hello(description=NodeDescription(hostname="w1")))
+    await until(lambda: lab.node("w1").status.state == "ready")
+    wire.say(Heartbeat(sequence=1))
+    assert await wire.answered(1) == [Heard(sequence=1, confirmed_s=7.0)]
     await lab.put(msgspec.structs.replace(lab.node("w1"), mesh_disconnected_since=datetime.now(UTC)))
-    # whatever was on its way has arrived once 20 more heartbeats have been sent
-    sent = agent.session.beats + 2
-    await until(lambda: agent.session.beats >= sent)
-    seen, sent = len(agent.heard), agent.session.beats + 20
-    await until(lambda: agent.session.beats >= sent)
-    assert len(agent.heard) == seen
+    wire.say(Heartbeat(sequence=2))
+    assert len(await wire.answered(2)) == 1, "its loss is noted: time runs from there"
     await lab.put(msgspec.structs.replace(lab.node("w1"), mesh_disconnected_since=None))
-    await until(lambda: len(agent.heard) > seen)
-    manager.fence = None
-    sent = agent.session.beats + 2
-    await until(lambda: agent.session.beats >= sent)
-    seen, sent = len(agent.heard), agent.session.beats + 20
-    await until(lambda: agent.session.beats >= sent)
-    assert len(agent.heard) == seen
+    wire.say(Heartbeat(sequence=3))
+    assert [heard.sequence for heard in await wire.answered(3)] == [1, 3]
+    session.cancel()
+    await asyncio.gather(session, return_exceptions=True)
+
+
+async def test_an_agent_counts_from_the_older_of_its_own_word_and_the_leaders_proof(lab: Lab) -> None:
+    manager = await lab.manager(heartbeat_s=1.0)
+    manager.confirmed_s = 7.0
+    agent = await lab.agent("w1")
+    await until(lambda: agent.heard)
+    assert agent.heard[0] >= 7.0
+    manager.confirmed_s = 0.0
+    await until(lambda: agent.heard[-1] < 7.0)
