@@ -377,6 +377,61 @@ def test_jobs_and_cron(lab: Lab, cli: Cli) -> None:
     assert "next run" in cli.ok("service", "inspect", "--pretty", "tick")
 
 
+def test_stateful_slots_keep_name_node_and_volume_and_never_run_twice(lab: Lab, cli: Cli) -> None:
+    """One slot's node is cut off: its agent stops it by itself, and only then it runs elsewhere; the slot with a volume waits."""
+    stateful = ["--label", "com.meshd.stateful=true", "--label", "com.meshd.stateful.fence=20s", "--stop-grace-period", "1s"]
+    volume = ["--label", "com.meshd.stateful.order=ordered", "--mount", "type=volume,source=data-{{.Task.Slot}},target=/data"]
+    keeps = ("sh", "-c", "hostname >> /data/log; exec idle")
+    cli.create("db", *stateful, *volume, "--update-monitor", "1s", "--replicas", "3", command=keeps)
+    homes = _places(cli, "db")
+    assert sorted(homes.values()) == ["node-1", "node-2", "node-3"]
+    cli.ok("service", "update", "-d", "--force", "db")
+    wait_until(lambda: "completed" in cli.ok("service", "inspect", "db", "--format", "{{.UpdateStatus.State}}"), 60, "the update is done")
+    assert _places(cli, "db") == homes
+    for slot, name in homes.items():
+        engine = lab.node(name).engine()
+        container = engine.containers.get(task_containers(lab.node(name), "db")[0])
+        assert container.exec_run(["cat", "/data/log"]).output.decode().split() == [f"db-{slot}"] * 2
+        engine.close()
+    cli.create("lock", *stateful, "--replicas", "3", command=("idle",))
+    slot = next(slot for slot, name in _places(cli, "lock").items() if name == "node-3")
+    old = task_containers(lab.nodes[2], "lock")[0]
+    lab.nodes[2].cut()
+    try:
+        wait_until(lambda: _places(cli, "lock").get(slot) in ("node-1", "node-2"), 120, "the slot runs elsewhere")
+        waiting = cli.ok("service", "ps", "db", "--filter", "desired-state=running", "--format", "{{.Node}}").split()
+        assert sorted(waiting) == ["node-1", "node-2", "node-3"]
+        began = min(
+            state["StartedAt"] for node in lab.nodes[:2] for state in _states(node, "lock") if state["Name"].startswith(f"/lock.{slot}.")
+        )
+        engine = lab.nodes[2].engine()
+        stopped = engine.api.inspect_container(old)["State"]
+        engine.close()
+        assert not stopped["Running"] and stopped["FinishedAt"] < began, "there were two writers"
+    finally:
+        lab.nodes[2].heal()
+    wait_until(lambda: _ready(cli, "node-3"), 60, "node-3 is ready again")
+    cli.wait_replicas("db", "3/3")
+    assert _places(cli, "db") == homes
+    assert "no manager could be reached" in cli.ok("service", "ps", "--no-trunc", "db", "--format", "{{.Error}}")
+
+
+def _places(cli: Cli, service: str) -> dict[int, str]:
+    """Slot -> node, of the tasks that run."""
+    lines = cli.ok("service", "ps", service, "--format", "{{.Name}} {{.Node}} {{.CurrentState}}", "--filter", "desired-state=running")
+    rows = [line.split() for line in lines.splitlines()]
+    return {int(name.rpartition(".")[2]): node for name, node, state, *_ in rows if state == "Running"}
+
+
+def _states(node: Node, service: str) -> list[dict[str, str]]:
+    engine = node.engine()
+    try:
+        found = [engine.api.inspect_container(id) for id in task_containers(node, service)]
+        return [{"Name": details["Name"], **details["State"]} for details in found]
+    finally:
+        engine.close()
+
+
 def test_stack_deploy(lab: Lab, cli: Cli, tmp_path: Path) -> None:
     compose = tmp_path / "compose.yml"
     compose.write_text(
