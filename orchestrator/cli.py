@@ -124,7 +124,7 @@ def trace(socket: str, as_json: bool, **request: object) -> None:
     from orchestrator.diagnose.picture import picture
     from orchestrator.diagnose.report import TraceReport
 
-    answer = ask(socket, "POST", "/mesh/v1/trace", request)
+    answer = ask(socket, "POST", "/mesh/v1/trace", request, timeout_s=200.0)
     report = msgspec.json.decode(answer, type=TraceReport)
     if as_json:
         click.echo(answer)

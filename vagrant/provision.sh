@@ -2,7 +2,8 @@
 # Makes a Debian 12 machine a node. Safe to run again: what is there stays, what is missing is added.
 #
 #   provision.sh packages SOURCE              Debian packages, meshd itself in /opt/meshd, the demo's image    (works in a chroot, too)
-#   provision.sh node ADDRESS ROLE [FIRST]    meshd as a service; ROLE is first, manager or worker; FIRST: address of the first node
+#   provision.sh node ADDRESS ROLE [FIRST]    meshd as a service; ROLE is first, manager or worker (FIRST: address of
+#                                             the first node), or none: joining is left to you
 set -euo pipefail
 
 venv=/opt/meshd
@@ -21,7 +22,7 @@ packages() {
   [ -f "$source/pyproject.toml" ] || die "$source has no meshd in it"
   # Debian's etcd-server starts an etcd at installation; managers bring their own, on the same ports
   ln -sf /dev/null /etc/systemd/system/etcd.service
-  for package in docker.io etcd-server nftables iproute2 iptables kmod python3 python3-venv busybox-static curl ca-certificates; do
+  for package in docker.io apparmor etcd-server nftables iproute2 iptables kmod python3 python3-venv busybox-static curl ca-certificates; do
     dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
   done
   if [ "${#missing[@]}" -gt 0 ]; then
@@ -102,7 +103,9 @@ node() {
       docker import -c 'CMD ["serve"]' -c 'EXPOSE 80' -c "ENV VERSION=$version PATH=/bin" "$image" "meshd/demo:$version" >/dev/null
   done
   [ "$(swarm info --format '{{.Swarm.LocalNodeState}}')" = inactive ] || { say "already in the cluster"; return; }
-  if [ "$role" = first ]; then
+  if [ "$role" = none ]; then
+    return
+  elif [ "$role" = first ]; then
     say "making the cluster"
     swarm swarm init --advertise-addr "$address" >/dev/null
   else

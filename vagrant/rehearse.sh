@@ -46,7 +46,7 @@ furnish() {
   cp /etc/resolv.conf "$root/etc/resolv.conf"
   # Python packages come by this machine's pip, however it is configured; in the box there is no index
   mkdir -p "$root/wheels" "$root/meshd"
-  "$repository/.venv/bin/python" -m pip download --quiet --disable-pip-version-check -d "$root/wheels" "$repository" setuptools wheel
+  "$repository/.venv/bin/python" -m pip download -qq --disable-pip-version-check -d "$root/wheels" "$repository" setuptools wheel
   rm -f "$root"/wheels/meshd-*
   sources "$repository/" "$root/meshd/"
   printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
@@ -96,7 +96,8 @@ Vagrant.configure("2") do |config|
   config.vm.provider :libvirt do |libvirt|
     libvirt.driver = "qemu"
     libvirt.cpu_mode = "custom"
-    libvirt.cpu_model = "qemu64"
+    # what numpy and others are built for
+    libvirt.cpu_model = "Nehalem"
     libvirt.kernel = "$state/work/vmlinuz"
     libvirt.initrd = "$state/work/initrd"
     libvirt.cmd_line = "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet"

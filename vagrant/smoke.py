@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -61,11 +62,20 @@ class Machines:
 
     def in_task(self, name: str, service: str, script: str) -> str:
         """A shell script in the container of the service on that node."""
+        return self.run(name, "sudo", "docker", "exec", self._container(name, service), "sh", "-c", script)
+
+    def as_task(self, name: str, service: str, *command: str) -> str:
+        """One of the machine's own programs in that container's network. (A static program looks no name up in an image without libc.)"""
+        container = self._container(name, service)
+        pid = self.run(name, "sudo", "docker", "inspect", "--format", "{{.State.Pid}}", container)
+        return self.run(name, "sudo", "nsenter", "-t", pid, "--net", "--", *command)
+
+    def _container(self, name: str, service: str) -> str:
         label = f"label=com.docker.swarm.service.name={service}"
-        container = self.run(name, "sudo", "docker", "ps", "-q", "--filter", label).split()
-        if not container:
+        found = self.run(name, "sudo", "docker", "ps", "-q", "--filter", label).split()
+        if not found:
             raise Failed(f"no container of {service} on {name}")
-        return self.run(name, "sudo", "docker", "exec", container[0], "sh", "-c", script)
+        return found[0]
 
 
 def vagrant(*arguments: str) -> str:
@@ -94,6 +104,16 @@ def until(condition: Callable[[], bool], what: str, patience_s: float = PATIENCE
         if time.monotonic() - begun > patience_s:
             raise Failed(f"{what}: not within {patience_s:.0f} s")
         time.sleep(0.5)
+
+
+def until_all_seen(count: int, ask: Callable[[], list[str]], what: str) -> None:
+    seen: set[str] = set()
+
+    def asked() -> bool:
+        seen.update(ask())
+        return len(seen) >= count
+
+    until(asked, what)
 
 
 class Load:
@@ -163,18 +183,23 @@ def vip(machines: Machines) -> None:
     machines.docker("network", "create", "-d", "overlay", "front")
     create(machines, "web", 3, "--replicas", "3", "--network", "front", "-p", f"{PORT}:80")
     create(machines, "client", NODES, "--mode", "global", "--network", "front", command=("idle",))
+    (address,) = looked_up(machines, NAMES[0], "web")
+    ask = ("curl", "-s", "-m", "10", f"http://{address}/?[1-10]")
     for name in NAMES:
-        seen: set[str] = set()
-        ask = "for i in 1 2 3 4 5 6 7 8 9 10; do wget -T 10 -qO- http://web/; done"
-        until(lambda: (seen.update(machines.in_task(name, "client", ask).split()[::2]), len(seen) == 3)[1], f"{name} sees 3 tasks by the VIP")  # noqa: B023
-    say("VIP: a task on every node reaches all three tasks of `web` by its name")
+        # each answer is a hostname and a version
+        until_all_seen(3, lambda name=name: machines.as_task(name, "client", *ask).split()[::2], f"{name} sees 3 tasks by the VIP")
+    say(f"VIP: `web` is {address}, and leads from every node to all three tasks")
+
+
+def looked_up(machines: Machines, name: str, what: str) -> list[str]:
+    """Addresses, in the order of the answer, as a task on that node gets them."""
+    answer = machines.in_task(name, "client", f"nslookup {what} 127.0.0.11")
+    return re.findall(r"^Address(?: \d+)?:\s+([\d.]+)$", answer, re.MULTILINE)
 
 
 def dnsrr(machines: Machines) -> None:
     create(machines, "rr", 3, "--replicas", "3", "--network", "front", "--endpoint-mode", "dnsrr")
-    # the answer after the server's own "Address:" line
-    ask = "nslookup rr 127.0.0.11 | sed -n '/Name:/,$p' | grep -o '[0-9]*\\.[0-9]*\\.[0-9]*\\.[0-9]*'"
-    answers = [machines.in_task(NAMES[0], "client", ask).split() for _ in range(12)]
+    answers = [looked_up(machines, NAMES[0], "rr") for _ in range(12)]
     if any(len(set(answer)) != 3 for answer in answers):
         raise Failed(f"`rr` resolves to {answers[0]}, not to three tasks")
     if len({answer[0] for answer in answers}) < 2:
@@ -185,12 +210,12 @@ def dnsrr(machines: Machines) -> None:
 def routing_mesh(machines: Machines, balancer: str) -> None:
     kept = set()
     for name in NAMES:
-        seen: set[str] = set()
-        until(lambda: (seen.add(fetch(name)[0]), len(seen) == 3)[1], f"three tasks answer on {name}:{PORT}")  # noqa: B023
+        until_all_seen(3, lambda name=name: fetch(name)[:1], f"three tasks answer on {name}:{PORT}")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
             asker.connect((ADDRESS[name], PORT))
             own = asker.getsockname()[0]
-        kept |= {fetch(name, "/cgi-bin/client")[2] == own for _ in range(6)}
+        # httpd has it as [::ffff:1.2.3.4]
+        kept |= {fetch(name, "/cgi-bin/client")[2].strip("[]").removeprefix("::ffff:") == own for _ in range(6)}
     say(f"routing mesh: port {PORT} of every node leads to all three tasks")
     if kept == {True}:
         say("routing mesh: servers see the address of their client, through any node")
@@ -210,7 +235,7 @@ def scale(machines: Machines) -> None:
     with Load(NAMES[0]) as load:
         for count in (5, 2, 3):
             machines.docker("service", "scale", "-d", f"web={count}")
-            until(lambda: running(machines, "web").total() == count, f"web runs {count} tasks")  # noqa: B023
+            until(lambda count=count: running(machines, "web").total() == count, f"web runs {count} tasks")
         until(lambda: load.answered >= 20, "twenty requests are answered meanwhile")
     if load.failed:
         raise Failed(f"{load.failed} of {load.failed + load.answered} requests failed while scaling")
@@ -228,10 +253,20 @@ def loss(machines: Machines) -> None:
         settled = load.failed
     if settled > before:
         raise Failed(f"{settled - before} requests failed after the tasks were replaced")
-    say(f"loss of {lost}: down after {down_s:.0f} s, replaced {alive_s:.0f} s later; {load.failed} of {load.failed + load.answered} requests failed")
+    asked = load.failed + load.answered
+    say(f"loss of {lost}: down after {down_s:.0f} s, replaced {alive_s:.0f} s later; {load.failed} of {asked} requests failed meanwhile")
     vagrant("up", lost)
     until(lambda: f"{lost} Ready" in machines.docker("node", "ls", "--format", "{{.Hostname}} {{.Status}}"), f"{lost} is ready again")
     say(f"{lost} is back")
+
+
+def removed(machines: Machines, network: str) -> bool:
+    """A network stays as long as a task on it does."""
+    try:
+        machines.docker("network", "rm", network)
+    except Failed:
+        return False
+    return True
 
 
 def clean(machines: Machines) -> None:
@@ -239,8 +274,7 @@ def clean(machines: Machines) -> None:
         if service in ("web", "client", "rr"):
             machines.docker("service", "rm", service)
     if "front" in machines.docker("network", "ls", "--format", "{{.Name}}").split():
-        until(lambda: not machines.docker("ps", "-q").split() or True, "")
-        machines.docker("network", "rm", "front")
+        until(lambda: removed(machines, "front"), "the network is unused")
 
 
 def main() -> int:

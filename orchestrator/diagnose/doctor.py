@@ -42,7 +42,7 @@ def main(engine: str, socket: str, state_dir: Path, *, as_json: bool) -> int:
 def _asked(socket: str) -> tuple[bool, list[Finding]]:
     """(meshd runs, what it found)."""
     try:
-        return True, msgspec.json.decode(ask(socket, "GET", "/mesh/v1/doctor"), type=list[Finding])
+        return True, msgspec.json.decode(ask(socket, "GET", "/mesh/v1/doctor", timeout_s=100.0), type=list[Finding])
     except NoDaemon:
         note = Finding("note", "cluster", f"meshd doesn't answer on {socket}: the way to other nodes was not looked at", "meshd daemon")
         return False, [note]

@@ -130,7 +130,8 @@ def _engine(address: str) -> list[Finding]:
         return [Finding("bad", "engine", f"no Docker Engine answers at {address}", "start it, or say where it is with --engine")]
     root = info.get("DockerRootDir", "")
     space = judge.disk(root, shutil.disk_usage(root).free, "images and containers") if root and Path(root).exists() else []
-    return judge.engine(info, address) + space
+    enabled = _text(Path("/sys/module/apparmor/parameters/enabled")).strip() == "Y"
+    return judge.engine(info, address) + judge.apparmor(enabled=enabled, has_parser=bool(_which("apparmor_parser"))) + space
 
 
 def _addresses(local: LocalState | None) -> list[Finding]:

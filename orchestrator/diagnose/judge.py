@@ -228,6 +228,15 @@ def engine(info: Mapping[str, Any], address: str) -> list[Finding]:
     return findings
 
 
+def apparmor(*, enabled: bool, has_parser: bool) -> list[Finding]:
+    """The Engine loads a profile for each container where the kernel has AppArmor, by a program that isn't part of it."""
+    if not enabled or has_parser:
+        return []
+    return [
+        Finding("bad", "engine", "this kernel has AppArmor but apparmor_parser is missing: no container starts", "apt-get install apparmor")
+    ]
+
+
 # ---- firewalls -----------------------------------------------------------------------------------------------------------------
 
 

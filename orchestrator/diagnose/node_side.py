@@ -30,7 +30,7 @@ from mesh.trace.model import HOST, NETWORK, task_place
 log = logging.getLogger(__name__)
 
 _ORDERS_TIMEOUT_S = 10.0
-_SEND_TIMEOUT_S = 20.0
+_SEND_TIMEOUT_S = 60.0
 _OWN_NAMESPACE = "/proc/self/ns/net"
 
 
@@ -132,7 +132,7 @@ async def ask_child(command: str, orders: dict[str, Any], timeout_s: float) -> d
             answer: dict[str, Any] = json.loads(await child.stdout.readline() or b"{}")
             return answer or {"error": f"the process that should {command} ended at once: see the log of meshd"}
     except (TimeoutError, ValueError) as error:
-        return {"error": f"no answer from the process that should {command}: {error or 'timeout'}"}
+        return {"error": f"no answer from the process that should {command}: {str(error) or 'timeout'}"}
 
 
 @contextlib.asynccontextmanager

@@ -25,7 +25,7 @@ from orchestrator.diagnose.node_side import ask_child
 from orchestrator.errors import MeshdError
 from orchestrator.security.identity import Credentials
 
-_ECHO_TIMEOUT_S = 30.0
+_ECHO_TIMEOUT_S = 60.0
 _CALL_TIMEOUT_S = 5.0
 
 

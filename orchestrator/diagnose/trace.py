@@ -27,8 +27,8 @@ from orchestrator.diagnose.report import TraceReport
 from orchestrator.errors import ApiError
 from orchestrator.store.snapshot import Snapshot
 
-_READY_TIMEOUT_S = 20.0
-_END_TIMEOUT_S = 10.0
+_READY_TIMEOUT_S = 60.0
+_END_TIMEOUT_S = 20.0
 ANSWER_TIMEOUT_S = 3.0
 """How long an answer may take before a probe counts as lost."""
 _VXLAN_PORT = 4789
@@ -62,6 +62,7 @@ async def trace(sessions: Sessions, snapshot: Snapshot, request: TraceRequest, h
     watchers = {id: _Watcher(id) for id in trip.watch}
     news = asyncio.Event()
     source = ""
+    refusal: ApiError | None = None
     async with asyncio.TaskGroup() as group:
         for watcher in watchers.values():
             group.create_task(_watched(sessions, watcher, trip, mark, news))
@@ -73,9 +74,14 @@ async def trace(sessions: Sessions, snapshot: Snapshot, request: TraceRequest, h
                     while not _all_answered(watchers[trip.client_node], trip, probe):
                         news.clear()
                         await news.wait()
+        except ApiError as error:
+            # raised below: the group would wrap it
+            refusal = error
         finally:
             for watcher in watchers.values():
                 watcher.end.set()
+    if refusal is not None:
+        raise refusal
     return _report(snapshot, trip, probe, watchers, source)
 
 

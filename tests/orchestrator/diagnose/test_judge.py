@@ -85,6 +85,11 @@ def test_engine() -> None:
     assert [f.what for f in judge.engine(warned, "x")[1:]] == ["the Engine says: WARNING: No swap limit support"]
 
 
+def test_apparmor_needs_its_parser() -> None:
+    assert judge.apparmor(enabled=False, has_parser=False) == [] == judge.apparmor(enabled=True, has_parser=True)
+    assert levels(judge.apparmor(enabled=True, has_parser=False)) == ["bad"]
+
+
 def test_forwarding() -> None:
     assert levels(judge.forward_policy("", has_docker_user=False)) == ["ok"]
     assert levels(judge.forward_policy("ACCEPT", has_docker_user=False)) == ["ok"]
