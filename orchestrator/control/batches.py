@@ -43,14 +43,15 @@ def batches(base: Snapshot, steps: Sequence[Step], limit: int) -> list[Batch]:
         # a step that meets what an earlier batch has written ends the run
         if keys & done:
             break
-        if count and len(current.keys() | keys) > limit:
+        if count and len(current) + sum(key not in current for key in keys) > limit:
             result.append(_batch(base, current, count))
             done |= current.keys()
             current, count = {}, 0
             if keys & done:
                 break
         for change in step:
-            current[_key(change)] = _merged(base, current.get(_key(change)), change)
+            key = _key(change)
+            current[key] = _merged(base, current.get(key), change)
         count += 1
     if count:
         result.append(_batch(base, current, count))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -48,7 +49,9 @@ from orchestrator.model import (
 from orchestrator.security import ca, secretbox, tokens
 from orchestrator.security.identity import Credentials, Identity
 from orchestrator.store import etcd_tls
-from orchestrator.store.base import Put
+from orchestrator.store.base import Put, Store
+from orchestrator.store.snapshot import Snapshot
+from orchestrator.store.subscription import wait_for
 from tests.orchestrator.api.fakes import FakeBackend
 
 _SPAWN = get_context("spawn")
@@ -59,8 +62,9 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 class Bench:
     """Of one running manager."""
 
-    def __init__(self, pid: int, session: aiohttp.ClientSession) -> None:
+    def __init__(self, pid: int, session: aiohttp.ClientSession, pipe: Any) -> None:
         self._pid = pid
+        self._pipe = pipe
         self.session = session
 
     async def create(self, name: str, **spec: Any) -> int:
@@ -70,10 +74,10 @@ class Bench:
             await answer.read()
             return answer.status
 
-    async def tasks(self, service: str) -> list[dict[str, Any]]:
-        async with self.session.get("http://m/tasks", params={"filters": f'{{"service":["{service}"]}}'}) as answer:
-            found: list[dict[str, Any]] = await answer.json()
-            return found
+    async def refused_at(self, tasks: int) -> float:
+        """When (time.monotonic) so many tasks were stored as PENDING with their reason, as the manager's copy of the store shows."""
+        self._pipe.send(tasks)
+        return float(await asyncio.to_thread(self._pipe.recv))
 
     def cpu_s(self) -> float:
         fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
@@ -98,7 +102,7 @@ async def manager(directory: Path, *, services: int = 0, replicas: int = 0, agen
             fleet.start()
             await asyncio.to_thread(_receive, inner, fleet.is_alive)
         async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(directory / "api.sock"), limit=0)) as session:
-            yield Bench(process.pid or 0, session)
+            yield Bench(process.pid or 0, session, parent)
     finally:
         for one in (fleet, process):
             if one is not None:
@@ -151,10 +155,26 @@ async def _serve(directory: Path, services: int, replicas: int, agents: int, pip
     ended = asyncio.Event()
     for number in (15, 2):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    answering = asyncio.create_task(_answer(daemon.store, pipe))
     await ended.wait()
+    answering.cancel()
     await runner.cleanup()
     await server.stop()
     await daemon.stop()
+
+
+async def _answer(store: Store, pipe: Connection) -> None:
+    while True:
+        while not pipe.poll():
+            await asyncio.sleep(0.001)
+        count = pipe.recv()
+
+        def all_refused(snapshot: Snapshot, count: int = count) -> bool:
+            waiting = snapshot.tasks_waiting()
+            return len(waiting) == count and all(task.status.state is TaskState.PENDING and task.status.err for task in waiting)
+
+        await wait_for(store, all_refused, 60)
+        pipe.send(time.monotonic())
 
 
 def _running(services: int, replicas: int, nodes: list[str], now: datetime) -> list[Service | Task]:
