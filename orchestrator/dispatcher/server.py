@@ -193,8 +193,9 @@ class Dispatcher:
             woken += 1
             if woken % FAN_OUT_CHUNK == 0:
                 await asyncio.sleep(0)
-        if self._sessions:
-            # "Nothing outstanding" may have become true for this revision without any agent saying a word.
+        # "Nothing outstanding" may have become true for this revision without any agent saying a word; nobody waits for that of a leader's
+        # sign of life, which comes every other second.
+        if self._sessions and (not events or any(event.kind != "leader" for event in events)):
             self._poke()
 
     async def _mark_absent(self) -> None:

@@ -164,9 +164,11 @@ async def _serve(directory: Path, services: int, replicas: int, agents: int, pip
 
 
 async def _answer(store: Store, pipe: Connection) -> None:
+    asked = asyncio.Event()
+    asyncio.get_running_loop().add_reader(pipe.fileno(), asked.set)
     while True:
-        while not pipe.poll():
-            await asyncio.sleep(0.001)
+        await asked.wait()
+        asked.clear()
         count = pipe.recv()
 
         def all_refused(snapshot: Snapshot, count: int = count) -> bool:
