@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -61,7 +63,8 @@ def task_containers(node: Node, service: str = "") -> list[str]:
     engine = node.engine()
     try:
         label = f"com.docker.swarm.service.name={service}" if service else "com.docker.swarm.task"
-        return [container.id for container in engine.containers.list(filters={"label": label})]
+        # the list alone: docker-py would ask for each container, and one may be gone by then
+        return [str(found["Id"]) for found in engine.api.containers(filters={"label": label})]
     finally:
         engine.close()
 
@@ -296,6 +299,60 @@ def test_a_killed_etcd_comes_back(lab: Lab, cli: Cli) -> None:
     wait_until(lambda: cli.run("service", "create", "-d", "--name", "after", "--replicas", "1", IMAGE).returncode == 0, 40, "writes go on")
     assert {"before", "after"} <= set(cli.ok("service", "ls", "--format", "{{.Name}}").split())
     cli.wait_replicas("after", "1/1")
+
+
+def test_templated_configs_and_secrets_that_are_replaced(lab: Lab, cli: Cli) -> None:
+    cli.ok("secret", "create", "pw1", "-", input="first")
+    cli.ok("secret", "create", "pw2", "-", input="second")
+    template = '{{.Service.Name}}.{{.Task.Slot}} on {{.Node.Hostname}}: {{env "MODE"}} {{secret "pw"}}\n'
+    cli.ok("config", "create", "--template-driver", "golang", "conf", "-", input=template)
+    assert "unclosed action" in cli.fails("config", "create", "--template-driver", "golang", "bad", "-", input="{{")
+    cli.create(
+        "web", "--replicas", "2", "--env", "MODE=m-{{.Task.Slot}}", "--secret", "source=pw1,target=pw,mode=0400",
+        "--config", "source=conf,target=/etc/conf", replicas="2/2", command=("sh", "-c", "cat /etc/conf; exec idle"),
+    )  # fmt: skip
+
+    def told(password: str) -> bool:
+        lines = set(cli.ok("service", "logs", "--raw", "web").splitlines())
+        nodes = [node.name for node in lab.nodes]
+        return all(any(f"web.{slot} on {name}: m-{slot} {password}" in lines for name in nodes) for slot in (1, 2))
+
+    wait_until(lambda: told("first"), 15, "both tasks have read what is theirs")
+    assert "secret 'pw1' is in use by the following service: web" in cli.fails("secret", "rm", "pw1")
+    cli.ok("service", "update", "-d", "--secret-rm", "pw1", "--secret-add", "source=pw2,target=pw", "--update-parallelism", "2", "web")
+    wait_until(lambda: told("second"), 30, "both tasks have the other secret")
+    cli.ok("secret", "rm", "pw1")
+
+
+def test_what_a_nodes_owner_permits(lab: Lab, cli: Cli) -> None:
+    cli.create("near", "--network", "host", "--mode", "global", command=("sh", "-c", "readlink /proc/self/ns/net; exec idle"))
+    spaces = {str(Path(f"/proc/{node.init_pid}/ns/net").readlink()) for node in lab.nodes}
+    wait_until(lambda: set(cli.ok("service", "logs", "--raw", "near").split()) == spaces, 15, "every task is in its node's network")
+    cli.create("roomy", "--container-label", "com.meshd.run.shm-size=3m", replicas="1/1", command=("sh", "-c", "df -k /dev/shm; exec idle"))
+    wait_until(lambda: " 3072 " in cli.ok("service", "logs", "--raw", "roomy"), 15, "it has its shared memory")
+    cli.ok("service", "create", "-d", "--name", "mighty", "--container-label", "com.meshd.run.privileged=true", IMAGE)
+    sentence = "not permitted on 3 nodes: 3 do not permit privileged"
+    wait_until(lambda: sentence in cli.ok("service", "ps", "mighty", "--no-trunc", "--format", "{{.Error}}"), 15, "it is said why not")
+    assert "com.meshd.run.pid=me: expected host" in cli.fails("service", "create", "--container-label", "com.meshd.run.pid=me", IMAGE)
+
+
+def test_a_node_whose_engine_hangs_is_not_down(lab: Lab, cli: Cli) -> None:
+    cli.create("web", "--replicas", "3")
+    before = {node.name: task_containers(node) for node in lab.nodes}
+    pid = lab.nodes[2].pid_of("engine")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        status = ("node", "inspect", "node-3", "--format", "{{.Status.State}} {{.Status.Message}}")
+        silent = "ready it gets no new tasks: its Docker Engine does not answer"
+        wait_until(lambda: cli.ok(*status) == silent, 30, "the silence is noticed")
+        cli.ok("service", "scale", "-d", "web=9")
+        cli.wait_replicas("web", "9/9")
+        assert cli.ok(*status) == silent
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: cli.ok(*status).strip() == "ready", 30, "the node takes tasks again")
+    counts = [len(task_containers(node, "web")) for node in lab.nodes]
+    assert counts == [4, 4, 1] and task_containers(lab.nodes[2]) == before["node-3"]
 
 
 def test_a_killed_engine_comes_back_with_its_tasks(lab: Lab, cli: Cli) -> None:

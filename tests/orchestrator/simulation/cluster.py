@@ -14,6 +14,7 @@ from random import Random
 import msgspec
 
 from orchestrator.control.defaults import replicas
+from orchestrator.control.jobs import first_status
 from orchestrator.control.slots import dirty, live, mode_of
 from orchestrator.control.update import updated
 from orchestrator.model import (
@@ -25,6 +26,7 @@ from orchestrator.model import (
     NodeStatus,
     Service,
     ServiceSpec,
+    Task,
     TaskState,
     terminal,
 )
@@ -168,7 +170,10 @@ class SimCluster:
 
     def create(self, spec: ServiceSpec) -> None:
         now = self.user_now()
-        self.etcd.commit([Put(Service(id=f"s-{spec.name}-{self.new_id()}", created_at=now, updated_at=now, spec=spec))])
+        service = Service(
+            id=f"s-{spec.name}-{self.new_id()}", created_at=now, updated_at=now, spec=spec, job_status=first_status(spec, now)
+        )
+        self.etcd.commit([Put(service)])
 
     def change(self, service: Service, spec: ServiceSpec) -> None:
         self.etcd.commit([Put(updated(service, spec, self.user_now()))])
@@ -211,6 +216,8 @@ class SimCluster:
     def _service_lacks(self, service: Service) -> str:
         tasks = [task for task in self.truth.tasks_of_service(service.id) if not terminal(task.status.state)]
         nodes = [node for node in self.truth.all(Node) if node.spec.availability != "drain"]
+        if service.job_status is not None:
+            return self._job_lacks(service, tasks, {node.id for node in nodes})
         expected = len(nodes) if mode_of(service) == "global" else replicas(service)
         if any(not live(task) or task.status.state is not TaskState.RUNNING for task in tasks) or len(tasks) != expected:
             states = [f"{task.id} {task.status.state}/{task.desired_state} on {task.node_id} {task.status.err}" for task in tasks]
@@ -220,6 +227,20 @@ class SimCluster:
         if any(dirty(task, service) for task in tasks):
             return f"{service.id} has tasks of an older spec"
         return ""
+
+    def _job_lacks(self, service: Service, living: list[Task], nodes: set[str]) -> str:
+        if living:
+            return f"{service.id} still has {[(task.id, task.status.state, task.desired_state) for task in living]}"
+        assert service.job_status is not None
+        iteration = service.job_status.job_iteration
+        done = [task for task in self.truth.tasks_of_service(service.id) if task.status.state is TaskState.COMPLETE]
+        done = [task for task in done if task.job_iteration == iteration]
+        job = service.spec.mode.replicated_job
+        if job is None:
+            missing = sorted(nodes - {task.node_id for task in done})
+            return f"{service.id} has not run on {missing}" if missing else ""
+        slots = {task.slot for task in done}
+        return "" if len(slots) == job.total_completions else f"{service.id} has completed {sorted(slots)} of {job.total_completions}"
 
     def newest(self) -> str:
         return str([(event.old, event.new) for event in self._newest])

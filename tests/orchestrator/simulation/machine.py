@@ -29,9 +29,10 @@ from tests.orchestrator.control.sim import START
 from .etcd import Etcd, Member
 from .network import End, Network
 
-# what there is in the registry: an image that serves, its next version, one that ends soon after its start
-IMAGES = {"app:1": (), "app:2": (), "crash:1": ()}
-_CRASHES_AFTER_S = 0.4
+# what there is in the registry: an image that serves, its next version, one that fails soon after its start, one that has work to do
+IMAGES: dict[str, tuple[int, ...]] = {"app:1": (), "app:2": (), "crash:1": (), "job:1": ()}
+# image -> (the longest it runs, how it ends)
+_ENDS = {"crash:1": (0.4, 1), "job:1": (4.0, 0)}
 _NEVER_EXPIRES_S = 4e9
 
 
@@ -89,8 +90,8 @@ class SimRuntime(FakeRuntime):
         if image not in self._machine.pulled and image in self.engine.images:
             await asyncio.sleep(self._random.uniform(0.1, 1.0) + self._random.random() * self._machine.faults.slow_pull_s)
             self._machine.pulled.add(image)
-        if image == "crash:1":
-            self._machine.crashing.add(task.id)
+        if image in _ENDS:
+            self._machine.ends[task.id] = _ENDS[image]
         container = await super().prepare(task, files, registry_auth)
         self._answer()
         return container
@@ -103,8 +104,8 @@ class SimRuntime(FakeRuntime):
     async def release(self, task_id: str) -> None:
         waiting = (box := self.engine.boxes.get(task_id)) is not None and box.waiting
         await super().release(task_id)
-        if waiting and task_id in self._machine.crashing:
-            asyncio.get_running_loop().call_later(_CRASHES_AFTER_S, self._machine.end_container, task_id, 1)
+        if waiting and (end := self._machine.ends.get(task_id)) is not None:
+            asyncio.get_running_loop().call_later(end[0] * self._random.random(), self._machine.end_container, task_id, end[1])
         self._answer()
 
     async def stop(self, task_id: str, grace_s: float, signal: str) -> None:
@@ -169,7 +170,7 @@ class Machine:
         self.random = Random(f"{seed}/{name}")
         self.faults = Faults()
         self.pulled: set[str] = set()
-        self.crashing: set[str] = set()
+        self.ends: dict[str, tuple[float, int]] = {}
         self.rows: dict[str, Row] = {}
         self.engine = FakeEngine(images=dict(IMAGES), now=self.now)
         self.kernel, self.names = SimKernel(self), SimNames(self)

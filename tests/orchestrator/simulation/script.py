@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
 
+import msgspec
+
 from orchestrator.control.defaults import replicas
 from orchestrator.control.slots import mode_of
 from orchestrator.model import Node, PortConfig, RestartPolicy, Service, UpdateConfig
-from tests.orchestrator.control.sim import scaled, seconds, spec, with_image
+from tests.orchestrator.control.sim import job, scaled, seconds, spec, with_image
 
 from .cluster import SimCluster
 from .loop import VirtualLoop
@@ -113,6 +115,9 @@ class _Script:
     def _create(self) -> None:
         if len(self._services()) >= MOST_SERVICES:
             return
+        if self.random.random() < 0.2:
+            self._create_job()
+            return
         random = self.random
         number = next(self._numbers)
         order = random.choice(("stop-first", "start-first"))
@@ -130,10 +135,18 @@ class _Script:
         self.cluster.note(f"create {made.name} {made.mode} {order} {action}")
         self.cluster.create(made)
 
+    def _create_job(self) -> None:
+        total = self.random.choice((None, 1, 3, 5))
+        restart = RestartPolicy(condition="on-failure", delay=seconds(self.random.choice((1, 5))))
+        made = job(total, self.random.choice((1, 2)), image="job:1", restart=restart)
+        made = msgspec.structs.replace(made, name=f"job{next(self._numbers)}")
+        self.cluster.note(f"create {made.name} {made.mode}")
+        self.cluster.create(made)
+
     def _settle_wishes(self) -> None:
         """What users want in the end can be had: images that work, nodes that are active but for one."""
         for service in self._services():
-            image = self.random.choice(("app:1", "app:2"))
+            image = "job:1" if service.job_status is not None else self.random.choice(("app:1", "app:2"))
             wish = with_image(service.spec, image)
             if service.spec.mode.replicated is not None:
                 wish = scaled(wish, max(1, replicas(service)))
@@ -156,6 +169,8 @@ class _Script:
     async def update(self) -> None:
         for service in self._some_service():
             image = self.random.choice(("app:1", "app:2", "app:2", "crash:1", "missing:1"))
+            if service.job_status is not None:
+                image = self.random.choice(("job:1", "crash:1", "missing:1"))
             self.cluster.note(f"update {service.id} {image}")
             self.cluster.change(service, with_image(service.spec, image))
 
