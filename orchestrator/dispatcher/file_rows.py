@@ -25,24 +25,12 @@ def file_rows(snapshot: Snapshot, task: Task, node: Node, open_secret: Open) -> 
     if container is None:
         return
     files = _Files(snapshot, container, open_secret)
-    for _, secret in files.secrets:
-        content = open_secret(secret)
-        if content is None:
-            continue
-        if secret.spec.templating is None:
-            yield SecretRow(id=secret.id, name=secret.spec.name, data=content)
+    for row, obj, content in files.contents():
+        if obj.spec.templating is None:
+            yield row(id=obj.id, name=obj.spec.name, data=content)
         else:
             data, error = _rendered(snapshot, content, task, node, files)
-            yield SecretRow(id=f"{task.id}/{secret.id}", name=secret.spec.name, data=data, error=error)
-    for _, config in files.configs:
-        content = _config_bytes(config)
-        if content is None:
-            continue
-        if config.spec.templating is None:
-            yield ConfigRow(id=config.id, name=config.spec.name, data=content)
-        else:
-            data, error = _rendered(snapshot, content, task, node, files)
-            yield ConfigRow(id=f"{task.id}/{config.id}", name=config.spec.name, data=data, error=error)
+            yield row(id=f"{task.id}/{obj.id}", name=obj.spec.name, data=data, error=error)
 
 
 def registry_row(snapshot: Snapshot, task: Task, open_secret: Open) -> RegistryRow | None:
@@ -69,6 +57,15 @@ class _Files:
             for reference in container.configs or ()
             if reference.runtime is None and (config := snapshot.config(reference.config_id)) is not None
         ]
+
+    def contents(self) -> Iterator[tuple[type[SecretRow] | type[ConfigRow], Secret | Config, bytes]]:
+        """What there is and can be read, with the kind of row it goes into."""
+        for _, secret in self.secrets:
+            if (content := self._open_secret(secret)) is not None:
+                yield SecretRow, secret, content
+        for _, config in self.configs:
+            if (content := _config_bytes(config)) is not None:
+                yield ConfigRow, config, content
 
     def secret(self, target: str) -> str:
         found = next((secret for name, secret in self.secrets if name == target), None)
