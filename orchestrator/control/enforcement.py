@@ -3,7 +3,7 @@
 Pure: no I/O. A control loop. Source: SwarmKit orchestrator/constraintenforcer. Differs: a task answers for the constraints it was placed
 by, not for newer ones of its service (those come with the update); its successor runs before it stops, where two of a slot may and somebody
 can take it; of the tasks on a node that shrank, those of the lowest priority go, the youngest first. Global services see
-to themselves; jobs may finish.
+to themselves; jobs may finish; a slot whose volumes are on the node stays with them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def enforcement(snapshot: Snapshot, ctx: Context) -> Decision:
     decision = Decision()
     for task in [*_unsuited(snapshot), *_too_many(snapshot, ledger_of(snapshot))]:
         service = snapshot.service(task.service_id)
-        if service is not None and mode_of(service) == "replicated":
+        if service is not None and mode_of(service) == "replicated" and str(task.slot) not in (service.mesh_homes or {}):
             step = _replaced(snapshot, ctx, service, task)
             if step:
                 decision.steps.append(step)
@@ -83,7 +83,7 @@ def _too_many(snapshot: Snapshot, ledger: Ledger) -> Iterator[Task]:
         node = ledger.nodes[index]
         if not keeps_tasks(node):
             continue
-        tasks = [task for task in snapshot.tasks_of_node(node.id) if not terminal(task.status.state)]
+        tasks = [task for task in snapshot.tasks_of_node(node.id) if placed(task) and not terminal(task.status.state)]
         held = {task.id: reservation_of(task.spec, task.generic_resources) for task in tasks}
         lacking = _Deficit(free.nano_cpus[index], free.memory_bytes[index], {kind: int(left[index]) for kind, left in free.generic.items()})
         for task in tasks:
