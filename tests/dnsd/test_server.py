@@ -140,6 +140,21 @@ async def test_swap_under_load_loses_nothing_and_mixes_nothing(server: Server) -
     assert sum(await asyncio.gather(*asking)) > 1000
 
 
+async def test_who_asks_does_not_wait_for_a_large_zone(server: Server) -> None:
+    """Compiling it, and taking the one before it apart, are interrupted for queries again and again."""
+    tasks = zone("a", tasks=5).services[0].tasks
+    services = tuple(ServiceName(id=f"s{n}", name=f"s{n}", tasks=tasks) for n in range(2000))
+    await server.apply(DnsState(zones=(zone("a"),), scopes=(scope("s", "a"),)))
+    for vip in ("10.0.0.3", "10.0.0.4"):
+        large = ZoneSpec(network="a", name="neta", services=zone("a", vip).services + services)
+        applying = asyncio.create_task(server.apply(DnsState(zones=(large,), scopes=(scope("s", "a"),))))
+        answers = []
+        while not applying.done():
+            answers += values(await ask(server.address("s"), "web"))
+        assert len(answers) > 5
+        assert values(await ask(server.address("s"), "web")) == [vip]
+
+
 async def test_what_did_not_change_keeps_its_socket(server: Server) -> None:
     state = DnsState(zones=(zone("a"), zone("b", "10.0.0.3")), scopes=(scope("s", "a"), scope("t", "b")))
     await server.apply(state)
