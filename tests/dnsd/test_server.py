@@ -300,7 +300,7 @@ async def test_same_name_other_scope_other_answer(server: Server, namespaces: li
     assert await ask_inside(two, "web") == ["10.0.0.3"]
     assert await ask_inside(one, "web.netb") == []
     # Nothing of it in our own namespace.
-    assert "127.0.0.11" not in run("ss", "-Hlnu")
+    assert "127.0.0.11:53 " not in run("ss", "-Hlnu")
 
 
 @pytest.mark.root

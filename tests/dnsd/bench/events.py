@@ -16,7 +16,7 @@ from pathlib import Path
 from dnsd import ScopeSpec
 from tests.dnsd.ask import query
 from tests.dnsd.bench.client import Client, Result, cpu_s, finished
-from tests.dnsd.bench.mine import NAME, PLAIN, dnsd, scopes, zone
+from tests.dnsd.bench.mine import NAME, PLAIN, address_of, dnsd, scopes, zone
 from tests.dnsd.bench.servers import free_port, wait_for
 
 SWAPS = 10
@@ -38,7 +38,7 @@ def swap_under_load(client: Client, directory: Path) -> Swaps:
     port = free_port()
     with dnsd(directory / "swaps") as one:
         one.apply((zone(476),), scopes(1, port))
-        address = ("127.0.0.1", port)
+        address = (address_of(0), port)
         quiet = client.run(address, PLAIN, 10, 3.0, pid=one.pid)
         versions = [zone(476, vip) for vip in range(2, 2 + SWAPS)]
         process = client.start(address, 10, 6.0)

@@ -118,11 +118,16 @@ def dnsd(directory: Path) -> Iterator[Dnsd]:
 
 
 def scopes(count: int, port: int) -> tuple[ScopeSpec, ...]:
-    """Each with an address of its own on loopback; the first on 127.0.0.1. Every second one sees another network first."""
+    """Each with an address of its own on loopback, see `address_of`. Every second one sees another network first."""
     return tuple(
-        ScopeSpec(id=f"scope{n}", netns="", networks=("n",) if n % 2 == 0 else ("m", "n"), listen=f"127.0.{n // 250}.{n % 250 + 1}:{port}")
+        ScopeSpec(id=f"scope{n}", netns="", networks=("n",) if n % 2 == 0 else ("m", "n"), listen=f"{address_of(n)}:{port}")
         for n in range(count)
     )
+
+
+def address_of(scope: int) -> str:
+    """Out of the way of everybody else's 127.0.0.x."""
+    return f"127.53.{scope // 250}.{scope % 250 + 1}"
 
 
 @contextmanager
@@ -130,7 +135,7 @@ def small(directory: Path) -> Iterator[Peer]:
     port = free_port()
     with dnsd(directory / "small") as one:
         one.apply((zone(100),), scopes(1, port))
-        yield Peer("dnsd", one.pid, ("127.0.0.1", port))
+        yield Peer("dnsd", one.pid, (address_of(0), port))
 
 
 @contextmanager
@@ -138,4 +143,4 @@ def large(directory: Path) -> Iterator[Peer]:
     port = free_port()
     with dnsd(directory / "large") as one:
         one.apply((zone(4_660), zone(100, network="m")), scopes(1_000, port))
-        yield Peer("dnsd, 1,000 sockets, 100,000 names", one.pid, ("127.0.0.1", port))
+        yield Peer("dnsd, 1,000 sockets, 100,000 names", one.pid, (address_of(0), port))
