@@ -231,7 +231,9 @@ class _Tending:
             self.wakeup = earliest(self.wakeup, closes)
         for node in nodes:
             slot = self._slots.get(node.id)
-            if takes_tasks(node) and self._placement.matches(node) and (slot is None or outcome(slot) == "open"):
+            # what was given up when its node was lost still runs when that is back: not twice at a time
+            free = slot is None or (outcome(slot) == "open" and not slot.stopping)
+            if free and takes_tasks(node) and self._placement.matches(node):
                 self.steps.append((Put(self._task(node.id, slot)),))
 
     def _task(self, key: SlotKey, before: Slot | None, *, run_at: datetime | None = None, waits: bool = False) -> Task:

@@ -204,6 +204,25 @@ def test_a_global_job_keeps_to_its_constraints_and_leaves_drained_nodes() -> Non
     assert done(world, service) == {"n1"} and world.live(service) == completed(world.live(service))
 
 
+def test_a_global_job_on_a_node_that_was_lost_never_runs_twice_at_a_time() -> None:
+    world = World.of(2, fate=completes(60))
+    service = world.create(job(None))
+    world.until(lambda: len(world.serving(service)) == 2)
+    most = 0
+
+    def watch(before: Snapshot, after: Snapshot) -> None:
+        nonlocal most
+        running = [task for task in after.tasks_of_service(service) if task.node_id == "n2" and task.status.state is TaskState.RUNNING]
+        most = max(most, len(running))
+
+    world.watchers.append(watch)
+    world.lose("n2")
+    world.run(20)
+    world.find("n2")
+    world.run(120)
+    assert done(world, service) == {"n1", "n2"} and most == 1
+
+
 # ---- properties -----------------------------------------------------------------------------------------------------------------
 
 NODES = ("n1", "n2", "n3")
