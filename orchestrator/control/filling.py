@@ -90,7 +90,7 @@ def level(amounts: Ints, group: Ints, counts: Ints, room: Ints, ties: Ints) -> I
         middle = (low + high) // 2
         fits = gap & (_summed(group, given(middle), groups) <= amounts)
         low, high = np.where(fits, middle, low), np.where(gap & ~fits, middle, high)
-    got = given(low)
+    got = given(low) if (low > counts.min()).any() else np.zeros(len(counts), dtype=np.int64)
     rest = amounts - _summed(group, got, groups)
     if rest.any():
         at_level = np.flatnonzero((counts + got == low[group]) & (got < room) & (rest[group] > 0))

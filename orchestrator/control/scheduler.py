@@ -53,10 +53,8 @@ _NODE_GONE = "no suitable node (the task's node is not part of the cluster)"
 
 
 def schedule(snapshot: Snapshot, ctx: Context) -> Decision:
-    waiting = [task for task in snapshot.tasks_waiting() if task.status.state is TaskState.PENDING and wanted(task)]
-    if not waiting:
-        return Decision()
-    return _Pass(snapshot, ctx).run(_groups(snapshot, waiting))
+    groups = _groups(snapshot)
+    return _Pass(snapshot, ctx).run(groups) if groups else Decision()
 
 
 def node_for(snapshot: Snapshot, ctx: Context, task: Task) -> int | None:
@@ -82,10 +80,12 @@ class Group:
         self.strategy: Strategy = strategy_of(service, snapshot.cluster)
 
 
-def _groups(snapshot: Snapshot, waiting: list[Task]) -> list[Group]:
-    """In the order in which they are served."""
+def _groups(snapshot: Snapshot) -> list[Group]:
+    """The wanted PENDING tasks, in the order in which they are served."""
     of_service: dict[str, list[list[Task]]] = {}
-    for task in waiting:
+    for task in snapshot.tasks_waiting():
+        if task.status.state is not TaskState.PENDING or not wanted(task):
+            continue
         # a task without service is a group of its own
         alike = of_service.setdefault(task.service_id or task.id, [])
         for tasks in alike:
