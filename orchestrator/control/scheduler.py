@@ -161,7 +161,7 @@ class _Pass:
             if placed < len(batch):
                 break
         if left:
-            self._refuse_all(group, left)
+            self._refuse_or_displace(group, left, explained(len(self._ledger.nodes), self._filters(group)))
 
     # ---- displacing ------------------------------------------------------------------------------------------------------------
 
@@ -290,6 +290,7 @@ class _Pass:
         asked = group.demand
         suitable = self._ledger.takes & lasting_mask(self._ledger.columns, asked)
         room = self._room.of(asked, group.service_id, group.tasks[0], len(group.tasks))
+        refused: list[tuple[Task, int]] = []
         for task in group.tasks:
             index = self._ledger.index.get(task.node_id)
             if index is None:
@@ -297,7 +298,11 @@ class _Pass:
             elif suitable[index] and room[index] > 0 and self._take(group, [task], np.array([index])):
                 room[index] -= 1
             else:
-                self._refuse_all(group, [task], index)
+                refused.append((task, index))
+        filters = self._filters(group) if refused else []
+        for task, index in refused:
+            its_own = [Filter(one.refusal, one.passes[index : index + 1], one.one, one.many) for one in filters]
+            self._refuse_or_displace(group, [task], explained(1, its_own), index)
 
     # ---- addresses -------------------------------------------------------------------------------------------------------------
 
@@ -332,17 +337,17 @@ class _Pass:
         id = self._ledger.nodes[index].id
         self._placed.append(msgspec.structs.replace(task, node_id=id, status=self._assigned, generic_resources=given, updated_at=self._now))
 
-    def _refuse_all(self, group: Group, tasks: list[Task], only: int | None = None) -> None:
-        """`only`: the one node that is in question."""
-        filters = [
+    def _filters(self, group: Group) -> list[Filter]:
+        """All that a node has to pass now, in the order in which it is charged."""
+        return [
             Filter(Refusal.NOT_READY, self._ledger.takes),
             *lasting_filters(self._ledger.columns, group.demand),
             *self._room.filters(group.demand, group.service_id, group.tasks[0]),
             Filter(Refusal.ADDRESSES, self._joinable(group.demand)),
         ]
-        if only is not None:
-            filters = [Filter(one.refusal, one.passes[only : only + 1], one.one, one.many) for one in filters]
-        sentence = explained(1 if only is not None else len(self._ledger.nodes), filters)
+
+    def _refuse_or_displace(self, group: Group, tasks: list[Task], sentence: str, only: int | None = None) -> None:
+        """`only`: the one node that is in question."""
         for task in self._displace(group, tasks, sentence, only):
             self._refuse(task, sentence)
 
