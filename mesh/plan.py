@@ -46,6 +46,7 @@ from mesh.table import (
     Attachment,
     Flow,
     NamespaceTable,
+    NftChain,
     NftTable,
     Tables,
     is_container,
@@ -96,17 +97,26 @@ def _container(path: str, desired: NamespaceTable, actual: NamespaceTable) -> tu
     # the table, by which a container is known to have something of ours, is made first and goes last
     if gone := sorted(actual.policies - desired.policies):
         late.append(DeletePolicies(path, tuple(gone)))
-    takes_more = desired.nft is not None and (actual.nft is None or not _rows_of(desired.nft) <= _rows_of(actual.nft))
-    (early if takes_more else late).extend(_load(path, desired.nft, actual.nft))
+    first = _joined(desired.nft, actual.nft)
+    early += _load(path, first, actual.nft)
+    late += _load(path, desired.nft, first)
     if fresh := sorted(desired.policies - actual.policies):
         early.append(PutPolicies(path, tuple(fresh)))
     return early, late
 
 
-def _rows_of(table: NftTable) -> set[object]:
-    """Rules and elements of a small table."""
-    rules = {r.tag for chain in table.chains.values() for r in chain.rules}
-    return rules | {row for m in table.maps.values() for row in m.elements.items()}
+def _joined(desired: NftTable | None, actual: NftTable | None) -> NftTable | None:
+    """What takes all that either of them takes, as far as that can be made: elements always, rules unless there are new ones, too."""
+    if desired is None or actual is None:
+        return desired or actual
+    same = all(set(chain.rules) <= set(actual.chains.get(name, NftChain()).rules) for name, chain in desired.chains.items())
+    maps = dict(actual.maps) if same else {}
+    for name, wanted in desired.maps.items():
+        present = actual.maps.get(name, wanted)
+        if (present.key_type, present.value_type) == (wanted.key_type, wanted.value_type):
+            wanted = replace(wanted, elements={**present.elements, **wanted.elements})
+        maps[name] = wanted
+    return replace(desired, chains=actual.chains if same else desired.chains, maps=maps)
 
 
 def _make(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> Iterator[Op]:

@@ -108,6 +108,20 @@ class Bed:
         except TimeoutError:
             return "timeout"
 
+    def seen(self, name: str, address: str, port: int = 80) -> tuple[str, str]:
+        """Who answers a TCP client in that namespace, and what address it says the client has."""
+        with self.connect(name, address, port) as s:
+            return _who_saw_whom(say(s))
+
+    def seen_udp(self, name: str, address: str, port: int = 53, size_bytes: int = 1) -> tuple[str, str]:
+        with inside(self.path(name)):
+            s = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+        with s:
+            s.settimeout(TIMEOUT_S)
+            s.connect((address, port))
+            s.send(b"?" * size_bytes)
+            return _who_saw_whom(s.recv(100).decode())
+
     def udp(self, name: str, address: str, port: int = 53, source_port: int = 0) -> str:
         with inside(self.path(name)):
             s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -130,6 +144,11 @@ class Bed:
     def asked(self, name: str, address: str, port: int = 80, times: int = 0) -> Counter[str]:
         """`times` 0: as often as it takes to meet every backend (`draws`)."""
         return Counter(self.ask(name, address, port) for _ in range(times or self.draws))
+
+
+def _who_saw_whom(answer: str) -> tuple[str, str]:
+    server, client = answer.split()
+    return server, client.removeprefix("::ffff:")
 
 
 def say(s: socket.socket) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from mesh import Backend, LocalEndpoint, Network, PublishedPort, RemoteEndpoint, VirtualService
 from tests.mesh.bed import Bed, say, sh
-from tests.mesh.pair import ADDRESSES, EMPTY_VIP, VIP, Pair
+from tests.mesh.pair import EMPTY_VIP, VIP, Pair
 
 pytestmark = pytest.mark.root
 
@@ -124,6 +124,16 @@ async def test_published_port_on_every_node_from_everywhere(pair: Pair) -> None:
     assert bed.ask("out", "192.0.2.1", 8080) == "refused"
 
 
+async def test_the_address_that_servers_see(pair: Pair) -> None:
+    """The client's own with IPVS; that of the node that balanced with nftables."""
+    bed, direct = pair.bed, pair.balancer == "ipvs"
+    assert {bed.seen("a2", VIP)[1] for _ in range(bed.draws)} == {"10.9.1.12" if direct else "10.9.1.2"}
+    assert {bed.seen("out", bed.underlay("b"), 8080)[1] for _ in range(bed.draws)} == {"192.0.2.99" if direct else "10.9.0.3"}
+    assert bed.seen_udp("out", bed.underlay("a"), 5353) == ("b2", "192.0.2.99" if direct else "10.9.0.2")
+    # a server that calls itself is seen as its node
+    assert {bed.seen("a1", VIP) for _ in range(bed.draws)} >= {("a1", "10.9.1.2")}
+
+
 async def test_big_answers_pass_the_routing_mesh(pair: Pair) -> None:
     """The client's frames are bigger than the tunnel's."""
     bed = pair.bed
@@ -152,7 +162,7 @@ async def test_a_fresh_process_adopts_without_touching(pair: Pair) -> None:
 async def test_ipv6_network(pair: Pair) -> None:
     bed = pair.bed
     vip = "fd09::64"
-    for name in ADDRESSES:
+    for name in pair.containers:
         # as the Engine leaves a container without networks
         for scope in ("all", "default"):
             sh(f"ip netns exec {bed.space(name)} sysctl -qw net.ipv6.conf.{scope}.disable_ipv6=1")
@@ -163,10 +173,10 @@ async def test_ipv6_network(pair: Pair) -> None:
             46,
             ("fd09::/64",),
             f"fd09::{'2' if host == 'a' else '3'}",
-            local=tuple(LocalEndpoint(n, f"fd09::{b}", bed.path(n)) for n, b in ADDRESSES.items() if n[0] == host),
+            local=tuple(LocalEndpoint(n, f"fd09::{b}", bed.path(n)) for n, b in pair.containers.items() if n[0] == host),
             remote=(
                 RemoteEndpoint(f"fd09::{'3' if host == 'a' else '2'}", bed.underlay(other)),
-                *(RemoteEndpoint(f"fd09::{b}", bed.underlay(other)) for n, b in ADDRESSES.items() if n[0] == other),
+                *(RemoteEndpoint(f"fd09::{b}", bed.underlay(other)) for n, b in pair.containers.items() if n[0] == other),
             ),
             services=(VirtualService(vip, (Backend("fd09::11"), Backend("fd09::21"))), VirtualService("fd09::65")),
         )
@@ -176,3 +186,4 @@ async def test_ipv6_network(pair: Pair) -> None:
     assert bed.asked("a2", vip).keys() == {"a1", "b1"}
     assert bed.asked("a1", vip).keys() == {"a1", "b1"}
     assert bed.ask("a2", "fd09::65") == "refused"
+    assert {bed.seen("a2", vip)[1] for _ in range(bed.draws)} == {"fd09::12" if pair.balancer == "ipvs" else "fd09::2"}
