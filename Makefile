@@ -21,7 +21,9 @@ bench: bootstrap
 	@$(BIN)/meshd demo --figures
 
 bench-mesh: bootstrap
+	@scripts/bootstrap test
 	@$(BIN)/python -m tests.mesh.bench_programming
+	@$(BIN)/python -m tests.mesh.bench_traffic
 
 bench-dns: bootstrap
 	@$(BIN)/python -m tests.dnsd.bench

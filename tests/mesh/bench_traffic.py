@@ -193,9 +193,8 @@ def main() -> None:
         shown.add_row(kind, *rates, f"{vip / direct:.2f}", "0.95", f"{swarm / direct:.2f}")
     Console(width=150).print(shown)
     rolling = found["rolling"]
-    print(
-        f"All servers replaced at {rolling['a second']:.0f} requests/s: {rolling['failed']:.0f} of {rolling['requests']:.0f} failed (target 0)."
-    )
+    rate, failed, total = (f"{rolling[name]:.0f}" for name in ("a second", "failed", "requests"))
+    print(f"All servers replaced at {rate} requests/s: {failed} of {total} failed (target 0).")
 
 
 if __name__ == "__main__":
