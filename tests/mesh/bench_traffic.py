@@ -135,9 +135,7 @@ async def rolling(pair: Pair, rate: float = 200.0) -> dict[str, float]:
     return {"requests": total, "failed": failed, "a second": total / (time.monotonic() - start)}
 
 
-async def measure() -> dict[str, dict[str, float]]:
-    sh("modprobe br_netfilter")
-    bed = Bed("ab")
+async def measure(bed: Bed) -> dict[str, dict[str, float]]:
     servers: list[multiprocessing.Process] = []
     try:
         for name in ("a1", "a2", "b1", "b2"):
@@ -169,12 +167,16 @@ async def measure() -> dict[str, dict[str, float]]:
     finally:
         for server in servers:
             server.kill()
-        bed.close()
 
 
 def main() -> None:
     if "MESHD_GUEST" in os.environ:
-        print(json.dumps(asyncio.run(measure())))
+        sh("modprobe br_netfilter")
+        bed = Bed("ab")
+        try:
+            print(json.dumps(asyncio.run(measure(bed))))
+        finally:
+            bed.close()
         return
     with machine.shared_directory() as share:
         try:
