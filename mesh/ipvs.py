@@ -31,6 +31,9 @@ IPVS_SYSCTLS: Final = {
     "net.ipv4.vs.expire_nodest_conn": "1",
     # affinity ends where draining begins: a client of a backend of weight 0 gets another one with its next connection
     "net.ipv4.vs.expire_quiescent_template": "1",
+    # Answers don't pass here, so a connection that its server resets is remembered until its timeout. When memory runs short, the
+    # kernel may drop those that carried few packets.
+    "net.ipv4.vs.drop_entry": "1",
     # a client that reuses a source port gets a fresh choice
     "net.ipv4.vs.conn_reuse_mode": "1",
     # Take up connections in their middle. After a table was lost and rebuilt, schedulers that hash (sh, mh) find the old backend and
