@@ -143,3 +143,23 @@ def test_a_replaced_uplink_gets_its_route_and_settings_again() -> None:
     for op in plan(state, kernel.tables):
         kernel.run(op)
     assert kernel.tables == state
+
+
+def test_a_container_takes_every_port_that_the_balancer_sends_it() -> None:
+    """Before the balancer sends the first packet, and until it has sent the last."""
+    network = Network("n", 5, ("10.0.0.0/24",), "10.0.0.2", ingress=True, local=(LocalEndpoint("x", X, "/c/x"),))
+
+    def publishing(*numbers: int) -> Tables:
+        ports = tuple(PublishedPort("udp", number, 53, (Backend(X),)) for number in numbers)
+        return tables(NodeState("192.0.2.1", (network,), published=ports, balancer="ipvs"))
+
+    universe = [publishing(), publishing(1), publishing(2), publishing(1, 2), publishing(2, 3)]
+    for actual, desired in product(universe, universe):
+        kernel = FakeKernel(actual)
+        for op in [None, *plan(desired, actual)]:
+            if op is not None:
+                kernel.run(op)
+            sending, container = kernel.tables["mesh-n"].nft, kernel.tables["/c/x"]
+            assert sending is not None and container.nft is not None
+            assert sending.maps["port_marks"].elements.keys() <= container.nft.maps["ports"].elements.keys(), op
+            assert not sending.maps["port_marks"].elements or any(p.udp_port == 53 for p in container.policies), op
