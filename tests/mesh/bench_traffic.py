@@ -90,11 +90,11 @@ def as_swarm(namespace: str) -> None:
         sh(f"ip netns exec {os.path.basename(namespace)} ip addr add {SWARM_VIP}/32 dev br0")  # noqa: PTH119
         load(
             "table ip swarm {\n"
-            f"chain mark {{ type filter hook prerouting priority mangle; ip daddr {SWARM_VIP} meta mark set {SWARM_MARK}\n}}\n"
+            f"chain marking {{ type filter hook prerouting priority mangle; ip daddr {SWARM_VIP} meta mark set {SWARM_MARK}\n}}\n"
             f"chain source {{ type nat hook postrouting priority srcnat; meta mark {SWARM_MARK} snat to 10.9.1.2\n}}\n}}\n"
         )
         destination = IpvsDestination(SERVER, 0, 1, masqueraded=True)
-        ipvs.Ipvs(ipvs.family_id()).put(IpvsService(SWARM_MARK, 4, "rr", 0, frozenset({destination})), None)
+        ipvs.Ipvs(ipvs.family_id()).put([(IpvsService(SWARM_MARK, 4, "rr", 0, frozenset({destination})), None)])
 
 
 async def rolling(pair: Pair, rate: float = 200.0) -> dict[str, float]:

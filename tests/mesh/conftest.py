@@ -1,4 +1,4 @@
-"""The bed of two hosts and their containers, one a module of tests."""
+"""The bed of hosts and their containers: two, one bed a module of tests; in the virtual machine three, one bed for all, as it is slow."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.mesh.bed import Bed
+from tests.mesh.bed import Bed, sh
 from tests.mesh.pair import ADDRESSES
+from tests.vm.guest import is_guest
 
 
-@pytest.fixture(scope="module")
+def _scope(fixture_name: str, config: pytest.Config) -> str:
+    return "session" if is_guest() else "module"
+
+
+@pytest.fixture(scope=_scope)
 def bed() -> Iterator[Bed]:
-    bed = Bed()
+    if is_guest():
+        # as where a Docker Engine runs: bridged frames then pass the ip hooks, unless that is switched off
+        sh("modprobe br_netfilter")
+    bed = Bed("abc" if is_guest() else "ab")
     try:
         for name in ADDRESSES:
             if name[0] in bed.hosts:

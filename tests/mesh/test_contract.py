@@ -166,8 +166,8 @@ async def test_ipv6_network(pair: Pair) -> None:
         # as the Engine leaves a container without networks
         for scope in ("all", "default"):
             sh(f"ip netns exec {bed.space(name)} sysctl -qw net.ipv6.conf.{scope}.disable_ipv6=1")
-    for host, mesh in pair.meshes.items():
-        state, other = pair.state(host), "b" if host == "a" else "a"
+    for host in "ab":
+        mesh, state, other = pair.meshes[host], pair.state(host), "b" if host == "a" else "a"
         network = Network(
             "n6",
             46,

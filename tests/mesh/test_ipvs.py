@@ -31,19 +31,6 @@ EVERYWHERE = tuple(Backend(f"10.9.0.{ADDRESSES[name]}") for name in ("a1", "b1",
 OUTSIDE = "192.0.2.99"
 
 
-@pytest.fixture(scope="module")
-def bed() -> Iterator[Bed]:
-    # as where a Docker Engine runs: bridged frames then pass the ip hooks, unless that is switched off
-    sh("modprobe br_netfilter")
-    bed = Bed("abc")
-    try:
-        for name in ADDRESSES:
-            bed.container(name)
-        yield bed
-    finally:
-        bed.close()
-
-
 @pytest.fixture
 async def pair(bed: Bed) -> Pair:
     pair = Pair(bed, "ipvs")
@@ -154,11 +141,11 @@ async def test_everything_of_direct_routing_is_repaired(pair: Pair) -> None:
     with inside(bed.path("a1").replace(bed.space("a1"), network)):
         tables = ipvs.Ipvs(family)
         present = tables.read()[vip_mark(VIP)]
-        tables.delete(present)
+        tables.delete([present])
         foreign = IpvsService(4711, 4, "lc", 0, frozenset({IpvsDestination("10.9.1.99", 0, 1)}))
-        tables.put(foreign, None)
+        tables.put([(foreign, None)])
         twin = tables.read()[vip_mark(VIP) | MASQUERADED]
-        tables.put(IpvsService(twin.mark, 4, "sh", 7), twin)
+        tables.put([(IpvsService(twin.mark, 4, "sh", 7), twin)])
         tables.put_timeout(900)
     sh(f"ip netns exec {ingress} nft flush map inet meshd port_marks && ip netns exec {ingress} nft delete table bridge meshd")
     with inside(container):
@@ -195,7 +182,7 @@ def load(bed: Bed, clients: dict[str, tuple[str, int]]) -> Iterator[list[str]]:
     ended = threading.Event()
 
     def call(client: str, address: str, port: int) -> None:
-        while not ended.wait(0.02):
+        while not ended.wait(0.05):
             answers.append(bed.ask(client, address, port, timeout_s=15))
 
     threads = [threading.Thread(target=call, args=(client, *where), daemon=True) for client, where in clients.items()]
@@ -217,7 +204,7 @@ async def test_killed_in_the_middle_while_clients_call(pair: Pair, monkeypatch: 
     mesh = pair.meshes["a"]
     run = Kernel.run
     with load(bed, {"a2": (VIP, 80), "out": (bed.underlay("a"), 8080)}) as answers:
-        for round_number, survived in enumerate((1, 3, 5, 2)):
+        for round_number, survived in enumerate((3, 2)):
             pair.published, pair.backends = (new, old)[round_number % 2]
             # a network more or less as well
             pair.more = {"a": (pair.network("a", 2),)} if round_number % 2 == 0 else {}
