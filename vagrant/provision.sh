@@ -107,7 +107,8 @@ node() {
     return
   elif [ "$role" = first ]; then
     say "making the cluster"
-    swarm swarm init --advertise-addr "$address" >/dev/null
+    # VirtualBox gives every machine 10.0.2.15 for its way out, which the default pool, 10.0.0.0/8, would cover
+    swarm swarm init --advertise-addr "$address" --default-addr-pool 10.64.0.0/10 --default-addr-pool-mask-length 20 >/dev/null
   else
     say "joining $first as $role"
     chmod 600 "$key"
