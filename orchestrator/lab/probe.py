@@ -82,10 +82,10 @@ class Log:
         return since
 
 
-def http_get(address: str, port: int, timeout_s: float = 3.0) -> tuple[str, ...]:
+def http_get(address: str, port: int, timeout_s: float = 3.0, path: str = "/") -> tuple[str, ...]:
     """The words of the answer's body. OSError / ValueError if there is no whole, good answer."""
     with socket.create_connection((address, port), timeout=timeout_s) as connection:
-        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
         chunks = []
         while chunk := connection.recv(65536):
             chunks.append(chunk)

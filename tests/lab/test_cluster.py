@@ -258,6 +258,27 @@ def test_scale_kill_update_and_remove_under_load(lab: Lab, cli: Cli) -> None:
         in_network(switch(lab), lambda: http_get(lab.nodes[0].address, 8081, 1.0))
 
 
+def test_a_late_listener_and_slow_requests_lose_nothing(lab: Lab, cli: Cli) -> None:
+    """No health check: new tasks are offered when they listen, 2 s late; old ones go when their requests of 5 s are answered."""
+    slow = r"""printf '#!/bin/sh\nsleep 5\nprintf "Content-Type: text/plain\\r\\n\\r\\n"\nhostname\n'"""
+    prepare = f"mkdir -p /tmp/www/cgi-bin; {slow} > /tmp/www/cgi-bin/slow; chmod +x /tmp/www/cgi-bin/slow"
+    options = ["--replicas", "2", "--update-monitor", "1s", "-p", "8087:80"]
+    cli.create("late", *options, replicas="2/2", command=("sh", "-c", f"{prepare}; sleep 2; exec serve"))
+    quick, long = Log(), Log()
+    with load(quick, switch(lab), lambda: http_get(lab.nodes[1].address, 8087)):
+        answer = lambda: http_get(lab.nodes[2].address, 8087, 15.0, "/cgi-bin/slow")  # noqa: E731
+        with load(long, switch(lab), answer), load(long, switch(lab), answer):
+            before = set(cli.ok("service", "ps", "-q", "late").split())
+            cli.ok("service", "update", "-d", "--force", "late")
+            wait_until(lambda: "completed" in cli.ok("service", "inspect", "late", "--format", "{{.UpdateStatus.State}}"), 90, "updated")
+            cli.wait_replicas("late", "2/2")
+            cli.ok("service", "scale", "-d", "late=1")
+            wait_until(lambda: sum(len(task_containers(node, "late")) for node in lab.nodes) == 1, 40, "one is left")
+    assert len(set(cli.ok("service", "ps", "-q", "late").split()) - before) >= 1
+    assert [a.error for a in [*quick.failed(0), *long.failed(0)]] == []
+    assert quick.count(0) > 100 and long.count(0) >= 10
+
+
 def test_a_killed_container_is_replaced(lab: Lab, cli: Cli) -> None:
     cli.create("web", "--replicas", "2", "--restart-delay", "100ms", replicas="2/2")
     node = next(node for node in lab.nodes if task_containers(node, "web"))
