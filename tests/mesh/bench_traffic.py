@@ -112,7 +112,10 @@ async def rolling(pair: Pair, rate: float = 200.0) -> dict[str, float]:
             delay = begin + number / rate - time.monotonic()
             if delay > 0:
                 time.sleep(delay)
-            answers[bed.ask("a2", VIP, timeout_s=10)] += 1
+            try:
+                answers[bed.ask("a2", VIP, timeout_s=10)] += 1
+            except OSError as error:
+                answers[repr(error)] += 1
             number += clients
 
     callers = [threading.Thread(target=call, args=(n, 4)) for n in range(4)]
