@@ -30,17 +30,17 @@ from orchestrator import local_state
 from orchestrator.addresses import choose_address, metrics_endpoint, own_addresses
 from orchestrator.api.app import serve_unix
 from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole, NodeFacts, NodeState
-from orchestrator.backup import Backup
 from orchestrator.daemon_config import DaemonConfig
 from orchestrator.diagnose.finding import Finding
 from orchestrator.diagnose.peers import examine
 from orchestrator.errors import ApiError, ConfigError
-from orchestrator.founding import Founding, Place, found, refound
 from orchestrator.local_state import LocalState
+from orchestrator.managers.backup import Backup
+from orchestrator.managers.founding import Founding, Place, found, refound
+from orchestrator.managers.role_follower import RoleFollower
+from orchestrator.managers.seat import Seat
 from orchestrator.model import Cluster, JoinTokens, Network, Node
 from orchestrator.node import NodeRuntime, NodeSettings
-from orchestrator.role_follower import RoleFollower
-from orchestrator.seat import Seat
 from orchestrator.security import tokens
 from orchestrator.security.admission import DEFAULT_PORT, join_endpoint, split_endpoint
 from orchestrator.security.identity import Credentials, Identity
@@ -49,7 +49,7 @@ from orchestrator.store.base import Store
 from orchestrator.version import VERSION
 
 if TYPE_CHECKING:
-    from orchestrator.manager import Manager
+    from orchestrator.managers.manager import Manager
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Literal, Protocol
 
 import aiohttp
 
-from orchestrator.backup import Backup
 from orchestrator.diagnose.finding import Finding
+from orchestrator.managers.backup import Backup
 from orchestrator.model import Cluster, ClusterSpec, JoinTokens
 from orchestrator.store.base import Store
 

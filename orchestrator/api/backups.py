@@ -9,9 +9,9 @@ import asyncio
 
 from aiohttp import web
 
-from orchestrator import backup
 from orchestrator.api import access
 from orchestrator.errors import ApiError
+from orchestrator.managers import backup
 from orchestrator.version import VERSION
 
 # unpacked it is some twenty times as much

@@ -16,7 +16,7 @@ from orchestrator.dispatcher.file_rows import Open, file_rows, registry_row
 from orchestrator.dispatcher.messages import EndpointRow, NetworkRow, NodeRow, Row, ServiceRow, TaskRow
 from orchestrator.dns_options import DnsOptions, dns_options
 from orchestrator.errors import ConfigError, TaskError
-from orchestrator.genesis import DEFAULT_DATA_PATH_PORT
+from orchestrator.managers.genesis import DEFAULT_DATA_PATH_PORT
 from orchestrator.model import (
     STATE_ORDER,
     Cluster,

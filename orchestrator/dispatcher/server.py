@@ -39,7 +39,7 @@ from orchestrator.dispatcher.parts import AssignmentParts, Differences, Parts
 from orchestrator.dispatcher.reports import Presence, absent
 from orchestrator.dispatcher.writer import ReportWriter
 from orchestrator.errors import Compacted, RemoteProtocolError, StoreUnavailable
-from orchestrator.membership import role_of
+from orchestrator.managers.membership import role_of
 from orchestrator.model import Node
 from orchestrator.security.admission import managers_of
 from orchestrator.security.peer import Peer

@@ -26,8 +26,8 @@ from orchestrator.dispatcher.connection import over_tls
 from orchestrator.dispatcher.messages import Row
 from orchestrator.dispatcher.session import AgentSession
 from orchestrator.dispatcher.tls_app import NodeServer
-from orchestrator.genesis import FirstNode, Keys, first_objects
-from orchestrator.manager import Manager, ManagerConfig, write_etcd_certificate
+from orchestrator.managers.genesis import FirstNode, Keys, first_objects
+from orchestrator.managers.manager import Manager, ManagerConfig, write_etcd_certificate
 from orchestrator.model import (
     ClusterSpec,
     ContainerSpec,

@@ -19,10 +19,10 @@ from yarl import URL
 
 from orchestrator.api.app import serve_unix
 from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole, NodeFacts, NodeState
-from orchestrator.backup import Backup
 from orchestrator.control.slots import wanted_ports
 from orchestrator.errors import ApiError, Conflict
 from orchestrator.ids import new_id
+from orchestrator.managers.backup import Backup
 from orchestrator.model import (
     IPAM,
     Cluster,

@@ -20,7 +20,7 @@ from orchestrator.agent.runtime import Container
 from orchestrator.dispatcher.connection import Connection
 from orchestrator.dispatcher.messages import Row
 from orchestrator.dispatcher.session import AgentSession
-from orchestrator.leading import Leading
+from orchestrator.managers.leading import Leading
 from orchestrator.model import NodeDescription, Platform, ResourceObject, Task
 from orchestrator.security.peer import Peer
 from tests.orchestrator.agent.fake_runtime import FakeEngine, FakeRuntime

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from prometheus_client.parser import text_string_to_metric_families
 
 from dnsd import Client, DnsState, ScopeSpec, ServiceName, TaskName, ZoneSpec
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from tests.dnsd.process import Process, asked, free_port
 
 TASKS = (

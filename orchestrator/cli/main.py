@@ -120,7 +120,7 @@ def trace(socket: str, as_json: bool, **request: object) -> None:
     """
     from rich.console import Console
 
-    from orchestrator.ask import ask
+    from orchestrator.cli.ask import ask
     from orchestrator.diagnose.picture import picture
     from orchestrator.diagnose.report import TraceReport
 
@@ -150,15 +150,12 @@ def demo(keep: bool, figures: bool, state_dir: str) -> None:
 
 
 def _add_groups() -> None:
-    from orchestrator.dns_cli import dns
+    from orchestrator.cli.dns import dns
+    from orchestrator.cli.rescue import backup, recover, restore
     from orchestrator.lab.cli import lab
-    from orchestrator.rescue_cli import backup, recover, restore
 
     for command in (dns, lab, backup, restore, recover):
         main.add_command(command)
 
 
 _add_groups()
-
-if __name__ == "__main__":
-    main()

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from orchestrator import backup
 from orchestrator.errors import MeshdError
 from orchestrator.local_state import write_private
+from orchestrator.managers import backup
 from orchestrator.store.snapshot import Snapshot
 from orchestrator.version import VERSION
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from orchestrator.genesis import FirstNode, Keys, first_objects, with_defaults
+from orchestrator.managers.genesis import FirstNode, Keys, first_objects, with_defaults
 from orchestrator.model import SECOND, Claim, Cluster, ClusterSpec, JoinTokens, Network, Node, OrchestrationConfig, TLSInfo
 from orchestrator.store.base import Put
 

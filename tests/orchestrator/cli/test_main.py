@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from orchestrator import meshd
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 
 
 def _run(*arguments: str) -> Result:

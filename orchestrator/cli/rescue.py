@@ -10,9 +10,9 @@ from pathlib import Path
 import click
 import msgspec
 
-from orchestrator.ask import ask
-from orchestrator.backup import load
+from orchestrator.cli.ask import ask
 from orchestrator.local_state import write_private
+from orchestrator.managers.backup import load
 
 _SOCKET = click.option("--socket", default="/run/meshd/meshd.sock", show_default=True, help="The meshd of this machine.")
 

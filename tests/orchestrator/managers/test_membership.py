@@ -7,7 +7,7 @@ import itertools
 import pytest
 from msgspec.structs import replace
 
-from orchestrator.membership import Forget, HandOver, Member, Remove, Wait, leaving, member_of, plan, role_of
+from orchestrator.managers.membership import Forget, HandOver, Member, Remove, Wait, leaving, member_of, plan, role_of
 from orchestrator.model import ManagerStatus, Node, NodeSpec
 
 IDS = ("a", "b", "c")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from orchestrator.errors import ConfigError
-from orchestrator.role_follower import RoleFollower
+from orchestrator.managers.role_follower import RoleFollower
 
 
 async def until(condition: object) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ConfigError, Conflict, StoreUnavailable
-from orchestrator.genesis import FirstNode, Keys, first_objects
-from orchestrator.manager import Manager, ManagerConfig, parse_cluster, write_etcd_certificate
+from orchestrator.managers.genesis import FirstNode, Keys, first_objects
+from orchestrator.managers.manager import Manager, ManagerConfig, parse_cluster, write_etcd_certificate
 from orchestrator.model import Claim, ClusterSpec, JoinTokens, Network, TLSInfo
 from orchestrator.security import secretbox
 from orchestrator.store import etcd_tls

@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from orchestrator.backup_files import keep_backups
 from orchestrator.diagnose.finding import Finding
 from orchestrator.diagnose.peers import etcd_findings
 from orchestrator.dispatcher.tls_app import ManagerSide
 from orchestrator.errors import ConfigError, MeshdError, StoreError, StoreUnavailable
-from orchestrator.leading import Leading
+from orchestrator.managers.backup_files import keep_backups
+from orchestrator.managers.leading import Leading
+from orchestrator.managers.quorum import PROMOTION_TIMEOUT_S, Quorum
 from orchestrator.model import Cluster
-from orchestrator.quorum import PROMOTION_TIMEOUT_S, Quorum
 from orchestrator.security import secretbox
 from orchestrator.security.admission import split_endpoint
 from orchestrator.store import etcd_tls

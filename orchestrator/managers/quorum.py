@@ -14,7 +14,7 @@ from datetime import datetime
 from msgspec.structs import replace
 
 from orchestrator.errors import Compacted, ConfigError, Conflict, StoreError, StoreUnavailable
-from orchestrator.membership import Forget, HandOver, Member, Remove, Step, Wait, leaving, plan
+from orchestrator.managers.membership import Forget, HandOver, Member, Remove, Step, Wait, leaving, plan
 from orchestrator.model import ManagerStatus, Node, NodeSpec
 from orchestrator.security.admission import split_endpoint
 from orchestrator.store.base import Guard, Put, Store

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from orchestrator.backup import sole_manager
 from orchestrator.daemon_config import DaemonConfig
 from orchestrator.errors import ConfigError, MeshdError, StoreUnavailable
 from orchestrator.local_state import LocalState
+from orchestrator.managers.backup import sole_manager
 from orchestrator.security.admission import join_endpoint, split_endpoint
 from orchestrator.store.base import Change
 from orchestrator.store.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from orchestrator.manager import Manager, ManagerConfig
+    from orchestrator.managers.manager import Manager, ManagerConfig
     from orchestrator.store.etcd_tls import KeyPair
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Seat:
 
     async def join(self, local: LocalState, bundle: Mapping[str, str]) -> None:
         """As one more; bundle: what another manager gave. Returns when this one votes."""
-        from orchestrator.manager import BUNDLE_CA_CERT, BUNDLE_CA_KEY
+        from orchestrator.managers.manager import BUNDLE_CA_CERT, BUNDLE_CA_KEY
         from orchestrator.store.etcd_tls import KeyPair
 
         config = self._manager_config(local, joining=True)
@@ -79,14 +79,14 @@ class Seat:
 
     async def check(self, local: LocalState) -> None:
         """ConfigError: this machine can't be a manager."""
-        from orchestrator.manager import Manager
+        from orchestrator.managers.manager import Manager
 
         await Manager(self._manager_config(local)).check()
 
     @staticmethod
     def joining(local: LocalState, bundle: Mapping[str, str]) -> LocalState:
         """The local state of a node that takes its seat with this bundle."""
-        from orchestrator.manager import BUNDLE_CLUSTER
+        from orchestrator.managers.manager import BUNDLE_CLUSTER
 
         return msgspec.structs.replace(local, etcd_cluster=bundle[BUNDLE_CLUSTER])
 
@@ -144,7 +144,7 @@ class Seat:
     # ---- details -------------------------------------------------------------------------------------------------------------
 
     async def _serve(self, config: ManagerConfig, first_changes: Callable[[Snapshot], Sequence[Change]] | None = None) -> None:
-        from orchestrator.manager import Manager
+        from orchestrator.managers.manager import Manager
 
         manager = Manager(config)
         await (manager.start(first_changes) if first_changes else manager.start())
@@ -152,12 +152,12 @@ class Seat:
 
     @staticmethod
     def _write_certificate(config: ManagerConfig, etcd_ca: KeyPair) -> None:
-        from orchestrator.manager import write_etcd_certificate
+        from orchestrator.managers.manager import write_etcd_certificate
 
         write_etcd_certificate(config, etcd_ca, datetime.now(UTC))
 
     def _manager_config(self, local: LocalState, *, joining: bool = False) -> ManagerConfig:
-        from orchestrator.manager import ManagerConfig
+        from orchestrator.managers.manager import ManagerConfig
 
         return ManagerConfig(
             node_id=local.node_id,

@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from orchestrator import backup as backups
 from orchestrator.api.backend import InitRequest
-from orchestrator.backup import Backup
-from orchestrator.genesis import FirstNode, Keys, first_objects
 from orchestrator.ids import new_id
 from orchestrator.local_state import LocalState
+from orchestrator.managers import backup as backups
+from orchestrator.managers.backup import Backup
+from orchestrator.managers.genesis import FirstNode, Keys, first_objects
 from orchestrator.security import ca, secretbox, tokens
 from orchestrator.security.admission import join_endpoint, split_endpoint
 from orchestrator.security.identity import Identity

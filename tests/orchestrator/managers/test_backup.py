@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from orchestrator import backup, backup_files
 from orchestrator.errors import ConfigError
+from orchestrator.managers import backup, backup_files
 from orchestrator.model import (
     Claim,
     Cluster,

@@ -1,0 +1,5 @@
+"""`python -m orchestrator.cli`: the command line where the console script is not installed."""
+
+from orchestrator.cli.main import main
+
+main()
