@@ -183,7 +183,10 @@ def load(bed: Bed, clients: dict[str, tuple[str, int]]) -> Iterator[list[str]]:
 
     def call(client: str, address: str, port: int) -> None:
         while not ended.wait(0.05):
-            answers.append(bed.ask(client, address, port, timeout_s=15))
+            try:
+                answers.append(bed.ask(client, address, port, timeout_s=15))
+            except OSError as error:
+                answers.append(repr(error))
 
     threads = [threading.Thread(target=call, args=(client, *where), daemon=True) for client, where in clients.items()]
     for thread in threads:
@@ -200,7 +203,8 @@ async def test_killed_in_the_middle_while_clients_call(pair: Pair, monkeypatch: 
     """SIGKILL between two operations of an apply that changes nearly everything; the next process finishes it. Nobody notices."""
     bed = pair.bed
     old = pair.published, ALL
-    new = (PublishedPort("tcp", 8080, 80, EVERYWHERE[1:]), PublishedPort("tcp", 9999, 80, EVERYWHERE)), (Backend("10.9.1.11", 0), *ALL[1:])
+    draining = Backend("10.9.0.11", 0), *EVERYWHERE[1:]
+    new = (PublishedPort("tcp", 8080, 80, draining), PublishedPort("tcp", 9999, 80, EVERYWHERE)), (Backend("10.9.1.11", 0), *ALL[1:])
     mesh = pair.meshes["a"]
     run = Kernel.run
     with load(bed, {"a2": (VIP, 80), "out": (bed.underlay("a"), 8080)}) as answers:
