@@ -185,9 +185,9 @@ def main() -> None:
         try:
             done = machine.run([sys.executable, "-m", "tests.mesh.bench_traffic"], share, timeout_s=400)
         except machine.Unavailable as error:
-            sys.exit(f"bench_traffic: {error}")
-        if done.exit_code:
-            sys.exit(done.output)
+            raise SystemExit(f"bench_traffic: {error}") from error
+    if done.exit_code:
+        sys.exit(done.output)
     found = json.loads(done.output.splitlines()[-1])
     shown = Table(title="Traffic through a VIP, in the virtual machine", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in ("", "direct", "VIP", "as Swarm", "VIP/direct", "target", "Swarm/direct"):
