@@ -46,7 +46,7 @@ check: bootstrap
 
 test: check
 	@scripts/bootstrap test
-	@$(BIN)/pytest
+	@scripts/test
 
 simulate: bootstrap
 	@$(BIN)/python -m tests.orchestrator.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000) --first $(or $(FIRST),1))

@@ -30,8 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
-    return guest.replay(item) or None
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    if not guest.replay(item):
+        return None
+    # what tests before this one have set up for its module ends here, as if this one had run here
+    item.session._setupstate.teardown_exact(nextitem)
+    return True
 
 
 _config: pytest.Config | None = None

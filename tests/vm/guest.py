@@ -18,7 +18,7 @@ import pytest
 from tests.vm import machine
 
 MARK: Final = "vm"
-_TIMEOUT_S: Final = 420.0
+_TIMEOUT_S: Final = 900.0
 _REPORTS: Final = "reports"
 _RESULTS: Final = pytest.StashKey[dict[str, list[pytest.TestReport]]]()
 
