@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import select
 import socket
-import time
 from dataclasses import replace
 
 import pytest
 
 from mesh import Backend, LocalEndpoint, Network, PublishedPort, RemoteEndpoint, VirtualService
-from mesh.trace.capture import Watch, send
-from mesh.trace.expect import Node, expectation
-from mesh.trace.model import Mark, Probe, Protocol, Sighting
-from mesh.trace.path import Trip, paths, sources_seen
 from tests.mesh.bed import Bed, say, sh
 from tests.mesh.pair import EMPTY_VIP, VIP, Pair
 
@@ -163,42 +157,6 @@ async def test_a_fresh_process_adopts_without_touching(pair: Pair) -> None:
             assert (await mesh.apply(pair.state(host))).ops == ()
             await mesh.close()
         say(old)
-
-
-@pytest.mark.parametrize("protocol", ["tcp", "udp"])
-async def test_a_trace_sees_every_link_there_and_back(pair: Pair, protocol: Protocol) -> None:
-    """And by that: a balancer that routes directly keeps the client's address, and the answer doesn't come back to it."""
-    bed = pair.bed
-    await pair.serve(Backend("10.9.1.21"))
-    nodes = {host: Node(host, bed.underlay(host), frozenset({bed.underlay(host)}), pair.state(host)) for host in bed.hosts}
-    probe = Probe(protocol, VIP, 80 if protocol == "tcp" else 53, Mark(0x51AB42), 2)
-    expected = expectation(nodes, "a", "n1", probe)
-    assert (expected.problems, [(route.endpoint, route.node, route.vtep) for route in expected.routes]) == (
-        (),
-        [("b1", "b", bed.underlay("b"))],
-    )
-    seen: dict[str, list[Sighting]] = {"a": [], "b": []}
-    with Watch(_places(bed, "a", "a2"), probe.mark, 4789) as on_a, Watch(_places(bed, "b", "b1"), probe.mark, 4789) as on_b:
-        assert send(bed.path("a2"), probe) == "10.9.1.12"
-        deadline = time.monotonic() + 20
-        while sum(s.packet.way == "back" and s.place == "task:a2" for s in seen["a"]) < probe.count and time.monotonic() < deadline:
-            select.select([on_a], [], [], 0.5)
-            seen["a"] += on_a.drain()
-        # an answer that has arrived has passed everything else before
-        seen["a"] += on_a.drain()
-        seen["b"] += on_b.drain()
-    trip = Trip("a", "task:a2", "a", protocol == "udp", 4789, {"b1": "b1"})
-    for path in paths(nodes, seen, trip, expected, probe.count):
-        assert path.good and path.verdict == "answered by b1 on b", path
-        there, back = ([(h.node, h.sighting.place) for h in hops if h.sighting.packet.capsule] for hops in (path.there, path.back))
-        assert (there, back) == ([("a", "host"), ("b", "host")], [("b", "host"), ("a", "host")])
-        direct = pair.balancer == "ipvs"
-        assert sources_seen([path]) == {"task:b1": "10.9.1.12" if direct else "10.9.1.2"}
-        assert ("br0" in [h.sighting.link for h in path.back if h.node == "a"]) is not direct
-
-
-def _places(bed: Bed, host: str, container: str) -> dict[str, str]:
-    return {"host": bed.path(f"{host}0"), "network": f"/run/netns/{bed.prefix(host)}-n1", f"task:{container}": bed.path(container)}
 
 
 async def test_ipv6_network(pair: Pair) -> None:
