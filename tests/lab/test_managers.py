@@ -59,7 +59,10 @@ def three_managers(lab: Lab) -> Node:
 
     if not agreed():
         cli = Cli(next(node for node in lab.nodes if leader_seen_by(node)))
-        cli.ok("node", "promote", *(node.name for node in lab.nodes))
+        for node in lab.nodes:
+            # one at a time: etcd wants rest between two changes of its members
+            cli.ok("node", "promote", node.name)
+            wait_until(lambda node=node: managers(node).get(node.name) in ("Leader", "Reachable"), 60, f"{node.name} is a manager")
         wait_until(agreed, 60, "three managers agree")
     return lab.node(leader_seen_by(lab.nodes[0]))
 
