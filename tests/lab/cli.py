@@ -42,3 +42,13 @@ class Cli:
 
     def wait_replicas(self, service: str, replicas: str, deadline_s: float = 40) -> None:
         wait_until(lambda: self._replicas(service).split(" ")[0] == replicas, deadline_s, f"{service} has {replicas} replicas")
+
+
+def task_containers(node: Node, service: str = "") -> list[str]:
+    engine = node.engine()
+    try:
+        label = f"com.docker.swarm.service.name={service}" if service else "com.docker.swarm.task"
+        # the list alone: docker-py would ask for each container, and one may be gone by then
+        return [str(found["Id"]) for found in engine.api.containers(filters={"label": label})]
+    finally:
+        engine.close()

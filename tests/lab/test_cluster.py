@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,54 +18,11 @@ import pytest
 from dnsd.model import Explanation
 from orchestrator.diagnose.finding import Finding, is_well
 from orchestrator.diagnose.report import TraceReport
-from orchestrator.lab import processes
 from orchestrator.lab.lab import Lab, Node, run, wait_until
 from orchestrator.lab.probe import Log, Probe, dns_addresses, http_get, in_network
-from tests.lab.cli import IMAGE, Cli
+from tests.lab.cli import IMAGE, Cli, task_containers
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with tempfile.TemporaryDirectory(prefix="lab-") as directory:
-        lab = Lab(Path(directory) / "c", "198.51.100.0/24")
-        try:
-            lab.up(3)
-            yield lab
-        finally:
-            lab.down()
-            assert processes.marked(lab.layout.marker) == []
-
-
-@pytest.fixture
-def cli(lab: Lab) -> Iterator[Cli]:
-    """The CLI at the first node; services, networks, secrets and configs made through it are removed afterwards."""
-    cli = Cli(lab.nodes[0])
-    try:
-        yield cli
-    finally:
-        services = cli.ok("service", "ls", "-q").split()
-        if services:
-            cli.ok("service", "rm", *services)
-        for node in lab.nodes:
-            wait_until(lambda node=node: task_containers(node) == [], 30, f"no task is left on {node.name}")
-        for network in cli.ok("network", "ls", "-q", "--filter", "scope=swarm", "--format", "{{.Name}}").split():
-            if network != "ingress":
-                cli.ok("network", "rm", network)
-        for kind in ("secret", "config"):
-            for name in cli.ok(kind, "ls", "-q").split():
-                cli.ok(kind, "rm", name)
-
-
-def task_containers(node: Node, service: str = "") -> list[str]:
-    engine = node.engine()
-    try:
-        label = f"com.docker.swarm.service.name={service}" if service else "com.docker.swarm.task"
-        # the list alone: docker-py would ask for each container, and one may be gone by then
-        return [str(found["Id"]) for found in engine.api.containers(filters={"label": label})]
-    finally:
-        engine.close()
 
 
 def netns_of(node: Node, service: str) -> str:

@@ -1,0 +1,45 @@
+"""One cluster of three nodes for all modules that leave it as they found it: one manager, two workers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.lab import processes
+from orchestrator.lab.lab import Lab, wait_until
+from tests.lab.cli import Cli, task_containers
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    with tempfile.TemporaryDirectory(prefix="lab-") as directory:
+        lab = Lab(Path(directory) / "c", "198.51.100.0/24")
+        try:
+            lab.up(3)
+            yield lab
+        finally:
+            lab.down()
+            assert processes.marked(lab.layout.marker) == []
+
+
+@pytest.fixture
+def cli(lab: Lab) -> Iterator[Cli]:
+    """The CLI at the first node; services, networks, secrets and configs made through it are removed afterwards."""
+    cli = Cli(lab.nodes[0])
+    try:
+        yield cli
+    finally:
+        services = cli.ok("service", "ls", "-q").split()
+        if services:
+            cli.ok("service", "rm", *services)
+        for node in lab.nodes:
+            wait_until(lambda node=node: task_containers(node) == [], 30, f"no task is left on {node.name}")
+        for network in cli.ok("network", "ls", "-q", "--filter", "scope=swarm", "--format", "{{.Name}}").split():
+            if network != "ingress":
+                cli.ok("network", "rm", network)
+        for kind in ("secret", "config"):
+            for name in cli.ok(kind, "ls", "-q").split():
+                cli.ok(kind, "rm", name)
