@@ -15,8 +15,25 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from orchestrator.api import access, backups, diagnosis, events, logs, networks, nodes, proxy, secrets, services, swarm, system, tasks
+from orchestrator.api import (
+    access,
+    backups,
+    diagnosis,
+    engines,
+    events,
+    logs,
+    networks,
+    node_scope,
+    nodes,
+    proxy,
+    secrets,
+    services,
+    swarm,
+    system,
+    tasks,
+)
 from orchestrator.api.backend import Backend
+from orchestrator.engine_http import version_key
 from orchestrator.errors import ApiError, ConfigError, Conflict, MeshdError, StoreUnavailable
 from orchestrator.version import VERSION
 
@@ -36,16 +53,17 @@ _SERVER = f"meshd/{VERSION} ({platform.system().lower()})"
 
 def make_app(backend: Backend) -> web.Application:
     """Everything a client of dockerd asks, answered for `backend`."""
-    app = web.Application(middlewares=[errors_as_json, negotiated_version], client_max_size=_MAX_BODY_BYTES)
+    app = web.Application(middlewares=[errors_as_json, negotiated_version, node_scope.scoped], client_max_size=_MAX_BODY_BYTES)
     app[access.BACKEND] = backend
     app[proxy.PROXY] = proxy.EngineProxy(backend.engine_socket)
+    app[engines.ENGINES] = engines.Engines(backend, app[proxy.PROXY])
     app.on_cleanup.append(_close_proxy)
     app[events.JOURNAL] = events.Journal()
     app.cleanup_ctx.append(events.keep_journal)
     app.on_response_prepare.append(announce)
     routes = [
         *system.ROUTES, *swarm.ROUTES, *nodes.ROUTES, *services.ROUTES, *tasks.ROUTES, *logs.ROUTES, *networks.ROUTES,
-        *secrets.ROUTES, *events.ROUTES, *backups.ROUTES, *diagnosis.ROUTES, *proxy.ROUTES,
+        *secrets.ROUTES, *events.ROUTES, *backups.ROUTES, *diagnosis.ROUTES, *node_scope.ROUTES, *proxy.ROUTES,
     ]  # fmt: skip
     for route in routes:
         # The versioned form first: the last route takes every path.
@@ -112,9 +130,9 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
 async def negotiated_version(request: web.Request, handler: Handler) -> web.StreamResponse:
     asked = request.match_info.get("api_version")
     if asked is not None:
-        if proxy.version_key(asked) > proxy.version_key(API_VERSION):
+        if version_key(asked) > version_key(API_VERSION):
             raise ApiError(400, f"client version {asked} is too new. Maximum supported API version is {API_VERSION}")
-        if proxy.version_key(asked) < proxy.version_key(MIN_API_VERSION):
+        if version_key(asked) < version_key(MIN_API_VERSION):
             raise ApiError(
                 400,
                 f"client version {asked} is too old. Minimum supported API version is {MIN_API_VERSION}, "

@@ -1,78 +1,101 @@
 """Gives managers the Engine of this node: forwards HTTP requests to its unix socket, bodies streamed both ways.
 
-Edge: aiohttp in, aiohttp out. Who may ask is decided before (`tls_app`). Connections that leave HTTP behind (attach, exec) are not
-forwarded yet and are refused with a sentence.
+Edge: aiohttp in, aiohttp out. Who may ask is decided before (`tls_app`). A connection that leaves HTTP behind at the Engine (attach,
+exec) stays HTTP on the way here, which TLS needs: it can't close one direction only. The request's body is the container's input, the
+answer's body its output, both at once; each ends on its own (`remote_engine` is the other side).
 """
 
 from __future__ import annotations
 
-import aiohttp
-from aiohttp import web
-from multidict import CIMultiDict
-from yarl import URL
+import asyncio
+import base64
+import logging
 
-# RFC 9110, 7.6.1: they speak of one connection only.
-_HOP_BY_HOP = frozenset(
-    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade", "host"}
-)
-_CHUNK_BYTES = 64 * 1024
+from aiohttp import web
+
+from orchestrator.engine_http import Answer, Duplex, EngineAway, LocalEngine, end_to_end
+from orchestrator.relay import relay
+
+log = logging.getLogger(__name__)
+
+# Request: the protocol to upgrade to. The body then begins with 4 bytes: how many of those that follow are the request's own.
+UPGRADE = "X-Meshd-Upgrade"
+# Answer: base64 of the Engine's head, when it did upgrade.
+UPGRADED_HEAD = "X-Meshd-Upgraded-Head"
+PREAMBLE_BYTES = 4
+MAX_UPGRADE_BODY_BYTES = 1024 * 1024
 
 
 class EngineProxy:
-    """One session to the local Engine, opened at first use."""
+    """For the node's TLS server."""
 
     def __init__(self, socket_path: str) -> None:
-        self._socket_path = socket_path
-        self._session: aiohttp.ClientSession | None = None
+        self._engine = LocalEngine(socket_path)
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._engine.close()
 
     async def forward(self, request: web.Request, raw_path: str) -> web.StreamResponse:
-        """raw_path: still percent-encoded, with its leading slash. 502: the Engine is not there; 501: an upgrade was asked for."""
+        """raw_path: still percent-encoded, with its leading slash. 502: the Engine is not there."""
         if "upgrade" in request.headers.get("Connection", "").lower():
-            raise web.HTTPNotImplemented(text="connections that upgrade (attach, exec) are not forwarded to another node's Engine yet")
-        url = URL(
-            f"http://engine{raw_path}" + (f"?{request.rel_url.raw_query_string}" if request.rel_url.raw_query_string else ""), encoded=True
-        )
-        body = request.content if request.body_exists else None
+            raise web.HTTPNotImplemented(text=f"connections that upgrade (attach, exec) stay HTTP here: ask with the header {UPGRADE}")
+        query = request.rel_url.raw_query_string
+        path = raw_path + (f"?{query}" if query else "")
         try:
-            answer = await self._opened().request(
-                request.method, url, data=body, headers=_forwarded(request.headers), allow_redirects=False, skip_auto_headers=_AUTOMATIC
-            )
-        except aiohttp.ClientConnectorError as error:
-            reason = (error.os_error.strerror or str(error.os_error)).lower()
-            raise web.HTTPBadGateway(text=f"the Docker Engine of this node doesn't answer at {self._socket_path}: {reason}") from None
-        except aiohttp.ClientError as error:
-            raise web.HTTPBadGateway(text=f"the Docker Engine of this node broke the connection ({type(error).__name__})") from None
-        async with answer:
-            response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=_forwarded(answer.headers))
-            # At once: clients of streams such as logs and events wait for the header before anything has happened.
-            await response.prepare(request)
-            async for chunk in answer.content.iter_any():
-                await response.write(chunk)
-            await response.write_eof()
-            return response
+            if UPGRADE in request.headers:
+                return await self._upgrade(request, path)
+            headers = end_to_end(request.headers)
+            data = request.content.iter_any() if request.body_exists else None
+            async with self._engine.request(request.method, path, headers=headers, data=data) as answer:
+                return await relay(request, answer, end_to_end(answer.headers))
+        except EngineAway as error:
+            raise web.HTTPBadGateway(text=error.message) from None
 
-    def _opened(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(self._socket_path, limit=0),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                read_bufsize=_CHUNK_BYTES,
-            )
-        return self._session
+    async def _upgrade(self, request: web.Request, path: str) -> web.StreamResponse:
+        try:
+            size = int.from_bytes(await request.content.readexactly(PREAMBLE_BYTES), "big")
+            if size > MAX_UPGRADE_BODY_BYTES:
+                raise web.HTTPRequestEntityTooLarge(max_size=MAX_UPGRADE_BODY_BYTES, actual_size=size)
+            body = await request.content.readexactly(size)
+        except asyncio.IncompleteReadError:
+            raise web.HTTPBadRequest(text="the request ended before its own body did") from None
+        headers = end_to_end(request.headers)
+        headers["Connection"] = "Upgrade"
+        headers["Upgrade"] = headers.pop(UPGRADE)
+        connection = await self._engine.upgrade(request.method, path, headers, body)
+        if isinstance(connection, Answer):
+            refusal = web.Response(status=connection.status, body=connection.body)
+            refusal.headers["Content-Type"] = connection.headers.get("content-type", "application/json")
+            # the input that may follow is nobody's
+            refusal.force_close()
+            return refusal
+        try:
+            return await _carry(request, connection)
+        finally:
+            connection.close()
 
 
-_AUTOMATIC = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+async def _carry(request: web.Request, connection: Duplex) -> web.StreamResponse:
+    answer = web.StreamResponse(headers={UPGRADED_HEAD: base64.b64encode(connection.head).decode()})
+    answer.force_close()
+    await answer.prepare(request)
+    feeding = asyncio.create_task(_feed(request, connection))
+    try:
+        while chunk := await connection.read():
+            await answer.write(chunk)
+        await answer.write_eof()
+    except ConnectionError as error:
+        # the output broke off on one side: the other must not take it for an end
+        log.info("upgraded connection broke path=%s error=%r", request.path, error)
+        if request.transport is not None:
+            request.transport.abort()
+    finally:
+        feeding.cancel()
+        await asyncio.gather(feeding, return_exceptions=True)
+    return answer
 
 
-def _forwarded(headers: object) -> CIMultiDict[str]:
-    kept: CIMultiDict[str] = CIMultiDict(headers)  # type: ignore[arg-type]
-    named = {name.strip().lower() for value in kept.getall("Connection", []) for name in value.split(",")}
-    for name in {name for name in kept if name.lower() in _HOP_BY_HOP or name.lower() in named}:
-        kept.popall(name, None)
-    return kept
+async def _feed(request: web.Request, connection: Duplex) -> None:
+    async for chunk in request.content.iter_any():
+        await connection.write(chunk)
+    await connection.write_eof()

@@ -20,6 +20,7 @@ from yarl import URL
 from orchestrator.api.app import serve_unix
 from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole, NodeFacts, NodeState
 from orchestrator.control.slots import wanted_ports
+from orchestrator.dispatcher.engine_proxy import EngineProxy
 from orchestrator.errors import ApiError, Conflict
 from orchestrator.ids import new_id
 from orchestrator.managers.backup import Backup
@@ -430,6 +431,34 @@ async def serving(directory: Path) -> AsyncIterator[Setup]:
         yield Setup(backend, engine, socket, session)
     await api.cleanup()
     await runner.cleanup()
+
+
+@asynccontextmanager
+async def other_node(setup: Setup, directory: Path, node: Node, engine: web.Application) -> AsyncIterator[None]:
+    """Another node of the cluster: its Engine behind a socket, and behind what its TLS server forwards with (without TLS)."""
+    runners = [web.AppRunner(engine, handler_cancellation=True, shutdown_timeout=0.1)]
+    socket = str(directory / f"{node.id}.sock")
+    proxy = EngineProxy(socket)
+
+    async def forward(request: web.Request) -> web.StreamResponse:
+        try:
+            return await proxy.forward(request, request.rel_url.raw_path.removeprefix("/v1/engine"))
+        except web.HTTPException as error:
+            return web.json_response({"message": error.text}, status=error.status)
+
+    door = web.Application(client_max_size=64 * 1024)
+    door.router.add_route("*", "/v1/engine/{path:.*}", forward)
+    runners.append(web.AppRunner(door, handler_cancellation=True, shutdown_timeout=0.1))
+    for runner, path in zip(runners, (socket, socket + ".door"), strict=True):
+        await runner.setup()
+        await web.UnixSite(runner, path).start()
+    await setup.store.commit([Put(node)])
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(socket + ".door", limit=0)) as session:
+        setup.backend.engines[node.id] = (session, "http://node/v1/engine")
+        yield
+    for runner in reversed(runners):
+        await runner.cleanup()
+    await proxy.close()
 
 
 @asynccontextmanager

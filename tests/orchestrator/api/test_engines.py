@@ -1,0 +1,214 @@
+"""Engines of other nodes: asked together within bounds, and streams to one of them through its node."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from msgspec.structs import replace
+
+from orchestrator.api.engines import Engines, Member, Patience, Replies
+from orchestrator.api.node_scope import root_of, without_node
+from orchestrator.api.proxy import EngineProxy
+from orchestrator.engine_http import Answer, EngineAway, at_version
+from orchestrator.errors import ApiError
+from orchestrator.model import Node
+from orchestrator.store.base import Put
+from tests.orchestrator.api.fakes import FakeEngine, Setup, a_node, other_node
+
+SHORT = Patience(first_s=0.5, silent_s=5.0, most_s=5.0)
+ATTACH = (
+    b"POST /v1.44/containers/%s/attach?node=node-b&stdin=1&stream=1 HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+    b"Content-Type: text/plain\r\n%s\r\n"
+)
+
+
+@pytest.fixture
+async def remote(manager: Setup, tmp_path: Path) -> AsyncIterator[FakeEngine]:
+    """The Engine of node-b, beside the manager's own."""
+    engine = FakeEngine()
+    async with other_node(manager, tmp_path, a_node("nb", "node-b"), engine.app()):
+        yield engine
+
+
+def engines(setup: Setup) -> Engines:
+    return Engines(setup.backend, EngineProxy(setup.backend.engine_socket))  # type: ignore[arg-type]
+
+
+async def attach(
+    node: Setup, container: bytes, extra: bytes = b"Content-Length: 0\r\n"
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_unix_connection(node.socket)
+    writer.write(ATTACH % (container, extra))
+    return reader, writer
+
+
+# ---- pure ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_patience_grows_with_the_quicker_half_within_bounds() -> None:
+    patience = Patience(first_s=1.0, silent_s=3.0, most_s=10.0)
+    for half_after_s, limit_s in ((None, 3.0), (0.0, 1.0), (0.25, 1.0), (0.5, 2.0), (2.5, 10.0), (60.0, 10.0)):
+        assert patience.limit_s(half_after_s) == limit_s
+
+
+def test_versions_are_brought_into_what_is_spoken() -> None:
+    for asked, reached in (("/v1.44/x?a=1", "/v1.41/x?a=1"), ("/v1.30/x", "/v1.30/x"), ("/x", "/v1.41/x"), ("/v1.9/x", "/v1.24/x")):
+        assert at_version(asked, "1.24", "1.41") == reached
+    assert at_version("/volumes/v1.9/x", "1.24", "1.41") == "/v1.41/volumes/v1.9/x"
+
+
+def test_the_parameter_node_and_nothing_else_is_taken_out() -> None:
+    for path, kept in (
+        ("/a?node=x", "/a"), ("/a?x=1&node=y&z=%26node=1", "/a?x=1&z=%26node=1"), ("/a?nodes=1", "/a?nodes=1"), ("/a", "/a"),
+    ):  # fmt: skip
+        assert without_node(path) == kept
+    for path, root in (("/v1.44/services/x", "services"), ("/services", "services"), ("/volumes/x", "volumes"), ("/", "")):
+        assert root_of(path) == root
+
+
+def test_replies_say_who_is_missing_and_refuse_when_nobody_did_it() -> None:
+    members = [Member(f"n{number}", f"node-{number}", "", False) for number in range(12)]
+    silent = Replies([], [(member, "no answer") for member in members])
+    assert silent.missing().startswith("could not be asked: node-0 (no answer), ")
+    assert silent.missing().endswith("node-7 (no answer), 4 more nodes")
+    with pytest.raises(ApiError, match="could not be asked") as refused:
+        silent.require_one()
+    assert refused.value.status == 503
+    no = Answer(409, {}, b'{"message":"in use"}')
+    Replies([(members[0], Answer(200, {}, b"{}")), (members[1], no)]).require_one()
+    with pytest.raises(ApiError, match="in use") as refused:
+        Replies([(members[1], no)], [(members[0], "no answer")]).require_one()
+    assert refused.value.status == 409
+    response = web.Response()
+    Replies([], [(members[0], 'a "quoted" word\u2026')]).warn(response, "incomplete")
+    assert response.headers["Warning"] == "199 meshd \"could not be asked: node-0 (a 'quoted' word?); incomplete\""
+
+
+# ---- asking ----------------------------------------------------------------------------------------------------------------------------
+
+
+async def test_all_engines_are_asked_and_missing_ones_named(manager: Setup, remote: FakeEngine, tmp_path: Path) -> None:
+    async def hang(request: web.Request) -> web.Response:
+        if request.path == "/version":
+            return web.json_response({"ApiVersion": "1.44", "MinAPIVersion": "1.24"})
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    silent = web.Application()
+    silent.router.add_route("*", "/{path:.*}", hang)
+    async with other_node(manager, tmp_path, a_node("nc", "node-c"), silent):
+        down = a_node("nd", "node-d", state="down")
+        await manager.store.commit(
+            [Put(replace(down, status=replace(down.status, message="heartbeat failure"))), Put(a_node("ne", "node-e"))]
+        )
+        replies = await engines(manager).ask_all("GET", "/v1.44/containers/json", patience=SHORT)
+    assert [(member.name, value) for member, value in replies.values()] == [("node-a", []), ("node-b", [])]
+    assert remote.asked[-1] == ("GET", "/v1.41/containers/json")
+    [c, d, e] = [(member.name, reason) for member, reason in replies.away]
+    assert c[0] == "node-c" and c[1].startswith("no answer within")
+    assert d == ("node-d", "heartbeat failure")
+    assert e == ("node-e", "node ne can't be reached")
+
+
+async def test_a_node_without_its_engine_says_so(manager: Setup, tmp_path: Path) -> None:
+    async with other_node(manager, tmp_path, a_node("nb", "node-b"), web.Application()):
+        (tmp_path / "nb.sock").unlink()
+        with pytest.raises(EngineAway, match=r"node node-b: the Docker Engine of this node does not answer at unix://.*nb.sock"):
+            await engines(manager).engine(engines(manager).find("node-b")).ask("GET", "/info")
+
+
+async def test_members_off_managers_are_the_node_itself(node: Setup) -> None:
+    assert [member.local for member in engines(node).members()] == [True]
+    with pytest.raises(ApiError):
+        engines(node).find("node-b")
+
+
+async def test_members_know_their_own_node(manager: Setup, remote: FakeEngine) -> None:
+    assert [(member.name, member.local) for member in engines(manager).members()] == [("node-a", True), ("node-b", False)]
+    assert engines(manager).local().name == "node-a"
+    assert manager.store.snapshot().count(Node) == 2
+
+
+# ---- streams through another node ------------------------------------------------------------------------------------------------------
+
+
+async def test_one_nodes_engine_by_query_and_by_path(manager: Setup, remote: FakeEngine) -> None:
+    for path in ("/v1.44/containers/json?node=node-b&all=1", "/mesh/v1/nodes/nb/engine/v1.44/containers/json?all=1"):
+        assert await manager.ok("GET", path) == []
+        assert remote.asked.pop() == ("GET", "/v1.41/containers/json?all=1")
+    assert ("GET", "/v1.41/containers/json?all=1") not in manager.engine.asked
+    assert await manager.refused("GET", "/v1.44/containers/json?node=nosuch") == (404, "node nosuch not found")
+    assert await manager.ok("GET", "/mesh/v1/nodes/node-a/engine/info") != []
+    assert (await manager.call("GET", "/v1.44/services?node=node-b"))[0] == 200
+
+
+async def test_half_closed_input_reaches_the_container_and_output_goes_on(manager: Setup, remote: FakeEngine) -> None:
+    async with asyncio.timeout(20):
+        reader, writer = await attach(manager, b"c1")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 101")
+        assert b"Upgrade: tcp" in head
+        assert await reader.readline() == b"hello\n"
+        writer.write(b"abc\n")
+        assert await reader.readline() == b"ABC\n"
+        writer.write(b"x" * 1_000_000)
+        writer.write_eof()
+        assert await reader.read() == b"X" * 1_000_000 + b"bye\n"
+        writer.close()
+    assert len(remote.stdin) == 1_000_004
+
+
+async def test_a_body_before_the_upgrade_is_not_taken_for_input(manager: Setup, remote: FakeEngine) -> None:
+    async with asyncio.timeout(20):
+        reader, writer = await attach(manager, b"c1", b"Content-Length: 2\r\n")
+        writer.write(b"{}")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+        writer.write_eof()
+        assert await reader.read() == b"hello\nbye\n"
+        writer.close()
+    assert remote.stdin == b""
+
+
+async def test_an_upgrade_that_the_engine_refuses_is_an_ordinary_answer(manager: Setup, remote: FakeEngine) -> None:
+    async with asyncio.timeout(20):
+        reader, writer = await attach(manager, b"nosuch")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 404")
+        length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+        assert json.loads(await reader.readexactly(length)) == {"message": "No such container: nosuch"}
+        writer.write(b"GET /v1.44/containers/json HTTP/1.1\r\nHost: d\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
+async def test_a_killed_client_frees_the_engines_stream(manager: Setup, remote: FakeEngine) -> None:
+    async with asyncio.timeout(20):
+        reader, writer = await attach(manager, b"silent")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.abort()
+        await remote.client_gone.wait()
+
+
+async def test_the_head_of_wait_comes_before_its_body(manager: Setup, remote: FakeEngine) -> None:
+    async with asyncio.timeout(20):
+        async with manager.session.post("http://d/v1.44/containers/c1/wait?node=node-b") as response:
+            assert not remote.waiting.is_set()
+            remote.waiting.set()
+            assert await response.json() == {"StatusCode": 7}
+
+
+async def test_archives_go_both_ways(manager: Setup, remote: FakeEngine) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(16):
+            yield b"x" * 1024 * 1024
+
+    async with manager.session.put("http://d/v1.44/containers/c1/archive?path=/x&node=node-b", data=chunks()) as response:
+        assert response.status == 200
+    assert remote.bodies[-1] == str(16 * 1024 * 1024).encode()
+    async with manager.session.head("http://d/v1.44/containers/c1/archive?path=/x&node=node-b") as response:
+        assert (response.status, response.headers["X-Docker-Container-Path-Stat"]) == (200, "e30=")
