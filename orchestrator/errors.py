@@ -14,6 +14,10 @@ class ConfigError(MeshdError):
     """Bad input or environment: tell the operator (exit 2)."""
 
 
+class MemberRemoved(ConfigError):
+    """The other managers have let this one go: its data are worth nothing, it may ask for a new place."""
+
+
 class ApiError(MeshdError):
     """An answer of the Docker API: HTTP status + the message Docker's users know."""
 

@@ -64,11 +64,11 @@ class Meshd:
         self._balancer: Balancer = balancer
         self._credentials: Credentials | None = None
         self._local: LocalState | None = None
-        self._seat = Seat(config)
+        self._roles = RoleFollower(self._change_role)
+        self._seat = Seat(config, on_lost=self._roles.again)
         self._node: NodeRuntime | None = None
         # one init, join, leave or change of role at a time; what comes meanwhile is told so
         self._changing = asyncio.Lock()
-        self._roles = RoleFollower(self._change_role)
 
     @property
     def _manager(self) -> Manager | None:
@@ -263,7 +263,7 @@ class Meshd:
         async with self._changing:
             if self._local is None:
                 return
-            if role == "manager" and self._manager is None and not self._seat.waiting:
+            if role == "manager" and (self._seat.lost or (self._manager is None and not self._seat.waiting)):
                 await self._become_manager()
             elif role == "worker" and (self._manager is not None or self._credential_role() == "manager"):
                 await self._become_worker()
@@ -274,6 +274,8 @@ class Meshd:
         if self._credential_role() != "manager":
             await renew(self._credentials, self._local.managers)
         bundle = await ask_for_promotion(self._credentials, self._local.managers, self._own_api_addr())
+        # of a place it was let go from
+        await self._seat.stop()
         self._seat.clear()
         self._remember(self._seat.joining(self._local, bundle))
         await self._seat.join(self._local, bundle)

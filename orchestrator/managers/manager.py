@@ -16,7 +16,7 @@ from pathlib import Path
 from orchestrator.diagnose.finding import Finding
 from orchestrator.diagnose.peers import etcd_findings
 from orchestrator.dispatcher.tls_app import ManagerSide
-from orchestrator.errors import ConfigError, MeshdError, StoreError, StoreUnavailable
+from orchestrator.errors import ConfigError, MemberRemoved, MeshdError, StoreError, StoreUnavailable
 from orchestrator.managers.backup_files import keep_backups
 from orchestrator.managers.leading import Leading
 from orchestrator.managers.quorum import PROMOTION_TIMEOUT_S, Quorum
@@ -118,6 +118,11 @@ class Manager:
     def etcd_version(self) -> str:
         return self._etcd.version
 
+    @property
+    def removed(self) -> asyncio.Event:
+        """Set once the other managers have let this one go: nothing it has is theirs any more."""
+        return self._etcd.removed
+
     async def check(self) -> None:
         """ConfigError: this machine can't run etcd."""
         await self._etcd.check()
@@ -125,7 +130,8 @@ class Manager:
     async def start(self, first_changes: Callable[[Snapshot], Sequence[Change]] = lambda snapshot: ()) -> None:
         """Serving when it returns. first_changes: what a cluster begins, or begins again, with; written before anything is decided.
 
-        ConfigError: etcd is missing, unusable or refuses. StoreUnavailable: no quorum in time; nothing is left running then.
+        ConfigError: etcd is missing, unusable or refuses; MemberRemoved: the others let it go; StoreUnavailable: no quorum in time.
+        Nothing is left running then.
         """
         try:
             await self._etcd.start()
@@ -230,6 +236,8 @@ class Manager:
         try:
             async with asyncio.timeout(PROMOTION_TIMEOUT_S):
                 while (await _status_or_none(client)) in (None, True):
+                    if self.removed.is_set():
+                        raise MemberRemoved("the other managers let this one go before it could vote")
                     await asyncio.sleep(0.1)
         except TimeoutError:
             raise StoreUnavailable(f"this manager's etcd was not made a voting member within {PROMOTION_TIMEOUT_S:g} s") from None

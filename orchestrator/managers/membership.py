@@ -5,6 +5,8 @@ out: were it to stop its etcd first, two managers would lose their quorum by dem
 
     node promote   spec.role = manager                     -> the node hears it, asks for a place (`/v1/promote`), joins as learner, votes
     node demote    spec.role = worker, manager_status kept -> Remove -> Forget (manager_status gone) -> the node hears that it is a worker
+    promoted again before Remove   nothing has happened
+    promoted again after Remove    nothing is forgotten; its etcd ends as removed and the node asks for a new place
 """
 
 from __future__ import annotations
@@ -46,9 +48,9 @@ class Remove:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """No member is left of the node: it is a worker now."""
+    """No member is left of the node: it is a worker now. node: as it was read before the members were: who changed since, stays."""
 
-    node_id: str
+    node: Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def plan(nodes: Sequence[Node], members: Sequence[Member], own_node_id: str) -> 
     for node in leaving(nodes):
         member = member_of(node, members)
         if member is None:
-            return Forget(node.id)
+            return Forget(node)
         rest = [voter for voter in voters if voter.id != member.id]
         healthy = [voter for voter in rest if voter.name in reachable]
         if not member.is_learner and len(healthy) <= len(rest) // 2:

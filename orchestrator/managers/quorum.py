@@ -13,7 +13,7 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from orchestrator.errors import Compacted, ConfigError, Conflict, StoreError, StoreUnavailable
+from orchestrator.errors import Compacted, ConfigError, Conflict, MeshdError, StoreError, StoreUnavailable
 from orchestrator.managers.membership import Forget, HandOver, Member, Remove, Step, Wait, leaving, plan
 from orchestrator.model import ManagerStatus, Node, NodeSpec
 from orchestrator.security.admission import split_endpoint
@@ -82,9 +82,9 @@ class Quorum:
         try:
             await self._client.promote(member_id, timeout_s=PROMOTION_TIMEOUT_S)
             log.info("manager votes node=%s etcd_member=%x", node_id, member_id)
-        except StoreError as error:
+        except MeshdError as error:
             log.error("manager never got in step node=%s etcd_member=%x error=%s action=remove-member", node_id, member_id, error)
-            with contextlib.suppress(StoreError):
+            with contextlib.suppress(MeshdError):
                 await self._client.remove(member_id)
 
     # ---- letting go ----------------------------------------------------------------------------------------------------------
@@ -108,10 +108,14 @@ class Quorum:
         while leaving(list(self._store.snapshot().all(Node))):
             step: Step | None = None
             try:
+                # in this order: a node whose place is given back is forgotten only as long as nobody has given it a new one
+                nodes = list(self._store.snapshot().all(Node))
                 members = [_member(member) for member in await self._client.members()]
-                step = plan(list(self._store.snapshot().all(Node)), members, self._node_id)
+                step = plan(nodes, members, self._node_id)
                 await self._run(step)
                 why = step.why if isinstance(step, Wait) else ""
+            except Conflict:
+                why = ""
             except StoreError as error:
                 why = str(error)
             if why and why != told:
@@ -126,9 +130,11 @@ class Quorum:
             case Remove(member, node_id):
                 await self._client.remove(member)
                 log.info("manager let go node=%s etcd_member=%x", node_id, member)
-            case Forget(node_id):
-                await self._write(node_id, lambda node: replace(node, manager_status=None), fenced=True)
-                log.info("manager is a worker now node=%s", node_id)
+            case Forget(node):
+                fence = self._fence()
+                put = Put(replace(node, manager_status=None, updated_at=self._now()))
+                await self._store.commit([put, fence] if fence is not None else [put])
+                log.info("manager is a worker now node=%s", node.id)
             case HandOver(to):
                 log.info("this manager is demoted, another leads first etcd_member=%x", to)
                 await self._client.move_leader(to)
@@ -154,16 +160,14 @@ class Quorum:
         except (StoreError, TimeoutError) as error:
             log.warning("the other managers still count this one: demote and remove it there node=%s reason=%r", self._node_id, error)
 
-    async def _write(self, node_id: str, changed: Callable[[Node], Node], *, fenced: bool = False) -> None:
+    async def _write(self, node_id: str, changed: Callable[[Node], Node]) -> None:
         """Read, change, write, again when somebody was faster. ConfigError: the node is gone."""
         for attempt in range(_WRITE_TRIES):
             node = self._store.snapshot().node(node_id)
             if node is None:
                 raise ConfigError(f"node {node_id} is not part of this cluster any more")
-            fence = self._fence() if fenced else None
             try:
-                put = Put(replace(changed(node), updated_at=self._now()))
-                await self._store.commit([put, fence] if fence is not None else [put])
+                await self._store.commit([Put(replace(changed(node), updated_at=self._now()))])
                 return
             except Conflict:
                 await asyncio.sleep(0.01 * (attempt + 1))

@@ -32,6 +32,11 @@ class RoleFollower:
             self._role = role
             self._told.set()
 
+    def again(self) -> None:
+        """What was told last is not true any more: look at it once more."""
+        if self._role:
+            self._told.set()
+
     def start(self) -> None:
         self._role = ""
         self._told.clear()

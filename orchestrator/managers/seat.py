@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from orchestrator.daemon_config import DaemonConfig
-from orchestrator.errors import ConfigError, MeshdError, StoreUnavailable
+from orchestrator.errors import ConfigError, MemberRemoved, MeshdError, StoreUnavailable
 from orchestrator.local_state import LocalState
 from orchestrator.managers.backup import sole_manager
 from orchestrator.security.admission import join_endpoint, split_endpoint
@@ -35,11 +35,17 @@ _RESUME_RETRY_S = 5.0
 
 
 class Seat:
-    """`manager` is there while this node serves as one; `waiting`: it is one, but finds no quorum yet; `error` says why."""
+    """`manager` is there while this node serves as one; `waiting`: it is one, but finds no quorum yet; `error` says why.
 
-    def __init__(self, config: DaemonConfig) -> None:
+    lost: the other managers have let it go; on_lost is called then.
+    """
+
+    def __init__(self, config: DaemonConfig, on_lost: Callable[[], None] = lambda: None) -> None:
         self._config = config
+        self._on_lost = on_lost
         self._resuming: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self.lost = False
         self.manager: Manager | None = None
         self.error = ""
 
@@ -104,8 +110,12 @@ class Seat:
             except StoreUnavailable as error:
                 self.error = str(error)
                 log.warning("manager waits error=%s", error)
+            except MemberRemoved as error:
+                self.error = str(error)
+                self._lose()
+                return
             except ConfigError as error:
-                # the node's tasks go on; and a member that was removed meanwhile ends like this, until the leader tells it so
+                # the node's tasks go on
                 self.error = str(error)
                 log.error("manager can't start error=%s retry_in_s=%g", error, _RESUME_RETRY_S)
                 await asyncio.sleep(_RESUME_RETRY_S)
@@ -134,6 +144,10 @@ class Seat:
         if resuming is not None:
             resuming.cancel()
             await asyncio.wait({resuming})
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            watching.cancel()
+        self.lost = False
         manager, self.manager, self.error = self.manager, None, ""
         if manager is not None:
             await manager.stop()
@@ -149,6 +163,16 @@ class Seat:
         manager = Manager(config)
         await (manager.start(first_changes) if first_changes else manager.start())
         self.manager, self.error = manager, ""
+        self._watching = asyncio.create_task(self._watch(manager.removed), name="seat")
+
+    async def _watch(self, removed: asyncio.Event) -> None:
+        await removed.wait()
+        self._lose()
+
+    def _lose(self) -> None:
+        log.warning("the other managers let this one go")
+        self.lost = True
+        self._on_lost()
 
     @staticmethod
     def _write_certificate(config: ManagerConfig, etcd_ca: KeyPair) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrator.errors import ConfigError, StoreError, StoreUnavailable
+from orchestrator.errors import ConfigError, MemberRemoved, StoreError, StoreUnavailable
 from orchestrator.store.etcd_client import EtcdClient
 from orchestrator.store.etcd_codec import MAX_BYTES
 from orchestrator.store.etcd_tls import TLSFiles
@@ -33,6 +33,8 @@ _LOG_CHECK_S = 10.0
 _BACKOFF_MIN_S = 0.5
 _BACKOFF_MAX_S = 10.0
 # a run this long was a good one: the next failure is a new story
+# etcd 3.4 and 3.5, etcdserver/server.go
+_REMOVED = b"data-dir used by this member must be removed"
 _GOOD_RUN_S = 60.0
 _STOP_GRACE_S = 5.0
 
@@ -138,7 +140,10 @@ class EtcdProcess:
         self.config = config
         self.restarts = 0
         self.version = ""
+        # set once the other members have removed this one: it is not restarted then
+        self.removed = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
+        self._log_start = 0
         self._stopping = asyncio.Event()
 
     @property
@@ -188,7 +193,8 @@ class EtcdProcess:
     async def wait_healthy(self, timeout_s: float = 30.0) -> None:
         """It answers and knows a leader; a voting member also reads through the quorum.
 
-        StoreUnavailable at the deadline (it runs on: the quorum may come later); ConfigError with etcd's own words if it ended.
+        StoreUnavailable at the deadline (it runs on: the quorum may come later); ConfigError with etcd's own words if it ended,
+        MemberRemoved if that was because the others let it go.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
         client = self.client()
@@ -197,6 +203,8 @@ class EtcdProcess:
             while True:
                 if not self.pid:
                     code = self._process.returncode if self._process else None
+                    if self._was_removed():
+                        raise MemberRemoved("the other managers let this one's etcd go")
                     raise ConfigError(f"etcd ended (exit code {code}): {self._last_words()}")
                 try:
                     status = await client.status()
@@ -213,13 +221,16 @@ class EtcdProcess:
             await client.close()
 
     async def run(self) -> None:
-        """Restart it whenever it ends, with back-off, until `stop()`. Bounds its log's size."""
+        """Restart it whenever it ends, with back-off, until `stop()` or until the others removed it. Bounds its log's size."""
         backoff_s = _BACKOFF_MIN_S
         loop = asyncio.get_running_loop()
         while not self._stopping.is_set():
             started = loop.time()
             await self._wait_ended()
             if self._stopping.is_set():
+                return
+            if self._was_removed():
+                log.warning("etcd=%s state=removed by=the-other-members", self.config.name)
                 return
             if loop.time() - started > _GOOD_RUN_S:
                 backoff_s = _BACKOFF_MIN_S
@@ -259,6 +270,7 @@ class EtcdProcess:
         # SIGTERM, because etcd then hands Raft's leadership over, where SIGKILL leaves the others to wait for an election.
         guarded = ["setpriv", "--pdeathsig", "TERM", "--", "/bin/sh", "-c", 'test "$PPID" = "$0" && exec "$@"', str(os.getpid())]
         with open(self.log_path, "ab", opener=_private) as log_file:
+            self._log_start = log_file.tell()
             self._process = await asyncio.create_subprocess_exec(
                 *guarded,
                 *command_line(self.config),
@@ -284,6 +296,17 @@ class EtcdProcess:
                 async with asyncio.timeout(_LOG_CHECK_S):
                     await self._process.wait()
             self._bound_log()
+
+    def _was_removed(self) -> bool:
+        """etcd ends by itself, with code 0, for one reason only: its member was removed; it says so."""
+        if self._process is None or self._process.returncode != 0 or self._stopping.is_set():
+            return False
+        with contextlib.suppress(OSError), open(self.log_path, "rb") as file:
+            # a log that was emptied meanwhile is read from its start
+            file.seek(self._log_start if self._log_start <= self.log_path.stat().st_size else 0)
+            if _REMOVED in file.read():
+                self.removed.set()
+        return self.removed.is_set()
 
     async def _end_leftover(self) -> None:
         """End the etcd of an earlier run on this directory: it holds the database's lock. Never anything else under a reused pid."""

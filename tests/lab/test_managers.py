@@ -18,11 +18,7 @@ from orchestrator.lab.lab import Lab, LabError, Node, wait_until
 from orchestrator.lab.probe import Log, Probe, http_get, in_network
 from tests.lab.cli import Cli
 
-# a manager that is demoted and promoted again within a moment may keep an etcd whose member is gone: until that is mended, on demand
-_ON_DEMAND = pytest.mark.skipif(
-    not os.environ.get("MESHD_MANAGERS_LAB"), reason="known race of demote and promote: MESHD_MANAGERS_LAB=1 runs it"
-)
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), _ON_DEMAND]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +154,21 @@ def test_a_leader_is_demoted_and_goes_on_as_a_worker_with_its_tasks(lab: Lab) ->
         assert "attempting to demote the last manager of the swarm" in Cli(ask).fails("node", "demote", ask.name)
         wait_until(written(ask, "with-one"), 20, "it writes alone")
     three_managers(lab)
+
+
+def test_a_manager_demoted_and_promoted_again_at_once_is_one(lab: Lab) -> None:
+    """Whether its etcd was let go in between or not."""
+    leader = three_managers(lab)
+    other = others(lab, leader)[0]
+    with nobody_notices(lab, leader):
+        for number, pause_s in enumerate((0.0, 0.1, 0.4)):
+            Cli(leader).ok("node", "demote", other.name)
+            # not to wait for anything: to meet the demotion at different moments
+            time.sleep(pause_s)
+            Cli(leader).ok("node", "promote", other.name)
+            wait_until(lambda: managers(leader).get(other.name) == "Reachable", 60, "it is a manager")
+            wait_until(lambda: leader_seen_by(other) == leader.name, 60, "it answers as one")
+            wait_until(written(other, f"again-{number}"), 20, "it writes")
 
 
 def test_a_dead_manager_is_demoted_and_removed_and_comes_back_as_nobody(lab: Lab) -> None:

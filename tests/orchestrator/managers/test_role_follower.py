@@ -51,3 +51,20 @@ async def test_a_newer_word_overtakes_a_failing_older_one() -> None:
     follower.told("worker")
     await until(lambda: done == ["worker"])
     follower.stop()
+
+
+async def test_again_looks_at_the_last_word_once_more_and_at_none_if_there_was_none() -> None:
+    done: list[str] = []
+
+    async def change(role: str) -> None:
+        done.append(role)
+
+    follower = RoleFollower(change)
+    follower.start()
+    follower.again()
+    await asyncio.sleep(0)
+    follower.told("manager")
+    await until(lambda: done == ["manager"])
+    follower.again()
+    await until(lambda: done == ["manager", "manager"])
+    follower.stop()

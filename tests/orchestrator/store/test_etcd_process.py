@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import ConfigError, StoreUnavailable
+from orchestrator.errors import ConfigError, MemberRemoved, StoreUnavailable
 from orchestrator.model import Claim
 from orchestrator.store import Put, wait_for
 from orchestrator.store import etcd_process as module
@@ -300,8 +300,19 @@ async def test_join_promote_kill_remove(tmp_path: Path, start: Start) -> None:
     await store.commit([Put(Claim(id="with two"))])
     with pytest.raises(ConfigError, match="no member"):
         await client.promote(gone)
-    await store.close()
     await beside_third.close()
+
+    # one that runs hears of it, stays down and says why, however often it is started
+    watching = asyncio.create_task(third.run())
+    await client.remove(target)
+    async with asyncio.timeout(20):
+        await watching
+    assert third.removed.is_set() and third.restarts == 0
+    await third.start()
+    with pytest.raises(MemberRemoved):
+        await third.wait_healthy(10)
+    await store.commit([Put(Claim(id="alone"))])
+    await store.close()
     await client.close()
 
 
