@@ -5,7 +5,7 @@ then only what changed (`Delta`). A row holds everything an agent may know: only
 takes part in (every node takes part in the ingress network).
 
     agent                              manager (leader)
-    Hello                  ------->
+    Hello(have)            ------->    have: the resume token of an agent that was here, or elsewhere, before
                            <-------    Complete(revision, rows)      or Redirect(addr) when it doesn't lead
     Applied(revision)      ------->    the kernel and dnsd now show this revision
                            <-------    Delta(revision, put, removed)
@@ -160,14 +160,32 @@ class RegistryRow(msgspec.Struct, frozen=True, kw_only=True, tag="registry"):
 
 Row = Union[TaskRow, NodeRow, NetworkRow, EndpointRow, ServiceRow, SecretRow, ConfigRow, RegistryRow]  # noqa: UP007
 
+# ---- versions ------------------------------------------------------------------------------------------------------------------
+
+# Of this protocol: one more with the minor release that changes it. 1: redirects. 2: any manager serves, and sessions resume.
+PROTOCOL = 2
+
+
+def skew(*, agent: int, manager: int) -> str:
+    """Why these versions don't talk to each other; "" = they do. Neighbours do: nodes are upgraded one by one."""
+    if abs(agent - manager) <= 1:
+        return ""
+    older = "agent" if agent < manager else "manager"
+    return (
+        f"the agent speaks version {agent} of their protocol and the manager version {manager}, more than one minor release apart: "
+        f"upgrade the {older}'s meshd, one minor release after the other"
+    )
+
+
 # ---- agent -> manager ----------------------------------------------------------------------------------------------------------
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
-    """First message. Who it is, is said by the certificate, not here. version: of this protocol."""
+    """First message. Who it is, is said by the certificate, not here. have: the resume token (`resume`), b"" = it has no rows."""
 
     description: NodeDescription
     version: int = 1
+    have: bytes = b""
 
 
 class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,14 +232,25 @@ class Redirect(msgspec.Struct, frozen=True, kw_only=True, tag="redirect"):
     addr: str
 
 
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+    """The manager does not talk to this agent, for a reason that only people can change."""
+
+    reason: str
+
+
 class Complete(msgspec.Struct, frozen=True, kw_only=True, tag="complete"):
-    """managers: "ip:port" of all managers, to be remembered for reconnecting. role: what the node is to be, "manager" or "worker"."""
+    """managers: "ip:port" of all managers, to be remembered for reconnecting. role: what the node is to be, "manager" or "worker".
+
+    stale: None = `rows` is all there is. Else the answer to a token: of what the agent has these buckets go, `rows` come, the rest stays.
+    """
 
     revision: int
     rows: tuple[msgspec.Raw, ...]
     managers: tuple[str, ...] = ()
     heartbeat_s: float = 5.0
     role: str = ""
+    stale: tuple[int, ...] | None = None
+    version: int = 1
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
@@ -243,4 +272,4 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True, tag="heard"):
     confirmed_s: float
 
 
-FromManager = Union[Redirect, Complete, Delta, StatusesStored, Heard]  # noqa: UP007
+FromManager = Union[Redirect, Refused, Complete, Delta, StatusesStored, Heard]  # noqa: UP007

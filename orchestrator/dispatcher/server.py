@@ -21,6 +21,7 @@ from orchestrator.dispatcher.acks import AgentAcks
 from orchestrator.dispatcher.assignment import Decrypt
 from orchestrator.dispatcher.connection import Connection, WebSocket
 from orchestrator.dispatcher.messages import (
+    PROTOCOL,
     Applied,
     Complete,
     Delta,
@@ -32,11 +33,14 @@ from orchestrator.dispatcher.messages import (
     Hello,
     Leave,
     Redirect,
+    Refused,
     Statuses,
     StatusesStored,
+    skew,
 )
 from orchestrator.dispatcher.parts import AssignmentParts, Differences, Parts
 from orchestrator.dispatcher.reports import Presence, absent
+from orchestrator.dispatcher.resume import Summaries, buckets_of, stale_buckets
 from orchestrator.dispatcher.writer import ReportWriter
 from orchestrator.errors import Compacted, RemoteProtocolError, StoreUnavailable
 from orchestrator.managers.membership import role_of
@@ -74,10 +78,13 @@ _decoder: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAgent
 class _Session:
     """One agent. `shown` is what its rows are once everything sent has arrived."""
 
-    __slots__ = ("acks", "beat", "beat_answered", "closing", "dirty", "managers", "peer", "role", "shown", "stored", "stored_sent", "wire")
+    __slots__ = (
+        "acks", "beat", "beat_answered", "closing", "dirty", "managers", "peer", "role", "shown", "stored", "stored_sent", "token", "wire",
+    )  # fmt: skip
 
     def __init__(self, peer: Peer, wire: Connection) -> None:
         self.peer, self.wire = peer, wire
+        self.token = b""
         self.acks = AgentAcks()
         self.shown: Parts = {}
         self.managers: tuple[str, ...] = ()
@@ -121,6 +128,7 @@ class Dispatcher:
         self._sessions: dict[str, _Session] = {}
         self._parts: AssignmentParts | None = None
         self._differences = Differences()
+        self._summaries = Summaries()
         self._writer = ReportWriter(store, fence, now)
         self.acks = NetworkAcks(applied=self._applied, open=self._open, behind=self._behind)
 
@@ -227,6 +235,9 @@ class Dispatcher:
             hello = await self._receive(session, HELLO_TIMEOUT_S)
             if not isinstance(hello, Hello):
                 raise RemoteProtocolError("the first message was not a hello")
+            if reason := skew(agent=hello.version, manager=PROTOCOL):
+                await _send(wire, Refused(reason=reason))
+                raise RemoteProtocolError(reason)
             await self._run(session, hello)
         except RemoteProtocolError as error:
             log.warning("session refused node=%s address=%s reason=%s", peer.node_id, peer.address, error)
@@ -235,7 +246,7 @@ class Dispatcher:
             await wire.close(CLOSE_LOST, "nothing was heard for too long")
 
     async def _run(self, session: _Session, hello: Hello) -> None:
-        peer = session.peer
+        peer, session.token = session.peer, hello.have
         if self._parts is None:
             session.close(CLOSE_NOT_LEADING, "this manager doesn't lead any more")
         elif self._store.snapshot().node(peer.node_id) is None:
@@ -320,7 +331,7 @@ class Dispatcher:
 
     async def _write(self, session: _Session) -> None:
         """Everything that goes to the agent goes through here, one message after the other."""
-        complete = False
+        begun = False
         while True:
             if session.closing is not None:
                 code, reason = session.closing
@@ -330,8 +341,11 @@ class Dispatcher:
                 session.stored_sent = session.stored
                 await _send(session.wire, StatusesStored(sequence=session.stored))
             if self._parts is not None:
-                await self._send_rows(session, self._parts, complete=not complete)
-                complete = True
+                if begun:
+                    await self._send_difference(session, self._parts)
+                else:
+                    await self._send_complete(session, self._parts)
+                begun = True
             await self._answer_beat(session)
             await session.dirty.wait()
             session.dirty.clear()
@@ -344,21 +358,40 @@ class Dispatcher:
             session.beat_answered = session.beat
             await _send(session.wire, Heard(sequence=session.beat, confirmed_s=self._confirmed_s()))
 
-    async def _send_rows(self, session: _Session, parts: AssignmentParts, *, complete: bool) -> None:
+    async def _send_complete(self, session: _Session, parts: AssignmentParts) -> None:
+        """The first rows: everything, or what the agent's token says it lacks."""
+        revision, due = parts.snapshot.revision, parts.of(session.peer.node_id)
+        session.shown, session.managers = due, managers_of(parts.snapshot)
+        session.role = role_of(parts.snapshot.node(session.peer.node_id))
+        token, session.token = session.token, b""
+        stale: tuple[int, ...] | None = None
+        rows: Mapping[str, bytes] = {}
+        if buckets_of(token):
+            stale, rows = stale_buckets(token, self._summaries.of(due))
+        else:
+            rows, _ = self._differences.between({}, due)
+        complete = Complete(
+            revision=revision,
+            rows=_raws(rows),
+            managers=session.managers,
+            heartbeat_s=self._heartbeat_s(),
+            role=session.role,
+            stale=stale,
+            version=PROTOCOL,
+        )
+        session.acks.sent(revision)
+        await _send(session.wire, complete)
+
+    async def _send_difference(self, session: _Session, parts: AssignmentParts) -> None:
         revision, due, managers = parts.snapshot.revision, parts.of(session.peer.node_id), managers_of(parts.snapshot)
         put, removed = self._differences.between(session.shown, due)
         role = role_of(parts.snapshot.node(session.peer.node_id))
         new_managers = managers if managers != session.managers else None
         new_role = role if role != session.role else None
         session.shown, session.managers, session.role = due, managers, role
-        rows = tuple(map(msgspec.Raw, put.values()))
-        if complete:
+        if put or removed:
             session.acks.sent(revision)
-            heartbeat_s = self._heartbeat_s()
-            await _send(session.wire, Complete(revision=revision, rows=rows, managers=managers, heartbeat_s=heartbeat_s, role=role))
-        elif put or removed:
-            session.acks.sent(revision)
-            await _send(session.wire, Delta(revision=revision, put=rows, removed=removed, managers=new_managers, role=new_role))
+            await _send(session.wire, Delta(revision=revision, put=_raws(put), removed=removed, managers=new_managers, role=new_role))
         else:
             # Only knowledge about managers: nothing to apply, so nothing to acknowledge.
             session.acks.processed(revision)
@@ -402,6 +435,10 @@ class Dispatcher:
 
 def _same(old: Parts, new: Mapping[str, object]) -> bool:
     return len(old) == len(new) and all(old.get(name) is part for name, part in new.items())
+
+
+def _raws(rows: Mapping[str, bytes]) -> tuple[msgspec.Raw, ...]:
+    return tuple(map(msgspec.Raw, rows.values()))
 
 
 def _stored(session: _Session, sequence: int) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""The agent's end of its session with the leader: connects, reconnects, hands rows over, keeps reports until they are stored.
+"""The agent's end of its session with the managers: connects, reconnects, hands rows over, keeps reports until they are stored.
 
 Edge: one connection at a time. What is to be sent is state (the newest description, acknowledgement and status of each
 task), so a lost connection loses nothing and a slow one piles nothing up.
@@ -15,6 +15,7 @@ import msgspec
 
 from orchestrator.dispatcher.connection import Connect, Connection
 from orchestrator.dispatcher.messages import (
+    PROTOCOL,
     Applied,
     Complete,
     Delta,
@@ -26,11 +27,14 @@ from orchestrator.dispatcher.messages import (
     Hello,
     Leave,
     Redirect,
+    Refused,
     Row,
     Statuses,
     StatusesStored,
     TaskReport,
+    skew,
 )
+from orchestrator.dispatcher.resume import Held, buckets_of
 from orchestrator.errors import RemoteProtocolError
 from orchestrator.model import NodeDescription
 
@@ -81,6 +85,7 @@ class AgentSession:
         self._on_role = on_role
         self._random = random_ or random.Random()
         self._unstored: dict[str, tuple[int, TaskReport]] = {}
+        self._held = Held()
         self._beats: dict[int, float] = {}
         self._beat = 0
         self._sequence = 0
@@ -174,17 +179,23 @@ class AgentSession:
     async def _converse(self, connection: Connection, manager: str) -> str:
         """Why it ended."""
         self._described, self._applied_sent, self._sent_sequence = self._description, None, 0
-        await connection.send(_encoder.encode(Hello(description=self._description)))
+        token = self._held.token()
+        await connection.send(_encoder.encode(Hello(description=self._description, version=PROTOCOL, have=token)))
         first = await _receive(connection, COMPLETE_TIMEOUT_S)
         if isinstance(first, Redirect):
             if first.addr and first.addr != manager:
                 self._preferred = first.addr
             return f"it doesn't lead, {first.addr or 'nobody'} does"
+        if isinstance(first, Refused) or (isinstance(first, Complete) and (reason := skew(agent=PROTOCOL, manager=first.version))):
+            self._backoff_s = BACKOFF_LAST_S
+            return f"refused: {first.reason if isinstance(first, Refused) else reason}"
         if first is None:
             return f"closed by the manager: {_close_reason(connection)}"
         if not isinstance(first, Complete):
             raise RemoteProtocolError("the manager's first message is neither a complete assignment nor a redirect")
-        log.info("session opened manager=%s revision=%d rows=%d", manager, first.revision, len(first.rows))
+        log.info(
+            "session opened manager=%s revision=%d rows=%d resumed=%s", manager, first.revision, len(first.rows), first.stale is not None
+        )
         self._backoff_s = BACKOFF_FIRST_S
         self._connected_to = manager
         # An acknowledgement of before tells this leader nothing about its own assignment.
@@ -193,7 +204,7 @@ class AgentSession:
         self._on_role(first.role)
         sending = asyncio.create_task(self._send(connection, first.heartbeat_s))
         try:
-            await self._on_rows(first.revision, _rows(first.rows), [], True)
+            await self._begin(first, token)
             while (message := await _receive(connection, None)) is not None:
                 await self._heard(message)
         finally:
@@ -211,17 +222,28 @@ class AgentSession:
                 if message.role is not None:
                     self._on_role(message.role)
                 if message.put or message.removed:
-                    await self._on_rows(message.revision, _rows(message.put), list(message.removed), False)
+                    await self._hand_over(message.revision, message.put, message.removed)
             case StatusesStored():
                 self._unstored = {id: kept for id, kept in self._unstored.items() if kept[0] > message.sequence}
-            case Complete():
-                self._remember(message.managers)
-                self._on_role(message.role)
-                await self._on_rows(message.revision, _rows(message.rows), [], True)
             case Heard():
                 self._proved(message)
-            case Redirect():
-                raise RemoteProtocolError("the manager sent a redirect in the middle of a session")
+            case Complete() | Redirect() | Refused():
+                raise RemoteProtocolError("the manager began again in the middle of a session")
+
+    async def _begin(self, first: Complete, token: bytes) -> None:
+        """All there is, or the answer to the token, which was made of what this node still has."""
+        if first.stale is None:
+            rows = _rows(first.rows)
+            self._held.replace((row.key, bytes(raw)) for row, raw in rows)
+            await self._on_rows(first.revision, [row for row, _ in rows], [], True)
+        else:
+            await self._hand_over(first.revision, first.rows, self._held.of_buckets(first.stale, buckets_of(token)))
+
+    async def _hand_over(self, revision: int, put: Iterable[msgspec.Raw], removed: Iterable[str]) -> None:
+        rows = _rows(put)
+        gone = sorted(set(removed) - {row.key for row, _ in rows})
+        self._held.update(((row.key, bytes(raw)) for row, raw in rows), gone)
+        await self._on_rows(revision, [row for row, _ in rows], gone, False)
 
     def _proved(self, message: Heard) -> None:
         sent_s = self._beats.get(message.sequence)
@@ -292,11 +314,11 @@ async def _receive(connection: Connection, timeout_s: float | None) -> FromManag
         raise RemoteProtocolError(f"the manager's message can't be read: {error}") from None
 
 
-def _rows(raws: Iterable[msgspec.Raw]) -> list[Row]:
+def _rows(raws: Iterable[msgspec.Raw]) -> list[tuple[Row, msgspec.Raw]]:
     rows = []
     for raw in raws:
         try:
-            rows.append(_row_decoder.decode(raw))
+            rows.append((_row_decoder.decode(raw), raw))
         except msgspec.DecodeError as error:
             # A newer manager may know kinds of rows this agent doesn't.
             log.warning("row skipped reason=%s", error)

@@ -82,6 +82,7 @@ class Agent:
     revision: int = 0
     completes: int = 0
     deltas: int = 0
+    put: list[str] = field(default_factory=list)
     open_connections: dict[str, int] = field(default_factory=dict)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     on_revision: Callable[[int], None] = lambda revision: None
@@ -99,6 +100,7 @@ class Agent:
         for key in removed:
             del self.rows[key]
         self.rows.update((row.key, row) for row in put)
+        self.put += [row.key for row in put]
         self.revision = revision
         self.on_revision(revision)
         if self.acknowledge:

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import logging
 import random
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import msgspec
 import pytest
 
 from orchestrator.dispatcher.messages import (
+    PROTOCOL,
+    Complete,
     FromAgent,
     FromManager,
     Heard,
     Heartbeat,
     Hello,
+    Refused,
+    Row,
     Statuses,
     StatusesStored,
     TaskReport,
+    skew,
 )
+from orchestrator.dispatcher.session import AgentSession
 from orchestrator.errors import ConfigError, Conflict
 from orchestrator.model import (
     STATE_ORDER,
@@ -176,6 +186,33 @@ async def test_after_random_changes_every_agent_has_exactly_its_assignment(lab: 
     for agent in agents:
         await until(lambda agent=agent: lab.in_sync(agent) and agent.session.connected_to, f"{agent.node_id} in sync, seed {seed}")  # type: ignore[misc]
     await until(lambda: all(managers[leader].dispatcher.acks.applied(node) == lab.store.snapshot().revision for node in nodes))
+
+
+async def test_an_agent_that_comes_back_is_sent_the_difference(lab: Lab) -> None:
+    """To the same leader or to another; and it is known to show it as soon as it says so."""
+    first, second = await lab.manager("m1"), await lab.manager("m2", lead=False)
+    await lab.network()
+    await lab.cluster.node("w2")
+    agent = await lab.agent("w1")
+    await lab.attach("w1")
+    for number in range(100):
+        await lab.assign(f"t{number}", "w1" if number < 10 else "w2", addr=f"10.0.1.{number}/24")
+    await until(lambda: lab.in_sync(agent) and len(agent.rows) > 100)
+    agent.put.clear()
+    await lab.depose(first)
+    await lab.change("t5", labels={"changed": "meanwhile"})
+    await lab.store.commit([Delete("task", "t50")])
+    await lab.lead(second)
+    await until(lambda: agent.session.connected_to == second.addr and lab.in_sync(agent))
+    assert "task/t5" in agent.put and len(agent.put) < 40, agent.put
+    assert agent.completes == 1
+    await until(lambda: second.dispatcher.acks.applied("w1") == lab.store.snapshot().revision)
+    agent.put.clear()
+    await lab.depose(second)
+    await lab.lead(first)
+    await until(lambda: agent.session.connected_to == first.addr)
+    await until(lambda: first.dispatcher.acks.applied("w1") == lab.store.snapshot().revision)
+    assert (agent.put, agent.completes) == ([], 1)
 
 
 # ---- acknowledgements --------------------------------------------------------------------------------------------------------------
@@ -481,7 +518,7 @@ class Wire:
         self.close_code: int | None = None
 
     async def send(self, message: bytes) -> None:
-        self.sent.append(msgspec.msgpack.decode(message, type=FromManager))
+        self.sent.append(msgspec.msgpack.decode(message, type=FromManager | FromAgent))
 
     async def receive(self, timeout_s: float | None) -> bytes | None:
         return await self.inbox.get()
@@ -531,3 +568,61 @@ async def test_an_agent_counts_from_the_older_of_its_own_word_and_the_leaders_pr
     assert agent.heard[0] >= 7.0
     manager.confirmed_s = 0.0
     await until(lambda: agent.heard[-1] < 7.0)
+
+
+# ---- versions ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("agent", [1, 2, 3])
+async def test_agents_of_the_release_before_and_after_are_served(lab: Lab, agent: int) -> None:
+    """Byte for byte: what such an agent sends has fields that this release does not have, or lacks some that it has."""
+    manager = await lab.manager()
+    await lab.cluster.node("w1")
+    wire = Wire()
+    peer = Peer(node_id="w1", role="worker", cluster_id="c", address="192.0.2.7", expires_unix_s=4e9)
+    session = asyncio.create_task(manager.dispatcher.converse(wire, peer))
+    hello = {"type": "hello", "description": {"Hostname": "w1", "FromTheFuture": [1]}, "version": agent}
+    if agent > 1:
+        hello |= {"have": b"", "more": {"a": 1}}
+    wire.inbox.put_nowait(msgspec.msgpack.encode(hello))
+    await until(lambda: wire.sent)
+    [complete] = wire.sent
+    assert isinstance(complete, Complete) and complete.stale is None and complete.version == PROTOCOL
+    session.cancel()
+    await asyncio.gather(session, return_exceptions=True)
+
+
+async def test_an_agent_two_releases_away_is_told_what_to_do(lab: Lab) -> None:
+    manager = await lab.manager()
+    await lab.cluster.node("w1")
+    wire = Wire()
+    peer = Peer(node_id="w1", role="worker", cluster_id="c", address="192.0.2.7", expires_unix_s=4e9)
+    wire.say(Hello(description=NodeDescription(), version=PROTOCOL + 2))
+    await asyncio.create_task(manager.dispatcher.converse(wire, peer))
+    [refused] = wire.sent
+    assert isinstance(refused, Refused) and "upgrade the manager's meshd, one minor release after the other" in refused.reason
+    assert wire.closed and lab.node("w1").status.state != "ready"
+
+
+async def test_an_agent_refuses_a_manager_two_releases_away(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    @contextlib.asynccontextmanager
+    async def connect(manager: str) -> AsyncIterator[Wire]:
+        wire = Wire()
+        wire.inbox.put_nowait(msgspec.msgpack.encode({"type": "complete", "revision": 1, "rows": [], "version": PROTOCOL + 2}))
+        yield wire
+
+    async def on_rows(revision: int, put: list[Row], removed: list[str], complete: bool) -> None:
+        raise AssertionError("rows of a protocol that is not known here")
+
+    session = AgentSession(connect, ["m1"], NodeDescription(), on_rows)
+    running = asyncio.create_task(session.run())
+    await until(lambda: "upgrade the agent's meshd, one minor release after the other" in caplog.text)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+def test_neighbouring_versions_and_no_others_talk() -> None:
+    for agent, manager in itertools.product(range(1, 6), repeat=2):
+        assert bool(skew(agent=agent, manager=manager)) == (abs(agent - manager) > 1)
