@@ -14,13 +14,15 @@ from typing import Any
 
 from orchestrator import permissions
 from orchestrator.addresses import metrics_endpoint
+from orchestrator.api.endpoints import Endpoint, TcpEndpoint, TlsFiles, UnixEndpoint, endpoints, protection
 from orchestrator.errors import ConfigError
 from orchestrator.security.admission import split_endpoint
 
 
 @dataclass(frozen=True, slots=True)
 class DaemonConfig:
-    """engine: "unix:///path". listen_addr, metrics: "ip:port" or "". backup_every: minutes, 0 = never."""
+    """engine: "unix:///path". listen_addr, metrics: "ip:port" or "". backup_every: minutes, 0 = never. hosts: where the API is served
+    besides `socket`. api_rate: requests a second of one client over TCP, 0 = any."""
 
     state_dir: Path
     socket: Path
@@ -37,6 +39,9 @@ class DaemonConfig:
     metrics: str
     log_level: str
     permits: frozenset[str] = permissions.DEFAULT
+    hosts: tuple[Endpoint, ...] = ()
+    tls: TlsFiles | None = None
+    api_rate: float = 100.0
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> DaemonConfig:
@@ -53,6 +58,9 @@ class DaemonConfig:
                     raise ConfigError(f"--{flag.replace('_', '-')} {options[flag]}: not an IP address") from None
         if options["metrics"]:
             metrics_endpoint(str(options["metrics"]))
+        protected = protection(tlsverify=options.pop("tlsverify"), insecure=options.pop("insecure_plain_tcp"))
+        hosts = endpoints(options.pop("host"), protected)
+        files = TlsFiles(*(Path(options.pop(name)).absolute() for name in ("tlscacert", "tlscert", "tlskey")))
         return cls(
             **{
                 **options,
@@ -60,9 +68,20 @@ class DaemonConfig:
                 "socket": Path(options["socket"]).absolute(),
                 "hostname": options["hostname"] or socket.gethostname(),
                 "permits": permits,
+                "hosts": hosts,
+                "tls": files if protected == "mutual-tls" else None,
             }
         )
 
     @property
     def engine_socket(self) -> str:
         return self.engine.removeprefix("unix://")
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Where the Docker API is served, each once."""
+        return tuple(dict.fromkeys((UnixEndpoint(str(self.socket)), *self.hosts)))
+
+    @property
+    def plain_tcp(self) -> tuple[Endpoint, ...]:
+        return tuple(host for host in self.hosts if isinstance(host, TcpEndpoint) and not host.tls)

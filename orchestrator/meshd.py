@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import grp
 import logging
 import os
 import shutil
@@ -28,8 +27,9 @@ from mesh import NodeMesh, check_kernel, detect_balancer
 from mesh.model import Balancer
 from orchestrator import local_state
 from orchestrator.addresses import choose_address, metrics_endpoint, own_addresses
-from orchestrator.api.app import serve_unix
+from orchestrator.api.app import serve
 from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole, NodeFacts, NodeState
+from orchestrator.api.connection import Limits
 from orchestrator.daemon_config import DaemonConfig
 from orchestrator.diagnose.finding import Finding
 from orchestrator.diagnose.peers import examine
@@ -105,6 +105,11 @@ class Meshd:
         warnings = []
         if self._balancer == "nftables":
             warnings.append("balancer is nftables because this kernel has no ip_vs: servers see the node's address, not the client's")
+        # dockerd's words
+        warnings += [
+            f"API is accessible on {host} without encryption: access to it is equivalent to root access on every node of the cluster"
+            for host in self._config.plain_tcp
+        ]
         local = self._local
         if self._manager and not self._manager.store.available:
             warnings.append("no majority of the managers can be reached: what is shown is as old as that, and nothing can be changed")
@@ -418,11 +423,15 @@ async def _serve(config: DaemonConfig) -> None:
         from orchestrator import metrics
 
         runners.append(await metrics.serve(*metrics_endpoint(config.metrics), daemon.member))
-    runners.append(await serve_unix(daemon, str(config.socket)))
-    with contextlib.suppress(KeyError):
-        os.chown(config.socket, -1, grp.getgrnam(config.group).gr_gid)
+    limits = Limits(requests_per_s=config.api_rate)
+    runners.append(await serve(daemon, config.endpoints, group=config.group, tls=config.tls, limits=limits))
     log.info(
-        "meshd version=%s socket=%s engine=%s balancer=%s hostname=%s", VERSION, config.socket, config.engine, balancer, config.hostname
+        "meshd version=%s api=%s engine=%s balancer=%s hostname=%s",
+        VERSION,
+        ",".join(map(str, config.endpoints)),
+        config.engine,
+        balancer,
+        config.hostname,
     )
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -32,6 +32,8 @@ LOCKED = 'Swarm is encrypted and needs to be unlocked before it can be used. Ple
 # A conflict means that another writer got through, so a retry nearly always meets a newer picture; eight waits sum up to 1.3 s.
 _RETRIES = 8
 _FIRST_RETRY_S = 0.005
+# Bodies that are read whole have at most 8 MiB. Those that are streamed to an Engine (build, load, cp) come as fast as they come.
+BODY_TIMEOUT_S = 30.0
 
 
 def backend_of(request: web.Request) -> Backend:
@@ -52,8 +54,17 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+async def body(request: web.Request) -> bytes:
+    """All of it. ApiError(408): it came too slowly; the application's bound of its size is aiohttp's to keep (413)."""
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await request.read()
+    except TimeoutError:
+        raise ApiError(408, f"the request's body did not arrive within {BODY_TIMEOUT_S:g} s: send it again") from None
+
+
 async def body_as(request: web.Request, cls: type[T]) -> T:
-    return codec.decode(await request.read(), cls)
+    return codec.decode(await body(request), cls)
 
 
 def flag(request: web.Request, name: str) -> bool:

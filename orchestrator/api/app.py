@@ -1,15 +1,17 @@
 """The Docker API as one aiohttp application: routes with and without version, errors as JSON, the headers of every answer.
 
-Edge: serves on a unix socket. Source: Docker Engine API 1.44; moby api/server.
+Edge: serves on unix sockets and TCP. Source: Docker Engine API 1.44; moby api/server.
 """
 
 from __future__ import annotations
 
 import contextlib
+import grp
 import logging
 import os
 import platform
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from aiohttp import web
@@ -33,8 +35,12 @@ from orchestrator.api import (
     tasks,
 )
 from orchestrator.api.backend import Backend
+from orchestrator.api.connection import Connection, LimitedRunner, Limits
+from orchestrator.api.endpoints import Endpoint, TcpEndpoint, TlsFiles, UnixEndpoint
 from orchestrator.engine_http import version_key
 from orchestrator.errors import ApiError, ConfigError, Conflict, MeshdError, StoreUnavailable
+from orchestrator.security.api_certificates import ServerContext
+from orchestrator.security.listener import TlsListener
 from orchestrator.version import VERSION
 
 log = logging.getLogger(__name__)
@@ -53,7 +59,7 @@ _SERVER = f"meshd/{VERSION} ({platform.system().lower()})"
 
 def make_app(backend: Backend) -> web.Application:
     """Everything a client of dockerd asks, answered for `backend`."""
-    app = web.Application(middlewares=[errors_as_json, negotiated_version, node_scope.scoped], client_max_size=_MAX_BODY_BYTES)
+    app = web.Application(middlewares=[counted, errors_as_json, negotiated_version, node_scope.scoped], client_max_size=_MAX_BODY_BYTES)
     app[access.BACKEND] = backend
     app[proxy.PROXY] = proxy.EngineProxy(backend.engine_socket)
     app[engines.ENGINES] = engines.Engines(backend, app[proxy.PROXY])
@@ -75,25 +81,75 @@ def make_app(backend: Backend) -> web.Application:
     return app
 
 
-async def serve_unix(backend: Backend, path: str, mode: int = 0o660) -> web.AppRunner:
-    """Listen on `path` until the runner's `cleanup()`. A socket file left by a killed process is replaced; one that somebody still
-    serves is an error."""
+async def serve_unix(backend: Backend, path: str) -> web.AppRunner:
+    """Only there: `serve`."""
+    return await serve(backend, [UnixEndpoint(path)])
+
+
+async def serve(
+    backend: Backend, endpoints: Sequence[Endpoint], *, group: str = "", tls: TlsFiles | None = None, limits: Limits = Limits()
+) -> web.AppRunner:
+    """Listen on all endpoints until the runner's `cleanup()`. group: of the unix sockets, if it exists; tls: for the TCP endpoints with it.
+
+    ConfigError: one that can't be listened on; nothing is served then. A socket file left by a killed process is replaced.
+    """
+    # A client that goes away ends its request: streams of logs and events would otherwise live until their next write.
+    runner = LimitedRunner(make_app(backend), limits, handler_cancellation=True, access_log=None, shutdown_timeout=2)
+    await runner.setup()
+    try:
+        for endpoint in endpoints:
+            match endpoint:
+                case UnixEndpoint(path):
+                    await _listen_unix(runner, path, group)
+                case TcpEndpoint(host, port, tls=True):
+                    assert tls is not None, "an endpoint with TLS comes with its certificates"
+                    listener = TlsListener(runner, ServerContext(tls.ca, tls.certificate, tls.key), host, port)
+                    await listener.start()
+                    runner.listeners.append(listener)
+                case TcpEndpoint(host, port):
+                    log.warning("api=%s anybody who can reach it is root on every node of the cluster", endpoint)
+                    await _listen(web.TCPSite(runner, host, port), endpoint)
+    except BaseException:
+        await runner.cleanup()
+        raise
+    return runner
+
+
+async def _listen_unix(runner: web.AppRunner, path: str, group: str) -> None:
     _refuse_served(path)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    # A client that goes away ends its request: streams of logs and events would otherwise live until their next write.
-    runner = web.AppRunner(make_app(backend), handler_cancellation=True, access_log=None, shutdown_timeout=2)
-    await runner.setup()
     # The window between bind and chmod must not be open to others.
     mask = os.umask(0o177)
     try:
-        await web.UnixSite(runner, path).start()
-    except OSError as error:
-        await runner.cleanup()
-        raise ConfigError(f"cannot listen on {path}: {error.strerror or error}") from None
+        await _listen(web.UnixSite(runner, path), UnixEndpoint(path))
     finally:
         os.umask(mask)
-    Path(path).chmod(mode)
-    return runner
+    with contextlib.suppress(KeyError):
+        os.chown(path, -1, grp.getgrnam(group).gr_gid)
+    Path(path).chmod(0o660)
+
+
+async def _listen(site: web.BaseSite, endpoint: Endpoint) -> None:
+    try:
+        await site.start()
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {endpoint}: {error.strerror or error}") from None
+
+
+@web.middleware
+async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """What the connection must know of its requests. The outermost: it sees every request, and its whole life."""
+    connection = request.protocol
+    if not isinstance(connection, Connection):
+        return await handler(request)
+    try:
+        connection.begins()
+    except ApiError as error:
+        return _error(error.status, error.message)
+    try:
+        return await handler(request)
+    finally:
+        connection.ends()
 
 
 @web.middleware
@@ -112,7 +168,7 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     except web.HTTPNotFound:
         return _error(404, "page not found")
     except web.HTTPRequestEntityTooLarge:
-        return _error(413, f"the request's body is larger than {_MAX_BODY_BYTES} bytes")
+        return _error(413, f"the request's body is larger than {_MAX_BODY_BYTES} bytes: send less at once")
     except web.HTTPException as error:
         return _error(error.status, error.reason or "")
     except ConnectionError:
@@ -147,6 +203,8 @@ async def announce(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Docker-Experimental"] = "false"
     response.headers["Ostype"] = "linux"
     response.headers["Server"] = _SERVER
+    if isinstance(request.protocol, Connection):
+        request.protocol.streaming = not isinstance(response, web.Response)
 
 
 def _error(status: int, message: str) -> web.Response:

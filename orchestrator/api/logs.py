@@ -27,7 +27,8 @@ from orchestrator.store.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
-_QUEUED_LINES = 1024
+# an Engine's lines have at most 16 KiB: 2 MiB for a client that doesn't read
+_QUEUED_LINES = 128
 _CHUNK_BYTES = 64 * 1024
 TasksOf = Callable[[Snapshot], list[Task]]
 

@@ -67,7 +67,7 @@ async def inspect_network(request: web.Request) -> web.StreamResponse:
 
 
 async def create_network(request: web.Request) -> web.StreamResponse:
-    raw = await request.read()
+    raw = await access.body(request)
     sent = codec.parse(raw)
     if not isinstance(sent, dict):
         raise ApiError(400, "invalid request: expected an object")
@@ -123,7 +123,7 @@ async def connect_network(request: web.Request) -> web.StreamResponse:
 
 async def create_container(request: web.Request) -> web.StreamResponse:
     """The Engine's, unless it asks for a network that the Engine doesn't know and the cluster does."""
-    raw = await request.read()
+    raw = await access.body(request)
     snapshot = _snapshot(request)
     if snapshot is not None:
         for name in _networks_of_container(raw):

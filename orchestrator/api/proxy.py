@@ -12,6 +12,7 @@ from typing import Any
 from aiohttp import web
 from yarl import URL
 
+from orchestrator.api import access
 from orchestrator.api.upgrade import last_words, upgrade, wants_upgrade
 from orchestrator.engine_http import CHUNK_BYTES, Engine, LocalEngine, end_to_end
 from orchestrator.errors import ApiError
@@ -41,7 +42,7 @@ async def forward(
     request (all of it). EngineAway: it can't be asked."""
     spoken = await engine.path(path_of(request) if path is None else path)
     if wants_upgrade(request):
-        return await upgrade(request, engine, spoken, await request.read() if body is None else body)
+        return await upgrade(request, engine, spoken, await access.body(request) if body is None else body)
     headers = end_to_end(request.headers)
     data: bytes | AsyncIterator[bytes] | None = body
     if body is not None:

@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from orchestrator import permissions
+from orchestrator.api.endpoints import DEFAULT_DIRECTORY as API_DIRECTORY
 from orchestrator.errors import MeshdError
 from orchestrator.lab.layout import DEFAULT_STATE_DIR
 from orchestrator.version import VERSION
@@ -51,6 +52,7 @@ def main() -> None:
     meshd dns query web --as client.1    what this node's task is answered, and why
     meshd backup, restore        the whole cluster as one file, and back
     meshd recover                go on after most managers are lost for good
+    meshd api-certs              certificates for the docker CLI over TCP
     """
 
 
@@ -58,6 +60,17 @@ def main() -> None:
 @click.option("--state-dir", default="/var/lib/meshd", show_default=True, help="Identity, etcd's data, dnsd's state.")
 @click.option("--socket", default=DEFAULT_SOCKET, show_default=True, help="The Docker API for root and the group of --group.")
 @click.option("--group", default="docker", show_default=True, help="Group that may use --socket (ignored if it doesn't exist).")
+@click.option(
+    "--host", "-H", multiple=True, metavar="URL", help="Serve the Docker API there, too: tcp://0.0.0.0:2376, unix:///path.  [repeatable]"
+)
+@click.option("--tlsverify", is_flag=True, help="TCP only for clients with a certificate of --tlscacert (see `meshd api-certs`).")
+@click.option("--tlscacert", default=f"{API_DIRECTORY}/ca.pem", show_default=True, help="CA of the clients' certificates.")
+@click.option("--tlscert", default=f"{API_DIRECTORY}/server-cert.pem", show_default=True, help="The API's certificate.")
+@click.option("--tlskey", default=f"{API_DIRECTORY}/server-key.pem", show_default=True, help="Its key.")
+@click.option("--insecure-plain-tcp", is_flag=True, help="TCP without TLS: whoever reaches it is root on every node.")
+@click.option(
+    "--api-rate", default=100.0, show_default=True, type=click.FloatRange(min=0), help="Requests/s of one client over TCP; 0: any."
+)
 @click.option("--engine", default="unix:///var/run/docker.sock", show_default=True, help="This node's Docker Engine.")
 @click.option("--advertise-addr", default="", help="Address other nodes reach this one at; chosen when there is only one.")
 @click.option("--listen-addr", default="", help="ip:port of the cluster's TLS server.  [default: 0.0.0.0:2377]")
@@ -150,11 +163,12 @@ def demo(keep: bool, figures: bool, state_dir: str) -> None:
 
 
 def _add_groups() -> None:
+    from orchestrator.cli.access import api_certs
     from orchestrator.cli.dns import dns
     from orchestrator.cli.rescue import backup, recover, restore
     from orchestrator.lab.cli import lab
 
-    for command in (dns, lab, backup, restore, recover):
+    for command in (dns, lab, backup, restore, recover, api_certs):
         main.add_command(command)
 
 

@@ -73,11 +73,11 @@ def new_root(cluster_id: str, now: datetime) -> RootCA:
         .not_valid_before(now - BACKDATE)
         .not_valid_after(now + ROOT_LIFE)
         .add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
-        .add_extension(_key_usage(ca=True), critical=True)
+        .add_extension(key_usage(ca=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    return RootCA(_pem(certificate), key_pem(key))
+    return RootCA(certificate_pem(certificate), key_pem(key))
 
 
 def new_key_and_csr() -> tuple[str, str]:
@@ -138,13 +138,13 @@ def issue(
         .not_valid_before(now - BACKDATE)
         .not_valid_after(min(now + max(life, MIN_NODE_LIFE), ca.not_valid_after_utc))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(ca=False), critical=True)
+        .add_extension(key_usage(ca=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.public_key()), critical=False)  # type: ignore[arg-type]
     )
-    return _pem(builder.sign(ca_key, hashes.SHA256()))
+    return certificate_pem(builder.sign(ca_key, hashes.SHA256()))
 
 
 def subject(certificate: str) -> Subject:
@@ -181,7 +181,7 @@ def verify(certificate: str, root_certificate: str, now: datetime) -> Subject:
 
 def digest(root_certificate: str) -> str:
     """The part of a join token that names the root: sha256 of its PEM, 50 base-36 digits. However the PEM was wrapped."""
-    return base36(int(hashlib.sha256(_pem(load_certificate(root_certificate)).encode()).hexdigest(), 16), 50)
+    return base36(int(hashlib.sha256(certificate_pem(load_certificate(root_certificate)).encode()).hexdigest(), 16), 50)
 
 
 def tls_info(root_certificate: str) -> TLSInfo:
@@ -189,7 +189,7 @@ def tls_info(root_certificate: str) -> TLSInfo:
     root = load_certificate(root_certificate)
     spki = root.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return TLSInfo(
-        trust_root=_pem(root),
+        trust_root=certificate_pem(root),
         cert_issuer_subject=base64.b64encode(root.subject.public_bytes()).decode(),
         cert_issuer_public_key=base64.b64encode(spki).decode(),
     )
@@ -239,12 +239,12 @@ def _request(csr: str) -> x509.CertificateSigningRequest:
     return request
 
 
-def _key_usage(*, ca: bool) -> x509.KeyUsage:
+def key_usage(*, ca: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=not ca, content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=False,
         key_cert_sign=ca, crl_sign=ca, encipher_only=False, decipher_only=False,
     )  # fmt: skip
 
 
-def _pem(certificate: x509.Certificate) -> str:
+def certificate_pem(certificate: x509.Certificate) -> str:
     return certificate.public_bytes(serialization.Encoding.PEM).decode()

@@ -35,6 +35,9 @@ def test_help_teaches_the_way_from_nothing_to_a_cluster() -> None:
         (["--advertise-addr", "banana"], "--advertise-addr banana: not an IP address"),
         (["--metrics", "localhost:9323"], "--metrics 'localhost:9323' is no address"),
         (["--metrics", "127.0.0.1"], "--metrics 127.0.0.1: give a port as well, such as 127.0.0.1:9323"),
+        (["--host", "tcp://0.0.0.0:2376"], "TCP needs --tlsverify (`meshd api-certs` makes the certificates)"),
+        (["--host", "0.0.0.0:2376"], "--host 0.0.0.0:2376: not an endpoint"),
+        (["--tlsverify", "--insecure-plain-tcp"], "exclude each other"),
         (["--listen-addr", "0.0.0.0:99999"], "--listen-addr 0.0.0.0:99999: not an IP address"),
     ],
 )
@@ -42,6 +45,21 @@ def test_bad_options_are_named(options: list[str], sentence: str) -> None:
     result = _run("daemon", *options)
     assert result.exit_code == 2
     assert sentence in result.output
+
+
+def test_api_certificates_are_made_once(tmp_path: Path) -> None:
+    made = _run("api-certs", str(tmp_path / "api"), "--client", "alice", "--name", "node-1.example")
+    assert made.output.split() == [
+        "made",
+        f"{tmp_path}/api/ca.pem",
+        "made",
+        f"{tmp_path}/api/server-cert.pem",
+        "made",
+        f"{tmp_path}/api/alice/cert.pem",
+    ]
+    assert "--renew makes it anew" in _run("api-certs", str(tmp_path / "api"), "--client", "alice").output
+    wrong = _run("api-certs", str(tmp_path / "api"), "--client", "a/b")
+    assert (wrong.exit_code, "can't name a client" in wrong.output) == (2, True)
 
 
 def test_not_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
