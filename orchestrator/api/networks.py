@@ -78,19 +78,8 @@ async def create_network(request: web.Request) -> web.StreamResponse:
         # Clients of API 1.44 leave it out, and an Engine before that would then make a second network of one name.
         return await request.app[PROXY].forward(request, codec.encode({**sent, "CheckDuplicate": True}))
     store = access.store_of(request)
-    network = _checked(sent)
-
-    def plan(snapshot: Snapshot) -> Sequence[Change]:
-        if any(other.name == network.name for other in snapshot.all(Network)):
-            raise ApiError(409, f"network with name {network.name} already exists")
-        if network.ingress:
-            for other in snapshot.all(Network):
-                if other.ingress:
-                    raise validate.already_exists(f"ingress network ({other.id}) is already present")
-        _refuse_overlap(snapshot, network)
-        return [Put(network), Put(Claim(id=f"network/{network.name}", owner=network.id))]
-
-    await access.commit(store, plan)
+    network = checked(sent)
+    await access.commit(store, lambda snapshot: creation(snapshot, network))
     await _allocated(store, network.id)
     return access.answer({"Id": network.id, "Warning": ""}, status=201)
 
@@ -105,9 +94,7 @@ async def remove_network(request: web.Request) -> web.StreamResponse:
         return await request.app[PROXY].forward(request)
 
     def plan(snapshot: Snapshot) -> Sequence[Change]:
-        network = references.find(snapshot, Network, found.id)
-        _refuse_in_use(snapshot, network)
-        return _removal(snapshot, network)
+        return removal(snapshot, references.find(snapshot, Network, found.id))
 
     await access.commit(access.store_of(request), plan)
     return web.Response(status=204)
@@ -222,7 +209,20 @@ def _matches(snapshot: Snapshot, network: Network, wanted: filters.Filters) -> b
     )
 
 
-def _checked(sent: dict[str, Any]) -> Network:
+def creation(snapshot: Snapshot, network: Network) -> list[Change]:
+    """ApiError: its name or its addresses are taken."""
+    if any(other.name == network.name for other in snapshot.all(Network)):
+        raise ApiError(409, f"network with name {network.name} already exists")
+    if network.ingress:
+        for other in snapshot.all(Network):
+            if other.ingress:
+                raise validate.already_exists(f"ingress network ({other.id}) is already present")
+    _refuse_overlap(snapshot, network)
+    return [Put(network), Put(Claim(id=f"network/{network.name}", owner=network.id))]
+
+
+def checked(sent: dict[str, Any]) -> Network:
+    """The network that the body of a request asks for; ApiError: Docker's refusals."""
     source = sent.get("ConfigFrom")
     if sent.get("ConfigOnly") or (source.get("Network") if isinstance(source, dict) else source):
         raise ApiError(400, "overlay networks can't be made from, or be, configuration networks")
@@ -308,7 +308,9 @@ def _refuse_in_use(snapshot: Snapshot, network: Network) -> None:
         raise validate.precondition(f"network {network.id} is in use by {user}")
 
 
-def _removal(snapshot: Snapshot, network: Network) -> list[Change]:
+def removal(snapshot: Snapshot, network: Network) -> list[Change]:
+    """ApiError: somebody uses it."""
+    _refuse_in_use(snapshot, network)
     changes: list[Change] = [Delete("network", network.id, network.version.index)]
     claim = snapshot.claim(f"network/{network.name}")
     if claim is not None and claim.owner == network.id:
@@ -318,4 +320,4 @@ def _removal(snapshot: Snapshot, network: Network) -> list[Change]:
 
 def _prune_one(snapshot: Snapshot, id: str) -> list[Change]:
     network = snapshot.network(id)
-    return [] if network is None or _users(snapshot, network) else _removal(snapshot, network)
+    return [] if network is None or _users(snapshot, network) else removal(snapshot, network)

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from orchestrator.api import access, filters, references, validate, views
 from orchestrator.api.backend import Backend
 from orchestrator.ids import new_id
-from orchestrator.model import Claim, Config, Secret, SecretSpec, Service
+from orchestrator.model import KIND_OF, Claim, Config, Secret, SecretSpec, Service
 from orchestrator.store.base import Change, Delete, Put
 from orchestrator.store.snapshot import Snapshot
 
@@ -47,7 +47,7 @@ async def create_secret(request: web.Request) -> web.Response:
     moment = access.now()
     ciphertext = access.backend_of(request).encrypt_secret(content)
     secret = Secret(id=new_id(), created_at=moment, updated_at=moment, spec=replace(spec, data=""), mesh_ciphertext=ciphertext)
-    return await _create(request, secret, "secret")
+    return await _create(request, secret)
 
 
 async def create_config(request: web.Request) -> web.Response:
@@ -55,7 +55,7 @@ async def create_config(request: web.Request) -> web.Response:
     spec = await access.body_as(request, SecretSpec)
     validate.payload(spec, "config")
     moment = access.now()
-    return await _create(request, Config(id=new_id(), created_at=moment, updated_at=moment, spec=spec), "config")
+    return await _create(request, Config(id=new_id(), created_at=moment, updated_at=moment, spec=spec))
 
 
 async def update_secret(request: web.Request) -> web.Response:
@@ -131,22 +131,37 @@ def _same_payload(backend: Backend, secret: Secret, sent: SecretSpec) -> bool:
     return hmac.compare_digest(validate.decoded(sent), backend.decrypt_secret(secret.mesh_ciphertext))
 
 
-async def _create(request: web.Request, obj: Secret | Config, kind: str) -> web.Response:
+def creation(snapshot: Snapshot, obj: Secret | Config) -> list[Change]:
+    """ApiError: the name is taken."""
+    kind = KIND_OF[type(obj)]
     claim = f"{kind}/{obj.spec.name}"
+    if snapshot.claim(claim) is not None:
+        raise validate.already_exists(f"{kind} {obj.spec.name} already exists")
+    return [Put(obj), Put(Claim(id=claim, owner=obj.id))]
 
-    def plan(snapshot: Snapshot) -> Sequence[Change]:
-        if snapshot.claim(claim) is not None:
-            raise validate.already_exists(f"{kind} {obj.spec.name} already exists")
-        return [Put(obj), Put(Claim(id=claim, owner=obj.id))]
 
-    await access.commit(access.store_of(request), plan)
+def removal(snapshot: Snapshot, obj: Secret | Config) -> list[Change]:
+    """ApiError: a service names it."""
+    kind = KIND_OF[type(obj)]
+    users = sorted(service.spec.name for service in snapshot.all(Service) if obj.id in _named_by(service))
+    if users:
+        plural = "services" if len(users) > 1 else "service"
+        raise validate.invalid(f"{kind} '{obj.spec.name}' is in use by the following {plural}: {', '.join(users)}")
+    changes: list[Change] = [Delete(kind, obj.id, obj.version.index)]
+    claim = snapshot.claim(f"{kind}/{obj.spec.name}")
+    if claim is not None and claim.owner == obj.id:
+        changes.append(Delete("claim", claim.id, claim.version.index))
+    return changes
+
+
+async def _create(request: web.Request, obj: Secret | Config) -> web.Response:
+    await access.commit(access.store_of(request), lambda snapshot: creation(snapshot, obj))
     return access.answer({"ID": obj.id}, status=201)
 
 
 async def _remove(request: web.Request, cls: type[Secret] | type[Config]) -> web.Response:
     """Refused while a service names it. A service written by another manager within the same milliseconds may slip through; its
     tasks are then rejected with the name of what they miss."""
-    kind = "secret" if cls is Secret else "config"
 
     def plan(snapshot: Snapshot) -> Sequence[Change]:
         obj: Secret | Config = (
@@ -154,15 +169,7 @@ async def _remove(request: web.Request, cls: type[Secret] | type[Config]) -> web
             if cls is Secret
             else references.find(snapshot, Config, request.match_info["id"])
         )
-        users = sorted(service.spec.name for service in snapshot.all(Service) if obj.id in _named_by(service))
-        if users:
-            plural = "services" if len(users) > 1 else "service"
-            raise validate.invalid(f"{kind} '{obj.spec.name}' is in use by the following {plural}: {', '.join(users)}")
-        changes: list[Change] = [Delete("secret" if cls is Secret else "config", obj.id, obj.version.index)]
-        claim = snapshot.claim(f"{kind}/{obj.spec.name}")
-        if claim is not None and claim.owner == obj.id:
-            changes.append(Delete("claim", claim.id, claim.version.index))
-        return changes
+        return removal(snapshot, obj)
 
     await access.commit(access.store_of(request), plan)
     return web.Response(status=204)

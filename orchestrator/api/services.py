@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets as randomness
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 from aiohttp import web
 from msgspec.structs import replace
@@ -81,19 +82,7 @@ async def create_service(request: web.Request) -> web.Response:
     id = new_id()
     credentials = _registry_auth(request)
 
-    def plan(snapshot: Snapshot) -> Sequence[Change]:
-        taken = snapshot.claim(f"service/{spec.name}")
-        if taken is not None:
-            raise validate.already_exists(f"name conflicts with an existing object: service {spec.name} already exists")
-        resolved, guards = _resolved(snapshot, spec)
-        _refuse_taken_ports(snapshot, resolved, id)
-        moment = access.now()
-        job_status = first_status(resolved, moment)
-        service = Service(id=id, created_at=moment, updated_at=moment, spec=resolved, endpoint=Endpoint(), job_status=job_status)
-        service = replace(service, mesh_registry_auth=credentials)
-        return [Put(service), Put(Claim(id=f"service/{spec.name}", owner=id)), *_port_claims(snapshot, id, None, resolved), *guards]
-
-    await access.commit(store, plan)
+    await access.commit(store, lambda snapshot: creation(snapshot, spec, id, access.now(), credentials))
     return access.answer({"ID": id, "Warnings": None}, status=201)
 
 
@@ -116,21 +105,8 @@ async def update_service(request: web.Request) -> web.Response:
             except ConfigError as error:
                 raise validate.precondition(str(error).replace(service.id, reference)) from None
         else:
-            spec = validate.service_spec(sent)
-            if validate.mode_name(service.spec.mode) != validate.mode_name(spec.mode):
-                raise validate.unsupported("service mode change is not allowed")
-            if service.spec.name != spec.name:
-                raise validate.unsupported("renaming services is not supported")
-            spec, _ = _resolved(snapshot, spec)
-            try:
-                changed = updated(service, spec, access.now())
-            except ConfigError as error:
-                raise validate.precondition(str(error)) from None
-        # without new ones (`registryAuthFrom`) it keeps those it has, also when it returns to its previous spec
-        changed = replace(changed, mesh_registry_auth=credentials or changed.mesh_registry_auth)
-        _, guards = _resolved(snapshot, changed.spec)
-        _refuse_taken_ports(snapshot, changed.spec, service.id)
-        return [Put(changed), *_port_claims(snapshot, service.id, service.spec, changed.spec), *guards]
+            changed = respecified(snapshot, service, validate.service_spec(sent), access.now())
+        return replacement(snapshot, service, changed, credentials)
 
     await access.commit(store, plan)
     return access.answer({"Warnings": None})
@@ -141,16 +117,7 @@ async def remove_service(request: web.Request) -> web.Response:
     store = access.store_of(request)
     reference = request.match_info["id"]
 
-    def plan(snapshot: Snapshot) -> Sequence[Change]:
-        service = references.find(snapshot, Service, reference)
-        # The service's own ModRevision guards the list of claims: whoever adds one writes the service too.
-        claims = [claim for claim in snapshot.all(Claim) if claim.owner == service.id]
-        return [
-            Delete("service", service.id, service.version.index),
-            *(Delete("claim", claim.id, claim.version.index) for claim in sorted(claims, key=lambda claim: claim.id)),
-        ]
-
-    await access.commit(store, plan)
+    await access.commit(store, lambda snapshot: removal(snapshot, references.find(snapshot, Service, reference)))
     return web.Response(status=200)
 
 
@@ -161,6 +128,54 @@ ROUTES = [
     web.post("/services/{id}/update", update_service),
     web.delete("/services/{id}", remove_service),
 ]
+
+
+def creation(snapshot: Snapshot, spec: ServiceSpec, id: str, moment: datetime, credentials: bytes) -> list[Change]:
+    """A new service of a checked spec; ApiError: its name or ports are taken, or what it refers to isn't there."""
+    if snapshot.claim(f"service/{spec.name}") is not None:
+        raise validate.already_exists(f"name conflicts with an existing object: service {spec.name} already exists")
+    resolved, guards = _resolved(snapshot, spec)
+    _refuse_taken_ports(snapshot, resolved, id)
+    service = Service(
+        id=id,
+        created_at=moment,
+        updated_at=moment,
+        spec=resolved,
+        endpoint=Endpoint(),
+        job_status=first_status(resolved, moment),
+        mesh_registry_auth=credentials,
+    )
+    return [Put(service), Put(Claim(id=f"service/{spec.name}", owner=id)), *_port_claims(snapshot, id, None, resolved), *guards]
+
+
+def respecified(snapshot: Snapshot, service: Service, spec: ServiceSpec, moment: datetime) -> Service:
+    """The service with another checked spec; ApiError: a service can't become that."""
+    if validate.mode_name(service.spec.mode) != validate.mode_name(spec.mode):
+        raise validate.unsupported("service mode change is not allowed")
+    if service.spec.name != spec.name:
+        raise validate.unsupported("renaming services is not supported")
+    spec, _ = _resolved(snapshot, spec)
+    try:
+        return updated(service, spec, moment)
+    except ConfigError as error:
+        raise validate.precondition(str(error)) from None
+
+
+def replacement(snapshot: Snapshot, service: Service, changed: Service, credentials: bytes) -> list[Change]:
+    """Without new credentials (`registryAuthFrom`) it keeps those it has, also when it returns to its previous spec."""
+    changed = replace(changed, mesh_registry_auth=credentials or changed.mesh_registry_auth)
+    _, guards = _resolved(snapshot, changed.spec)
+    _refuse_taken_ports(snapshot, changed.spec, service.id)
+    return [Put(changed), *_port_claims(snapshot, service.id, service.spec, changed.spec), *guards]
+
+
+def removal(snapshot: Snapshot, service: Service) -> list[Change]:
+    # The service's own ModRevision guards the list of claims: whoever adds one writes the service too.
+    claims = [claim for claim in snapshot.all(Claim) if claim.owner == service.id]
+    return [
+        Delete("service", service.id, service.version.index),
+        *(Delete("claim", claim.id, claim.version.index) for claim in sorted(claims, key=lambda claim: claim.id)),
+    ]
 
 
 def _matches(obj: Service, wanted: filters.Filters) -> bool:
