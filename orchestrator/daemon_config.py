@@ -1,6 +1,6 @@
 """What `meshd daemon` was told on its command line.
 
-Pure: checked, no I/O but the machine's host name.
+Pure: checked, no I/O but the machine's host name, and whether and with what secret it comes into a cluster.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import permissions
+from orchestrator import local_state, permissions
 from orchestrator.addresses import metrics_endpoint
 from orchestrator.api.endpoints import Endpoint, TcpEndpoint, TlsFiles, UnixEndpoint, endpoints, protection
 from orchestrator.errors import ConfigError
+from orchestrator.formation import order
+from orchestrator.formation.order import Order
 from orchestrator.security.admission import split_endpoint
 
 
@@ -42,6 +44,7 @@ class DaemonConfig:
     hosts: tuple[Endpoint, ...] = ()
     tls: TlsFiles | None = None
     api_rate: float = 100.0
+    formation: Order | None = None
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> DaemonConfig:
@@ -61,10 +64,19 @@ class DaemonConfig:
         protected = protection(tlsverify=options.pop("tlsverify"), insecure=options.pop("insecure_plain_tcp"))
         hosts = endpoints(options.pop("host"), protected)
         files = TlsFiles(*(Path(options.pop(name)).absolute() for name in ("tlscacert", "tlscert", "tlskey")))
+        state_dir = Path(options["state_dir"]).absolute()
+        formation = order.read(
+            options.pop("retry_join", ()),
+            options.pop("bootstrap_expect", 0),
+            options.pop("join_secret_file", ""),
+            options.pop("join_token_file", ""),
+            member=local_state.load(state_dir) is not None,
+        )
         return cls(
             **{
                 **options,
-                "state_dir": Path(options["state_dir"]).absolute(),
+                "state_dir": state_dir,
+                "formation": formation,
                 "socket": Path(options["socket"]).absolute(),
                 "hostname": options["hostname"] or socket.gethostname(),
                 "permits": permits,

@@ -54,6 +54,12 @@ def write_private(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # the new name, too, is on disk
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def erase(directory: Path) -> None:

@@ -30,10 +30,14 @@ from orchestrator.addresses import choose_address, metrics_endpoint, own_address
 from orchestrator.api.app import serve
 from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole, NodeFacts, NodeState
 from orchestrator.api.connection import Limits
+from orchestrator.api.swarm import DEFAULT_SPEC
 from orchestrator.daemon_config import DaemonConfig
 from orchestrator.diagnose.finding import Finding
 from orchestrator.diagnose.peers import examine
 from orchestrator.errors import ApiError, ConfigError
+from orchestrator.formation.decision import Membership, promise_kept
+from orchestrator.formation.former import Daemon as FormerDaemon
+from orchestrator.formation.former import Former, load_record
 from orchestrator.local_state import LocalState
 from orchestrator.managers.backup import Backup
 from orchestrator.managers.founding import Founding, Place, found, refound
@@ -42,7 +46,7 @@ from orchestrator.managers.seat import Seat
 from orchestrator.model import Cluster, JoinTokens, Network, Node
 from orchestrator.node import NodeRuntime, NodeSettings
 from orchestrator.security import tokens
-from orchestrator.security.admission import DEFAULT_PORT, join_endpoint, split_endpoint
+from orchestrator.security.admission import DEFAULT_PORT, join_endpoint, managers_of, split_endpoint
 from orchestrator.security.identity import Credentials, Identity
 from orchestrator.security.join import ask_for_promotion, join, renew
 from orchestrator.store.base import Store
@@ -69,6 +73,9 @@ class Meshd:
         self._node: NodeRuntime | None = None
         # one init, join, leave or change of role at a time; what comes meanwhile is told so
         self._changing = asyncio.Lock()
+        # what this node is, is on disk: others may be told
+        self._settled = False
+        self._former = Former(config.formation, config.state_dir, self._for_former()) if config.formation else None
 
     @property
     def _manager(self) -> Manager | None:
@@ -111,6 +118,8 @@ class Meshd:
             for host in self._config.plain_tcp
         ]
         local = self._local
+        if self._former and self._former.why:
+            warnings.append(f"this node comes into a cluster by itself: {self._former.why}")
         if self._manager and not self._manager.store.available:
             warnings.append("no majority of the managers can be reached: what is shown is as old as that, and nothing can be changed")
         snapshot = self._manager.store.snapshot() if self._manager else None
@@ -128,12 +137,17 @@ class Meshd:
         )
 
     async def init(self, request: InitRequest) -> str:
+        self._refuse_if_promised()
+        return await self._init(request)
+
+    async def _init(self, request: InitRequest) -> str:
         async with self._one_change():
             advertise, listen = self._addresses(request.advertise_addr, request.listen_addr, "")
             place = Place(self._config.hostname, advertise, listen, self._data_addr(request.data_path_addr, advertise))
             return await self._begin(found(request, place, datetime.now(UTC)))
 
     async def restore(self, backup: Backup, advertise_addr: str) -> str:
+        self._refuse_if_promised()
         async with self._one_change():
             advertise, listen = self._addresses(advertise_addr, "", "")
             node_id = await self._begin(refound(backup, Place(self._config.hostname, advertise, listen, advertise), datetime.now(UTC)))
@@ -158,6 +172,10 @@ class Meshd:
             return self._local.node_id
 
     async def join(self, request: JoinRequest) -> None:
+        self._refuse_if_promised()
+        await self._join(request)
+
+    async def _join(self, request: JoinRequest) -> None:
         async with self._one_change():
             advertise, listen = self._addresses(request.advertise_addr, request.listen_addr, next(iter(request.remote_addrs), ""))
             data_addr = self._data_addr(request.data_path_addr, advertise)
@@ -195,7 +213,7 @@ class Meshd:
             log.info("leaving cluster=%s node=%s force=%s", self._local.cluster_id if self._local else "", self.node_id, force)
             # first of all: a crash from here on must not come back as a member
             local_state.erase(self._config.state_dir)
-            self._local = None
+            self._local, self._settled = None, False
             self._roles.stop()
             node, self._node = self._node, None
             if node is not None:
@@ -249,13 +267,18 @@ class Meshd:
 
     async def start(self) -> None:
         """Take up what this node was. A manager without quorum waits for it in the background; the API says why."""
+        await self._resume()
+        if self._former is not None:
+            self._former.start()
+
+    async def _resume(self) -> None:
         local = local_state.load(self._config.state_dir)
         if local is None:
             return
         credentials = Credentials.load(self._config.state_dir / _CERTIFICATES)
         if credentials is None:
             raise ConfigError(f"{self._config.state_dir} says this node is in a cluster, but its certificate is gone; leave and join again")
-        self._credentials, self._local = credentials, local
+        self._credentials, self._local, self._settled = credentials, local, True
         # without etcd's data it is on its way to be a manager, or no longer one: the leader says which
         if credentials.identity.role == "manager" and self._seat.has_data:
             self._seat.resume(local)
@@ -302,6 +325,8 @@ class Meshd:
 
     async def stop(self) -> None:
         """End this process's part; containers, kernel tables and dnsd go on."""
+        if self._former is not None:
+            await self._former.stop()
         self._roles.stop()
         if self._node is not None:
             await self._node.stop()
@@ -323,6 +348,7 @@ class Meshd:
             if settled is not None:
                 await settled()
             local_state.save(self._config.state_dir, local)
+            self._settled = True
         except BaseException as error:
             self._roles.stop()
             node, self._node = self._node, None
@@ -358,7 +384,10 @@ class Meshd:
             manager_side=lambda: self._manager.side if self._manager else None,
             on_managers=self._remember_managers,
             on_role=self._roles.told,
+            formation=self._former.door if self._former is not None else None,
         )
+        if self._former is not None:
+            await self._former.close_door()
         self._roles.start()
         await node.start()
         self._node = node
@@ -380,6 +409,47 @@ class Meshd:
             async with asyncio.timeout(10):
                 while not any(network.mesh_vni for network in self._manager.store.snapshot().all(Network) if network.ingress):
                     await asyncio.sleep(0.02)
+
+    # ---- coming into a cluster by itself -------------------------------------------------------------------------------------
+
+    def _for_former(self) -> FormerDaemon:
+        def listen(own: str) -> str:
+            return self._config.listen_addr or f"0.0.0.0:{split_endpoint(own)[1] if own else DEFAULT_PORT}"
+
+        async def addresses() -> list[str]:
+            given = self._config.advertise_addr
+            own = await asyncio.to_thread(own_addresses)
+            return [choose_address(given, own, "")] if given else list(own)
+
+        async def begin(own: str) -> None:
+            await self._init(InitRequest(spec=DEFAULT_SPEC, advertise_addr=split_endpoint(own)[0], listen_addr=listen(own)))
+
+        async def join(own: str, managers: tuple[str, ...], token: str) -> None:
+            advertise = split_endpoint(own)[0] if own else ""
+            await self._join(JoinRequest(remote_addrs=managers, token=token, advertise_addr=advertise, listen_addr=listen(own)))
+
+        return FormerDaemon(
+            member=self._membership,
+            busy=self._changing.locked,
+            addresses=addresses,
+            listen=lambda own: split_endpoint(listen(own)),
+            found=begin,
+            join=join,
+        )
+
+    def _membership(self) -> Membership | None:
+        if self._local is None or not self._settled:
+            return None
+        snapshot = self._manager.store.snapshot() if self._manager is not None else None
+        if snapshot is None or snapshot.cluster is None or snapshot.cluster.join_tokens is None:
+            return Membership(self._local.cluster_id, self._local.managers)
+        given = snapshot.cluster.join_tokens
+        return Membership(self._local.cluster_id, managers_of(snapshot), {"worker": given.worker, "manager": given.manager})
+
+    def _refuse_if_promised(self) -> None:
+        record = load_record(self._config.state_dir)
+        if record is not None and (why := promise_kept(record)):
+            raise ApiError(503, why)
 
     # ---- details -------------------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from orchestrator.dispatcher.connection import over_tls
 from orchestrator.dispatcher.session import AgentSession
 from orchestrator.dispatcher.tls_app import ManagerSide, NodeServer
 from orchestrator.errors import ApiError, MeshdError
+from orchestrator.formation.door import Door
 from orchestrator.model import NodeDescription
 from orchestrator.security import ca
 from orchestrator.security.admission import split_endpoint
@@ -85,6 +86,7 @@ class NodeRuntime:
         manager_side: Callable[[], ManagerSide | None],
         on_managers: Callable[[tuple[str, ...]], None],
         on_role: Callable[[str], None],
+        formation: Door | None = None,
     ) -> None:
         self._settings = settings
         self._credentials = credentials
@@ -115,8 +117,14 @@ class NodeRuntime:
             netns_prefix=settings.netns_prefix, state=self._told, pid_of=self._pid_of, differences=self._differences
         )  # fmt: skip
         self._server = NodeServer(
-            credentials, engine_socket=settings.engine_socket, manager=manager_side, host=host, port=port, tracing=tracing
-        )  # fmt: skip
+            credentials,
+            engine_socket=settings.engine_socket,
+            manager=manager_side,
+            host=host,
+            port=port,
+            tracing=tracing,
+            formation=formation.serve if formation is not None else None,
+        )
         self._lease = Lease(settings.runtime_dir / "lease.json")
         self._session: AgentSession | None = None
         self._agent: Agent | None = None

@@ -74,6 +74,10 @@ def main() -> None:
 @click.option("--engine", default="unix:///var/run/docker.sock", show_default=True, help="This node's Docker Engine.")
 @click.option("--advertise-addr", default="", help="Address other nodes reach this one at; chosen when there is only one.")
 @click.option("--listen-addr", default="", help="ip:port of the cluster's TLS server.  [default: 0.0.0.0:2377]")
+@click.option("--retry-join", multiple=True, metavar="IP[:PORT],...", help="Come into the cluster of these machines by itself.")
+@click.option("--bootstrap-expect", default=0, metavar="N", help="Begin it when these N machines are all there; they are its managers.")
+@click.option("--join-secret-file", default="", metavar="FILE", help="What all its machines know: `openssl rand -hex 32`.")
+@click.option("--join-token-file", default="", metavar="FILE", help="Or a join token of a cluster that exists.")
 @click.option("--hostname", default="", help="Name of this node.  [default: the machine's]")
 @click.option("--netns-prefix", default="mesh", show_default=True, help="Prefix of the network namespaces meshd makes.")
 @click.option("--etcd-client-port", default=2379, show_default=True, help="etcd's port for meshd, on loopback (managers).")
@@ -86,6 +90,13 @@ def main() -> None:
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
 def daemon(**options: object) -> None:
     """Run this node: agent always, manager after `swarm init` or a join with a manager token.
+
+    Or without either, the same on every machine, started in any order:
+
+    \b
+    meshd daemon --bootstrap-expect 3 --retry-join 10.0.0.1,10.0.0.2,10.0.0.3 --join-secret-file FILE
+
+    The three become managers of one cluster, any other machine a worker.
 
     Stopping or killing it disturbs no container, no connection and no DNS answer; the next start adopts everything.
     """

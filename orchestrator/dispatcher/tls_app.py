@@ -22,6 +22,7 @@ from orchestrator.diagnose.node_side import NodeTracing
 from orchestrator.dispatcher.engine_proxy import EngineProxy
 from orchestrator.dispatcher.server import Dispatcher
 from orchestrator.errors import Conflict, MeshdError, StoreUnavailable
+from orchestrator.formation.door import PATH as FORMATION_PATH
 from orchestrator.model import Node
 from orchestrator.security import admission
 from orchestrator.security.admission import JoinQuestion, PromoteAnswer, PromoteQuestion, RenewQuestion
@@ -56,7 +57,8 @@ class ManagerSide:
 
 
 class NodeServer:
-    """The server on its port. `manager()` is asked at every request: None while this node is a worker."""
+    """The server on its port. `manager()` is asked at every request: None while this node is a worker. formation(request, the certificate
+    this server shows): answers machines that look for a cluster."""
 
     def __init__(
         self,
@@ -67,6 +69,7 @@ class NodeServer:
         host: str = "0.0.0.0",
         port: int = admission.DEFAULT_PORT,
         tracing: NodeTracing | None = None,
+        formation: Callable[[web.Request, str], Awaitable[web.Response]] | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._credentials = credentials
@@ -82,6 +85,8 @@ class NodeServer:
         app.router.add_post("/v1/promote", self._promote)
         app.router.add_get("/v1/dispatcher", self._dispatch)
         app.router.add_route("*", "/v1/engine/{path:.*}", self._engine_request)
+        if formation is not None:
+            app.router.add_post(FORMATION_PATH, lambda request: formation(request, credentials.identity.certificate))
         if tracing is not None:
             app.router.add_get("/v1/trace", self._for_managers(tracing.watch))
             app.router.add_post("/v1/trace/send", self._for_managers(tracing.send))

@@ -186,9 +186,18 @@ class Node:
 
 
 class Lab:
-    """A lab in `state_dir`. Creating the object touches nothing; `up` is idempotent and finishes half-made labs."""
+    """A lab in `state_dir`. Creating the object touches nothing; `up` is idempotent and finishes half-made labs.
 
-    def __init__(self, state_dir: Path = DEFAULT_STATE_DIR, subnet: str | None = None, progress: Progress = lambda text: None) -> None:
+    daemon_options: more of `meshd daemon`, the same on every node."""
+
+    def __init__(
+        self,
+        state_dir: Path = DEFAULT_STATE_DIR,
+        subnet: str | None = None,
+        progress: Progress = lambda text: None,
+        daemon_options: Sequence[str] = (),
+    ) -> None:
+        self._daemon_options = tuple(daemon_options)
         recorded = _read_record(state_dir)
         if subnet is not None and recorded.get("subnet", subnet) != subnet:
             raise ConfigError(f"the lab in {state_dir} is on {recorded['subnet']}; take it down before you give it another --subnet")
@@ -298,7 +307,8 @@ class Lab:
             stale.unlink(missing_ok=True)
         units: list[dict[str, Any]] = [{"name": "engine", "command": engine_command(spec)}]
         if meshd:
-            units.append({"name": "meshd", "command": meshd_command(spec, sys.executable), "after": str(spec.engine_socket)})
+            command = [*meshd_command(spec, sys.executable), *self._daemon_options]
+            units.append({"name": "meshd", "command": command, "after": str(spec.engine_socket)})
         (spec.directory / "init.json").write_text(json.dumps({"name": spec.name, "units": units}))
         spec.log_dir.mkdir(parents=True, exist_ok=True)
         key, _, value = self.layout.marker.partition("=")

@@ -70,6 +70,9 @@ class TlsListener:
 
     async def stop(self) -> None:
         """Stop accepting and drop handshakes; established connections are the runner's to close."""
+        for listener in self._sockets:
+            # else a connection accepted in this very turn of the loop belongs to nobody, and its client waits (asyncio of Python 3.11)
+            asyncio.get_running_loop().remove_reader(listener)
         for task in [*self._acceptors, *self._pending]:
             task.cancel()
         await asyncio.gather(*self._acceptors, *self._pending, return_exceptions=True)
