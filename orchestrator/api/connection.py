@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from aiohttp import web
@@ -106,7 +106,8 @@ class Connection(web.RequestHandler):
     # ---- what the transport tells -----------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        # uvloop's transports are none of asyncio's classes
+        transport = cast(asyncio.Transport, transport)
         self.client = client_of(transport)
         if self.client.anonymous:
             self._refuse(transport, HTTPStatus.FORBIDDEN, _CERTIFICATE_NEEDED)
