@@ -24,7 +24,7 @@ from orchestrator.security.admission import split_endpoint
 @dataclass(frozen=True, slots=True)
 class DaemonConfig:
     """engine: "unix:///path". listen_addr, metrics: "ip:port" or "". backup_every: minutes, 0 = never. hosts: where the API is served
-    besides `socket`. api_rate: requests a second of one client over TCP, 0 = any."""
+    besides `socket`. api_rate: requests a second of one client over TCP, 0 = any. audit_log: None = none is kept."""
 
     state_dir: Path
     socket: Path
@@ -45,6 +45,7 @@ class DaemonConfig:
     tls: TlsFiles | None = None
     api_rate: float = 100.0
     formation: Order | None = None
+    audit_log: Path | None = None
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> DaemonConfig:
@@ -72,6 +73,7 @@ class DaemonConfig:
             options.pop("join_token_file", ""),
             member=local_state.load(state_dir) is not None,
         )
+        audit_log = str(options["audit_log"] or state_dir / "audit.log")
         return cls(
             **{
                 **options,
@@ -81,6 +83,7 @@ class DaemonConfig:
                 "hostname": options["hostname"] or socket.gethostname(),
                 "permits": permits,
                 "hosts": hosts,
+                "audit_log": None if audit_log == "none" else Path(audit_log).absolute(),
                 "tls": files if protected == "mutual-tls" else None,
             }
         )

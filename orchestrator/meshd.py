@@ -31,6 +31,7 @@ from orchestrator.api.app import serve
 from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole, NodeFacts, NodeState
 from orchestrator.api.connection import Limits
 from orchestrator.api.swarm import DEFAULT_SPEC
+from orchestrator.audit_log import AuditLog
 from orchestrator.daemon_config import DaemonConfig
 from orchestrator.diagnose.finding import Finding
 from orchestrator.diagnose.peers import examine
@@ -494,7 +495,8 @@ async def _serve(config: DaemonConfig) -> None:
 
         runners.append(await metrics.serve(*metrics_endpoint(config.metrics), daemon.member))
     limits = Limits(requests_per_s=config.api_rate)
-    runners.append(await serve(daemon, config.endpoints, group=config.group, tls=config.tls, limits=limits))
+    audit_log = AuditLog(config.audit_log) if config.audit_log is not None else None
+    runners.append(await serve(daemon, config.endpoints, group=config.group, tls=config.tls, limits=limits, audit_log=audit_log))
     log.info(
         "meshd version=%s api=%s engine=%s balancer=%s hostname=%s",
         VERSION,

@@ -19,6 +19,7 @@ from aiohttp.typedefs import Handler
 
 from orchestrator.api import (
     access,
+    audit,
     backups,
     diagnosis,
     engines,
@@ -37,6 +38,7 @@ from orchestrator.api import (
 from orchestrator.api.backend import Backend
 from orchestrator.api.connection import Connection, LimitedRunner, Limits
 from orchestrator.api.endpoints import Endpoint, TcpEndpoint, TlsFiles, UnixEndpoint
+from orchestrator.audit_log import AuditLog
 from orchestrator.engine_http import version_key
 from orchestrator.errors import ApiError, ConfigError, Conflict, MeshdError, StoreUnavailable
 from orchestrator.security.api_certificates import ServerContext
@@ -57,10 +59,14 @@ _MAX_BODY_BYTES = 8 * 1024 * 1024
 _SERVER = f"meshd/{VERSION} ({platform.system().lower()})"
 
 
-def make_app(backend: Backend) -> web.Application:
+def make_app(backend: Backend, audit_log: AuditLog | None = None) -> web.Application:
     """Everything a client of dockerd asks, answered for `backend`."""
-    app = web.Application(middlewares=[counted, errors_as_json, negotiated_version, node_scope.scoped], client_max_size=_MAX_BODY_BYTES)
+    app = web.Application(
+        middlewares=[counted, audit.audited, errors_as_json, negotiated_version, node_scope.scoped], client_max_size=_MAX_BODY_BYTES
+    )
     app[access.BACKEND] = backend
+    if audit_log is not None:
+        app[audit.AUDIT] = audit_log
     app[proxy.PROXY] = proxy.EngineProxy(backend.engine_socket)
     app[engines.ENGINES] = engines.Engines(backend, app[proxy.PROXY])
     app.on_cleanup.append(_close_proxy)
@@ -87,14 +93,20 @@ async def serve_unix(backend: Backend, path: str) -> web.AppRunner:
 
 
 async def serve(
-    backend: Backend, endpoints: Sequence[Endpoint], *, group: str = "", tls: TlsFiles | None = None, limits: Limits = Limits()
+    backend: Backend,
+    endpoints: Sequence[Endpoint],
+    *,
+    group: str = "",
+    tls: TlsFiles | None = None,
+    limits: Limits = Limits(),
+    audit_log: AuditLog | None = None,
 ) -> web.AppRunner:
     """Listen on all endpoints until the runner's `cleanup()`. group: of the unix sockets, if it exists; tls: for the TCP endpoints with it.
 
     ConfigError: one that can't be listened on; nothing is served then. A socket file left by a killed process is replaced.
     """
     # A client that goes away ends its request: streams of logs and events would otherwise live until their next write.
-    runner = LimitedRunner(make_app(backend), limits, handler_cancellation=True, access_log=None, shutdown_timeout=2)
+    runner = LimitedRunner(make_app(backend, audit_log), limits, handler_cancellation=True, access_log=None, shutdown_timeout=2)
     await runner.setup()
     try:
         for endpoint in endpoints:

@@ -53,6 +53,7 @@ def main() -> None:
     meshd backup, restore        the whole cluster as one file, and back
     meshd recover                go on after most managers are lost for good
     meshd api-certs              certificates for the docker CLI over TCP
+    meshd audit                  who changed what
     """
 
 
@@ -85,6 +86,7 @@ def main() -> None:
 @click.option("--backup-every", default=60, show_default=True, help="Managers write a backup into backups/ every so many minutes; 0: no.")
 @click.option("--backup-keep", default=24, show_default=True, type=click.IntRange(min=1), help="How many backups are kept.")
 @click.option("--metrics", default="", metavar="IP:PORT", help="Serve this node's figures to Prometheus there, over HTTP.")
+@click.option("--audit-log", default="", metavar="PATH", help="Who changed what; `none`: nobody asks.  [default: audit.log in --state-dir]")
 @click.option("--permit", multiple=True, metavar="WHAT", help=f"What containers may besides. {_PERMITTED}  [repeatable]")
 @click.option("--forbid", multiple=True, metavar="WHAT", help="What containers may not.  [repeatable]")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
@@ -175,11 +177,12 @@ def demo(keep: bool, figures: bool, state_dir: str) -> None:
 
 def _add_groups() -> None:
     from orchestrator.cli.access import api_certs
+    from orchestrator.cli.audit import audit
     from orchestrator.cli.dns import dns
     from orchestrator.cli.rescue import backup, recover, restore
     from orchestrator.lab.cli import lab
 
-    for command in (dns, lab, backup, restore, recover, api_certs):
+    for command in (dns, lab, backup, restore, recover, api_certs, audit):
         main.add_command(command)
 
 

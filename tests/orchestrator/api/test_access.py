@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import shutil
-import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
@@ -27,34 +26,11 @@ from orchestrator.errors import ConfigError
 from orchestrator.security import api_certificates
 from orchestrator.security.api_certificates import ServerContext
 from tests.orchestrator.api.fakes import FakeBackend, Setup
+from tests.orchestrator.api.tls import client_context, files, free_port
 
 
 def now() -> datetime:
     return datetime.now(UTC)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("api") / "certs"
-    api_certificates.make(directory, ["alice", "bob"], ["127.0.0.1", "localhost"], now())
-    return directory
-
-
-def files(directory: Path) -> TlsFiles:
-    return TlsFiles(directory / "ca.pem", directory / "server-cert.pem", directory / "server-key.pem")
-
-
-def client_context(directory: Path, name: str = "") -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=directory / "ca.pem")
-    if name:
-        context.load_cert_chain(directory / name / "cert.pem", directory / name / "key.pem")
-    return context
 
 
 @asynccontextmanager
