@@ -6,7 +6,8 @@ Pure: no I/O. Docker's answer to dangerous options is that services don't have t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import ContainerSpec, TaskSpec
@@ -69,6 +70,23 @@ def _asked_by_labels(container: ContainerSpec) -> Iterable[str]:
         config = host_config(container)
     except ConfigError:
         return
+    yield from _asked_by_options(config)
+
+
+def needed_by_options(config: Mapping[str, Any]) -> frozenset[str]:
+    """What a container asks of its node by `config`, its HostConfig as the Engine takes it."""
+    names = set(_asked_by_options(config))
+    if config.get("NetworkMode") == "host":
+        names.add("host-network")
+    binds = [bind for bind in config.get("Binds") or () if str(bind).startswith("/")]
+    if binds or any(mount.get("Type") == "bind" for mount in config.get("Mounts") or ()):
+        names.add("bind-mounts")
+    if config.get("CapAdd"):
+        names.add("capabilities")
+    return frozenset(names)
+
+
+def _asked_by_options(config: Mapping[str, Any]) -> Iterable[str]:
     if config.get("Privileged"):
         yield "privileged"
     if any(config.get(field) == value for field, value in _NAMESPACES.items()):

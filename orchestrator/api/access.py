@@ -76,6 +76,11 @@ def filters_of(request: web.Request, allowed: frozenset[str]) -> filters.Filters
     return filters.parse(request.query.get("filters", ""), allowed)
 
 
+def any_filters_of(request: web.Request) -> filters.Filters:
+    """Those that the Engines are to judge."""
+    return filters.parse(request.query.get("filters", ""), None)
+
+
 def version_of(request: web.Request, kind: str) -> int:
     """`?version=`, which every update must carry."""
     text = request.query.get("version", "")

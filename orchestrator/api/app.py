@@ -21,9 +21,12 @@ from orchestrator.api import (
     access,
     audit,
     backups,
+    container_creation,
+    containers,
     diagnosis,
     engines,
     events,
+    execs,
     logs,
     networks,
     node_scope,
@@ -69,12 +72,15 @@ def make_app(backend: Backend, audit_log: AuditLog | None = None) -> web.Applica
         app[audit.AUDIT] = audit_log
     app[proxy.PROXY] = proxy.EngineProxy(backend.engine_socket)
     app[engines.ENGINES] = engines.Engines(backend, app[proxy.PROXY])
+    app[containers.OWNERS] = containers.Owners()
+    app[container_creation.UNDERWAY] = container_creation.Underway()
     app.on_cleanup.append(_close_proxy)
     app[events.JOURNAL] = events.Journal()
     app.cleanup_ctx.append(events.keep_journal)
     app.on_response_prepare.append(announce)
     routes = [
         *system.ROUTES, *swarm.ROUTES, *nodes.ROUTES, *services.ROUTES, *tasks.ROUTES, *logs.ROUTES, *networks.ROUTES,
+        *container_creation.ROUTES, *execs.ROUTES, *containers.ROUTES,
         *secrets.ROUTES, *events.ROUTES, *backups.ROUTES, *diagnosis.ROUTES, *node_scope.ROUTES, *proxy.ROUTES,
     ]  # fmt: skip
     for route in routes:

@@ -7,7 +7,7 @@ whoever is left out is named with a reason, and said in the answer's header `War
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from orchestrator.store.snapshot import Snapshot
 # TLS handshakes with a thousand nodes at once would make each of them late
 _AT_ONCE = 256
 _NAMED_AWAY = 8
+_SERVERS_FAULT = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +85,12 @@ class Replies:
 
     def missing(self, what: str = "") -> str:
         """A sentence that names who could not be asked, "" when nobody: "node-2 (...), node-3 (...) could not be asked: `what`"."""
-        if not self.away:
+        absent = [*self.away, *((member, answer.message()) for member, answer in self.refusals() if answer.status >= _SERVERS_FAULT)]
+        if not absent:
             return ""
-        named = [f"{member.name} ({reason})" for member, reason in self.away[:_NAMED_AWAY]]
-        if len(self.away) > _NAMED_AWAY:
-            named.append(f"{len(self.away) - _NAMED_AWAY} more nodes")
+        named = [f"{member.name} ({reason})" for member, reason in absent[:_NAMED_AWAY]]
+        if len(absent) > _NAMED_AWAY:
+            named.append(f"{len(absent) - _NAMED_AWAY} more nodes")
         return f"could not be asked: {', '.join(named)}" + (f"; {what}" if what else "")
 
     def warn(self, response: web.StreamResponse, what: str = "") -> None:
@@ -143,7 +145,7 @@ class Engines:
     async def ask_all(
         self,
         method: str,
-        path: str,
+        path: str | Callable[[Member], str],
         *,
         members: Iterable[Member] | None = None,
         headers: Mapping[str, str] | None = None,
@@ -154,7 +156,7 @@ class Engines:
 
         async def ask(member: Member) -> Answer:
             async with gate:
-                return await self.engine(member).ask(method, path, headers=headers, body=body)
+                return await self.engine(member).ask(method, path if isinstance(path, str) else path(member), headers=headers, body=body)
 
         gate = asyncio.Semaphore(_AT_ONCE)
         wanted = self.members() if members is None else list(members)

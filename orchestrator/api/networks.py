@@ -108,16 +108,17 @@ async def connect_network(request: web.Request) -> web.StreamResponse:
     return await request.app[PROXY].forward(request)
 
 
-async def create_container(request: web.Request) -> web.StreamResponse:
-    """The Engine's, unless it asks for a network that the Engine doesn't know and the cluster does."""
-    raw = await access.body(request)
-    snapshot = _snapshot(request)
+def refuse_overlays(snapshot: Snapshot | None, raw: bytes) -> None:
+    """ApiError(403): the request makes a container on a network of the cluster."""
     if snapshot is not None:
         for name in _networks_of_container(raw):
             network = _find_overlay(snapshot, name)
             if network is not None:
                 raise _not_attachable(network)
-    return await request.app[PROXY].forward(request, raw)
+
+
+def is_overlay(snapshot: Snapshot, reference: str) -> bool:
+    return _find_overlay(snapshot, reference) is not None
 
 
 def _networks_of_container(raw: bytes) -> list[str]:
@@ -171,7 +172,6 @@ ROUTES = [
     web.post("/networks/prune", prune_networks),
     web.get("/networks/{id}", inspect_network),
     web.delete("/networks/{id}", remove_network),
-    web.post("/containers/create", create_container),
     web.post("/networks/{id}/connect", connect_network),
     web.post("/networks/{id}/disconnect", connect_network),
 ]

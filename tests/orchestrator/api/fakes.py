@@ -166,6 +166,8 @@ class FakeEngine:
             app.router.add_get(f"{path}/networks", self._networks)
             app.router.add_get(f"{path}/containers/{{id}}/logs", self._logs)
         app.router.add_get(prefix + "/containers/json", self._containers)
+        app.router.add_get(prefix + "/containers/{id}/json", self._container)
+        app.router.add_get(prefix + "/images/{name:.+}/json", self._image)
         app.router.add_get(prefix + "/events", self._events)
         app.router.add_post(prefix + "/networks/create", self._network_create)
         app.router.add_post(prefix + "/networks/prune", self._prune)
@@ -204,6 +206,15 @@ class FakeEngine:
 
     async def _containers(self, request: web.Request) -> web.Response:
         return web.json_response([])
+
+    async def _container(self, request: web.Request) -> web.Response:
+        id = request.match_info["id"]
+        if id == "nosuch":
+            return web.json_response({"message": f"No such container: {id}"}, status=404)
+        return web.json_response({"Id": id, "Name": f"/name-of-{id}", "Created": "2026-01-01T00:00:00.5Z", "Config": {"Labels": {}}})
+
+    async def _image(self, request: web.Request) -> web.Response:
+        return web.json_response({"Id": "sha256:1"})
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse()

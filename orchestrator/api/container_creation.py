@@ -1,0 +1,169 @@
+"""`docker create` and `docker run`: a node is found, and the container is made there.
+
+Edge: routes over the Engines. What is asked of a node, and which one it will be, is `container_placement`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from aiohttp import web
+
+from orchestrator.api import access, codec, networks
+from orchestrator.api.container_names import held
+from orchestrator.api.container_placement import Candidate, Creation, Present, Wanted, choose, name_holder, rewritten, wanted_of
+from orchestrator.api.container_views import name_taken
+from orchestrator.api.containers import OWNERS
+from orchestrator.api.engines import CHANGE, Engines, Member, Replies, asked_path, engines_of
+from orchestrator.api.proxy import PROXY
+from orchestrator.engine_http import Answer
+from orchestrator.errors import ApiError
+from orchestrator.model import terminal
+from orchestrator.store.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+_SENT_ON = ("X-Registry-Auth", "X-Registry-Config", "User-Agent")
+
+
+class Underway:
+    """Containers that are being made, by node: the next decision counts them before any Engine lists them."""
+
+    def __init__(self) -> None:
+        self.nodes: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def on(self, node_id: str) -> Iterator[None]:
+        self.nodes[node_id] += 1
+        try:
+            yield
+        finally:
+            self.nodes[node_id] -= 1
+
+
+UNDERWAY: web.AppKey[Underway] = web.AppKey("underway", Underway)
+
+
+async def create_container(request: web.Request) -> web.StreamResponse:
+    raw = await access.body(request)
+    engines = engines_of(request)
+    snapshot = engines.snapshot()
+    networks.refuse_overlays(snapshot, raw)
+    if snapshot is None:
+        return await request.app[PROXY].forward(request, raw)
+    try:
+        body: dict[str, Any] = codec.parse(raw)
+        creation = codec.convert(body, Creation)
+    except ApiError:
+        # malformed: the Engine says how
+        return await request.app[PROXY].forward(request, raw)
+    options: dict[str, Any] = next((value for key, value in body.items() if key.lower() == "hostconfig"), {})
+    wanted = wanted_of(creation, request.query.get("platform", ""), options, lambda name: networks.is_overlay(snapshot, name))
+    name = request.query.get("name", "").lstrip("/")
+    async with held(access.store_of(request), name):
+        candidates, missing = await _candidates(request, engines, snapshot, wanted)
+        if name and (holder := name_holder(candidates, name)) is not None:
+            raise name_taken(name, holder.id)
+        try:
+            chosen = choose(wanted, candidates)
+        except ApiError as error:
+            raise ApiError(error.status, error.message + (f" ({missing})" if missing else "")) from None
+        changed = rewritten(body, creation)
+        with request.app[UNDERWAY].on(chosen.node.id):
+            return await _create(request, chosen, candidates, raw if changed is None else codec.encode(changed))
+
+
+ROUTES = [web.post("/containers/create", create_container)]
+
+
+async def _create(request: web.Request, chosen: Candidate, candidates: Sequence[Candidate], body: bytes) -> web.Response:
+    engine = engines_of(request).engine(engines_of(request).find(chosen.node.id))
+    query = request.rel_url.raw_query_string
+    headers = {header: request.headers[header] for header in _SENT_ON if header in request.headers}
+    path = asked_path(request, "/containers/create") + (f"?{query}" if query else "")
+    answer = await engine.ask("POST", path, headers=headers, body=body, timeout_s=CHANGE.most_s)
+    made = answer.json()
+    if answer.ok and isinstance(made, dict) and isinstance(made.get("Id"), str):
+        request.app[OWNERS].learn(made["Id"], chosen.node.id)
+        log.info("container placed id=%s node=%s image=%r", made["Id"], chosen.node.id, request.query.get("name", ""))
+        if not request.query.get("name"):
+            others = {name for one in candidates if one is not chosen for present in one.containers for name in present.names}
+            await _rename_if_taken(lambda method, path: engine.ask(method, path, timeout_s=CHANGE.most_s), made["Id"], others)
+    response = web.Response(status=answer.status, body=answer.body)
+    response.headers["Content-Type"] = answer.headers.get("Content-Type", "application/json")
+    return response
+
+
+async def _rename_if_taken(ask: Callable[[str, str], Awaitable[Answer]], id: str, others: set[str]) -> None:
+    """An Engine makes up names that are unique on its node only. As it does itself, a digit is added to one that is taken."""
+    shown = (await ask("GET", f"/containers/{id}/json")).json()
+    name = str(shown.get("Name", "")).lstrip("/") if isinstance(shown, dict) else ""
+    if name not in others:
+        return
+    free = next(f"{name}{number}" for number in range(1, len(others) + 2) if f"{name}{number}" not in others)
+    await ask("POST", f"/containers/{id}/rename?name={free}")
+
+
+async def _candidates(request: web.Request, engines: Engines, snapshot: Snapshot, wanted: Wanted) -> tuple[list[Candidate], str]:
+    """The nodes whose Engines answered all that has to be known of them, and who is missing."""
+    members = engines.members()
+
+    async def every(path: str) -> Replies:
+        return await engines.ask_all("GET", asked_path(request, path), members=members)
+
+    image = quote(wanted.image, safe="/:@")
+    listed, images, volumes, found_networks = await asyncio.gather(
+        every("/containers/json?all=1"),
+        every(f"/images/{image}/json"),
+        every(f"/volumes?filters={_name_filter(wanted.volumes)}") if wanted.volumes else _nothing(),
+        every("/networks") if wanted.networks else _nothing(),
+    )
+    with_image = {member.node_id: answer.ok for member, answer in images.answers}
+    with_volumes = {member.node_id: {volume["Name"] for volume in value.get("Volumes") or ()} for member, value in volumes.values()}
+    with_networks = {
+        member.node_id: {part for network in value for part in (network["Name"], network["Id"])}
+        for member, value in found_networks.values()
+    }
+    candidates = []
+    for member, entries in listed.values():
+        node = snapshot.node(member.node_id)
+        if node is None or member.node_id not in with_image:
+            continue
+        candidates.append(
+            Candidate(
+                node=node,
+                name=member.name,
+                local=member.local,
+                containers=tuple(Present.listed(entry) for entry in entries),
+                has_image=with_image[member.node_id],
+                volumes=wanted.volumes & with_volumes.get(member.node_id, set()),
+                networks=wanted.networks & with_networks.get(member.node_id, set()),
+                pending=request.app[UNDERWAY].nodes[member.node_id],
+                task_memory_bytes=_task_memory_bytes(snapshot, member),
+            )
+        )
+    return candidates, listed.missing() or images.missing()
+
+
+async def _nothing() -> Replies:
+    return Replies([])
+
+
+def _name_filter(names: frozenset[str]) -> str:
+    return quote(codec.encode({"name": sorted(names)}).decode().strip(), safe="")
+
+
+def _task_memory_bytes(snapshot: Snapshot, member: Member) -> int:
+    return sum(
+        reserved.memory_bytes
+        for task in snapshot.tasks_of_node(member.node_id)
+        if not terminal(task.status.state)
+        and task.spec.resources is not None
+        and (reserved := task.spec.resources.reservations) is not None
+    )

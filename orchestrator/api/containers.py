@@ -1,0 +1,228 @@
+"""Containers of all nodes, as if they were on one: lists from every Engine, a container's requests to the one that has it.
+
+Edge: routes over the Engines. Source: Docker Engine API 1.44 /containers, /commit; classicswarm api/handlers.go. A node that is no
+manager speaks for its own Engine only. Creating is in `container_creation`, exec instances are in `execs`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from urllib.parse import quote, unquote
+
+from aiohttp import web
+
+from orchestrator.api import access, codec
+from orchestrator.api.container_names import held
+from orchestrator.api.container_views import FULL_ID, Found, Listing, choose, created_s, inspected, name_taken, split_path
+from orchestrator.api.engines import CHANGE, Engines, Member, asked_path, engines_of
+from orchestrator.api.proxy import PROXY, forward, path_of
+from orchestrator.engine_http import Answer
+from orchestrator.errors import ApiError
+
+_REMEMBERED = 16_384
+_NOT_SHOWN = "their containers are not shown"
+
+
+class Owners:
+    """id -> node, as far as this process has seen it. A container never moves, so what is remembered is never wrong."""
+
+    def __init__(self) -> None:
+        self._nodes: OrderedDict[str, str] = OrderedDict()
+
+    def learn(self, id: str, node_id: str) -> None:
+        self._nodes[id] = node_id
+        self._nodes.move_to_end(id)
+        if len(self._nodes) > _REMEMBERED:
+            self._nodes.popitem(last=False)
+
+    def node_of(self, id: str) -> str | None:
+        return self._nodes.get(id)
+
+
+OWNERS: web.AppKey[Owners] = web.AppKey("owners", Owners)
+
+
+async def list_containers(request: web.Request) -> web.StreamResponse:
+    engines = engines_of(request)
+    if engines.snapshot() is None:
+        return await request.app[PROXY].forward(request)
+    listing = await _listing(request)
+    members = [member for member in engines.members() if listing.wants(member)]
+    replies = await engines.ask_all("GET", lambda member: asked_path(request, listing.query(member)), members=members)
+    for _, refusal in replies.refusals():
+        # a filter that one Engine refuses is refused by all; the rest of them may have their troubles
+        if refusal.status == 400:
+            raise ApiError(refusal.status, refusal.message())
+    if members:
+        replies.require_one()
+    lists = [(member, entries) for member, entries in replies.values() if isinstance(entries, list)]
+    for member, entries in lists:
+        for entry in entries:
+            request.app[OWNERS].learn(entry["Id"], member.node_id)
+    response = access.answer(listing.merged(lists))
+    replies.warn(response, _NOT_SHOWN)
+    return response
+
+
+async def to_owner(request: web.Request) -> web.StreamResponse:
+    """Everything below /containers/{id}."""
+    engines = engines_of(request)
+    if engines.snapshot() is None:
+        return await request.app[PROXY].forward(request)
+    reference, rest = split_path(unquote(_below_containers(request)))
+    if not reference:
+        raise ApiError(404, "page not found")
+    found = await owner_of(request, reference)
+    if rest == "/json" and request.method == "GET":
+        return await _inspect(request, found)
+    if rest == "/rename" and request.method == "POST":
+        return await _rename(request, found)
+    return await forward(request, engines.engine(found.member), path=_path(request, f"/containers/{_name(reference)}{rest}"))
+
+
+async def commit(request: web.Request) -> web.StreamResponse:
+    """An image of a container, on the container's node."""
+    engines = engines_of(request)
+    reference = request.query.get("container", "")
+    if engines.snapshot() is None or not reference:
+        return await request.app[PROXY].forward(request)
+    found = await owner_of(request, reference)
+    return await forward(request, engines.engine(found.member), path=path_of(request).replace(quote(reference, safe=""), found.id))
+
+
+async def prune(request: web.Request) -> web.StreamResponse:
+    engines = engines_of(request)
+    if engines.snapshot() is None:
+        return await request.app[PROXY].forward(request)
+    wanted = access.any_filters_of(request)
+    listing = Listing(filters=wanted)
+    kept = {key: list(values) for key, values in wanted.values.items() if key != "node"}
+    query = f"?filters={quote(codec.encode(kept).decode().strip(), safe='')}" if kept else ""
+    members = [member for member in engines.members() if listing.wants(member)]
+    replies = await engines.ask_all("POST", asked_path(request, f"/containers/prune{query}"), members=members, patience=CHANGE)
+    replies.require_one()
+    pruned = [value for _, value in replies.values() if isinstance(value, dict)]
+    deleted = [id for value in pruned for id in value.get("ContainersDeleted") or ()]
+    response = access.answer(
+        {"ContainersDeleted": deleted or None, "SpaceReclaimed": sum(value.get("SpaceReclaimed") or 0 for value in pruned)}
+    )
+    replies.warn(response, "their containers were not pruned")
+    return response
+
+
+ROUTES = [
+    web.get("/containers/json", list_containers),
+    web.post("/containers/prune", prune),
+    web.post("/commit", commit),
+    web.route("*", "/containers/{path:.+}", to_owner),
+]
+
+
+async def owner_of(request: web.Request, reference: str) -> Found:
+    """The container that answers to an id, a name, `node/name` or the beginning of an id. An id that is known has no inspection with it.
+    ApiError(404) "No such container: x"; ApiError(400): several do; EngineAway: its node is away."""
+    engines = engines_of(request)
+    owners = request.app[OWNERS]
+    node, slash, name = reference.strip("/").partition("/")
+    try:
+        members = [engines.find(node)] if slash else engines.members()
+    except ApiError:
+        raise _nowhere(reference, "") from None
+    name = name if slash else node
+    if FULL_ID.fullmatch(name) and (node_id := owners.node_of(name)) is not None:
+        for member in members:
+            if member.node_id == node_id:
+                return Found(member, {"Id": name})
+    path = asked_path(request, f"/containers/{quote(name, safe='')}/json")
+    replies = await engines.ask_all("GET", path, members=members)
+    found = [Found(member, shown) for member, shown in replies.values() if isinstance(shown, dict)]
+    chosen = choose(name, found)
+    if chosen is not None:
+        owners.learn(chosen.id, chosen.member.node_id)
+        return chosen
+    for _, refusal in replies.refusals():
+        if refusal.status != 404:
+            # the Engine's own: several ids of its begin so
+            raise ApiError(refusal.status, refusal.message())
+    raise _nowhere(reference, replies.missing())
+
+
+def _nowhere(reference: str, missing: str) -> ApiError:
+    return ApiError(404, f"No such container: {reference}" + (f" ({missing})" if missing else ""))
+
+
+async def _listing(request: web.Request) -> Listing:
+    wanted = access.any_filters_of(request)
+    cuts = {}
+    for key in ("before", "since"):
+        reference = (*wanted.get(key), request.query.get(key, ""))[0]
+        if reference:
+            found = await owner_of(request, reference)
+            cuts[key] = found if created_s(found.shown) else await _inspection(request, found)
+    limit = request.query.get("limit", "")
+    if limit and not limit.lstrip("-").isdigit():
+        raise ApiError(400, f'strconv.Atoi: parsing "{limit}": invalid syntax')
+    return Listing(
+        all=access.flag(request, "all"),
+        limit=int(limit or 0),
+        size=access.flag(request, "size"),
+        filters=wanted,
+        before=cuts.get("before"),
+        since=cuts.get("since"),
+    )
+
+
+async def _inspection(request: web.Request, found: Found) -> Found:
+    answer = await _ask(request, found.member, f"/containers/{found.id}/json")
+    if not answer.ok:
+        raise ApiError(answer.status, answer.message())
+    return Found(found.member, answer.json())
+
+
+async def _ask(request: web.Request, member: Member, path: str) -> Answer:
+    return await engines_of(request).engine(member).ask("GET", asked_path(request, path), timeout_s=CHANGE.most_s)
+
+
+async def _inspect(request: web.Request, found: Found) -> web.StreamResponse:
+    query = request.rel_url.raw_query_string
+    if query or not found.name:
+        answer = await _ask(request, found.member, f"/containers/{found.id}/json" + (f"?{query}" if query else ""))
+        if not answer.ok:
+            return access.answer({"message": answer.message()}, status=answer.status)
+        found = Found(found.member, answer.json())
+    snapshot = engines_of(request).snapshot()
+    node = snapshot.node(found.member.node_id) if snapshot is not None else None
+    return access.answer(inspected(found.shown, found.member, node))
+
+
+async def _rename(request: web.Request, found: Found) -> web.StreamResponse:
+    """Names are unique in the cluster."""
+    engines = engines_of(request)
+    name = request.query.get("name", "").lstrip("/")
+    if not name:
+        raise ApiError(400, "Neither old nor new names may be empty")
+    async with held(access.store_of(request), name):
+        if (holder := await _holder(engines, request, name)) is not None and holder.id != found.id:
+            raise name_taken(name, holder.id)
+        return await forward(request, engines.engine(found.member), path=_path(request, f"/containers/{found.id}/rename"))
+
+
+async def _holder(engines: Engines, request: web.Request, name: str) -> Found | None:
+    replies = await engines.ask_all("GET", asked_path(request, f"/containers/{quote(name, safe='')}/json"))
+    found = [Found(member, shown) for member, shown in replies.values() if isinstance(shown, dict)]
+    return next((one for one in found if one.name == name), None)
+
+
+def _below_containers(request: web.Request) -> str:
+    """Percent-encoded."""
+    return request.rel_url.raw_path.partition("/containers/")[2]
+
+
+def _name(reference: str) -> str:
+    """As its own node's Engine knows it."""
+    return quote(reference.strip("/").rpartition("/")[2], safe="")
+
+
+def _path(request: web.Request, path: str) -> str:
+    query = request.rel_url.raw_query_string
+    return asked_path(request, path) + (f"?{query}" if query else "")
