@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -20,7 +20,7 @@ from orchestrator.api.container_names import held
 from orchestrator.api.container_placement import Candidate, Creation, Present, Wanted, choose, name_holder, rewritten, wanted_of
 from orchestrator.api.container_views import name_taken
 from orchestrator.api.containers import OWNERS
-from orchestrator.api.engines import CHANGE, Engines, Member, Replies, asked_path, engines_of
+from orchestrator.api.engines import CHANGE, LIST, Engines, Member, Replies, asked_path, engines_of
 from orchestrator.api.proxy import PROXY
 from orchestrator.engine_http import Answer
 from orchestrator.errors import ApiError
@@ -33,18 +33,27 @@ _SENT_ON = ("X-Registry-Auth", "X-Registry-Config", "User-Agent")
 
 
 class Underway:
-    """Containers that are being made, by node: the next decision counts them before any Engine lists them."""
+    """Containers that are being made, by node: a decision counts those that were not there yet when the Engines were asked."""
 
     def __init__(self) -> None:
-        self.nodes: Counter[str] = Counter()
+        self._nodes: Counter[str] = Counter()
+        self._made: deque[tuple[float, str]] = deque()
 
     @contextlib.contextmanager
     def on(self, node_id: str) -> Iterator[None]:
-        self.nodes[node_id] += 1
+        self._nodes[node_id] += 1
         try:
             yield
         finally:
-            self.nodes[node_id] -= 1
+            self._nodes[node_id] -= 1
+            now = asyncio.get_running_loop().time()
+            self._made.append((now, node_id))
+            while self._made and self._made[0][0] < now - 2 * LIST.most_s:
+                self._made.popleft()
+
+    def since(self, moment: float) -> Counter[str]:
+        """By node id; moment: the loop's time when the Engines' lists were asked for."""
+        return self._nodes + Counter(node_id for made_at, node_id in self._made if made_at >= moment)
 
 
 UNDERWAY: web.AppKey[Underway] = web.AppKey("underway", Underway)
@@ -113,6 +122,7 @@ async def _rename_if_taken(ask: Callable[[str, str], Awaitable[Answer]], id: str
 async def _candidates(request: web.Request, engines: Engines, snapshot: Snapshot, wanted: Wanted) -> tuple[list[Candidate], str]:
     """The nodes whose Engines answered all that has to be known of them, and who is missing."""
     members = engines.members()
+    begun = asyncio.get_running_loop().time()
 
     async def every(path: str) -> Replies:
         return await engines.ask_all("GET", asked_path(request, path), members=members)
@@ -130,6 +140,7 @@ async def _candidates(request: web.Request, engines: Engines, snapshot: Snapshot
         member.node_id: {part for network in value for part in (network["Name"], network["Id"])}
         for member, value in found_networks.values()
     }
+    underway = request.app[UNDERWAY].since(begun)
     candidates = []
     for member, entries in listed.values():
         node = snapshot.node(member.node_id)
@@ -144,7 +155,7 @@ async def _candidates(request: web.Request, engines: Engines, snapshot: Snapshot
                 has_image=with_image[member.node_id],
                 volumes=wanted.volumes & with_volumes.get(member.node_id, set()),
                 networks=wanted.networks & with_networks.get(member.node_id, set()),
-                pending=request.app[UNDERWAY].nodes[member.node_id],
+                pending=underway[member.node_id],
                 task_memory_bytes=_task_memory_bytes(snapshot, member),
             )
         )

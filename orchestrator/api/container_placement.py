@@ -204,9 +204,9 @@ def _filters(wanted: Wanted, candidates: Sequence[Candidate]) -> Iterator[tuple[
     if wanted.os:
         yield lambda candidate: _platform_fits(wanted, candidate.node), "unsupported platform"
     if wanted.permissions:
+        # who asks at this node's own socket is its root already
         yield (
-            # who asks at this node's own socket is its root already
-            lambda candidate: candidate.local or wanted.permissions <= set(candidate.node.description.mesh_permits or wanted.permissions),
+            lambda candidate: candidate.local or _permitted(wanted, candidate.node),
             "the node's owner does not permit " + ", ".join(sorted(wanted.permissions)),
         )
     for one in wanted.expressions:
@@ -272,6 +272,12 @@ def _values(present: Present, key: str) -> Iterator[str]:
 def _has(candidate: Candidate, reference: str) -> bool:
     name = reference.lstrip("/")
     return any(name in present.names or (name and present.id.startswith(name)) for present in candidate.containers)
+
+
+def _permitted(wanted: Wanted, node: Node) -> bool:
+    """A node that has not said what it permits permits everything."""
+    permits = node.description.mesh_permits
+    return permits is None or wanted.permissions <= set(permits)
 
 
 def _platform_fits(wanted: Wanted, node: Node) -> bool:

@@ -129,14 +129,13 @@ class Listing:
         )
 
 
-def created_s(shown: Mapping[str, Any]) -> float:
-    """Of an inspection: RFC 3339, nanoseconds, UTC."""
-    text = str(shown.get("Created", ""))
-    head, _, rest = text.rstrip("Z").partition(".")
+def created_s(shown: Mapping[str, Any]) -> int:
+    """Of an inspection, as lists show it: whole seconds. 0: it doesn't say."""
+    head = str(shown.get("Created", "")).rstrip("Z").partition(".")[0]
     try:
-        return datetime.fromisoformat(f"{head}+00:00").timestamp() + float(f"0.{rest or 0}")
+        return int(datetime.fromisoformat(f"{head}+00:00").timestamp())
     except ValueError:
-        return 0.0
+        return 0
 
 
 def listed(entry: Mapping[str, Any], member: Member) -> dict[str, Any]:

@@ -429,8 +429,8 @@ class Setup:
 
 
 @asynccontextmanager
-async def serving(directory: Path) -> AsyncIterator[Setup]:
-    engine = FakeEngine()
+async def serving(directory: Path, engine: FakeEngine | None = None) -> AsyncIterator[Setup]:
+    engine = engine or FakeEngine()
     engine_socket = str(directory / "engine.sock")
     runner = web.AppRunner(engine.app(), handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
