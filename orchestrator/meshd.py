@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ from orchestrator.audit_log import AuditLog
 from orchestrator.daemon_config import DaemonConfig
 from orchestrator.diagnose.finding import Finding
 from orchestrator.diagnose.peers import examine
+from orchestrator.dispatcher.connection import RELAY, Connection, over_tls
 from orchestrator.errors import ApiError, ConfigError
 from orchestrator.formation.decision import Membership, promise_kept
 from orchestrator.formation.former import Daemon as FormerDaemon
@@ -70,7 +72,7 @@ class Meshd:
         self._credentials: Credentials | None = None
         self._local: LocalState | None = None
         self._roles = RoleFollower(self._change_role)
-        self._seat = Seat(config, on_lost=self._roles.again)
+        self._seat = Seat(config, self._connect_manager, on_lost=self._roles.again)
         self._node: NodeRuntime | None = None
         # one init, join, leave or change of role at a time; what comes meanwhile is told so
         self._changing = asyncio.Lock()
@@ -318,6 +320,10 @@ class Meshd:
         if self._credential_role() == "manager":
             await renew(self._credentials, self._local.managers)
         log.info("demoted cluster=%s node=%s", self._local.cluster_id, self._local.node_id)
+
+    def _connect_manager(self, manager: str) -> AbstractAsyncContextManager[Connection]:
+        assert self._credentials is not None
+        return over_tls(self._credentials, RELAY)(manager)
 
     def _credential_role(self) -> str:
         return self._credentials.identity.role if self._credentials is not None else ""

@@ -21,6 +21,7 @@ from orchestrator.security.join import dial_failure
 CONNECT_TIMEOUT_S = 5.0
 # Pings find out that the manager's machine is gone: nothing else would be noticed for minutes.
 PING_S = 5.0
+AGENTS, RELAY = "/v1/dispatcher", "/v1/relay"
 
 
 class Connection(Protocol):
@@ -84,7 +85,7 @@ class WebSocket:
         return self._ws.close_code
 
 
-def over_tls(credentials: Credentials) -> Connect:
+def over_tls(credentials: Credentials, path: str = AGENTS) -> Connect:
     """Connections to managers of the credentials' cluster; whoever else answers there fails the handshake."""
 
     @contextlib.asynccontextmanager
@@ -92,7 +93,7 @@ def over_tls(credentials: Credentials) -> Connect:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
         connector = aiohttp.TCPConnector(ssl=credentials.client_context(), force_close=True)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as http:
-            url = f"https://{manager}/v1/dispatcher"
+            url = f"https://{manager}{path}"
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S * 2):
                     ws = await http.ws_connect(url, heartbeat=PING_S, max_msg_size=0, compress=0, autoclose=True)

@@ -4,9 +4,10 @@ Pure: types only. A node's assignment is a set of rows, each known by its key; t
 then only what changed (`Delta`). A row holds everything an agent may know: only its own tasks, and the tables of networks it
 takes part in (every node takes part in the ingress network).
 
-    agent                              manager (leader)
+    agent                              the leader, or another manager that passes all of it on
     Hello(have)            ------->    have: the resume token of an agent that was here, or elsewhere, before
-                           <-------    Complete(revision, rows)      or Redirect(addr) when it doesn't lead
+                           <-------    Complete(revision, rows)      or Redirect(addr) when no leader is found
+                           <-------    Restart: another manager leads; the agent says hello again
     Applied(revision)      ------->    the kernel and dnsd now show this revision
                            <-------    Delta(revision, put, removed)
     Statuses               ------->    task states, only forward; answered by StatusesStored once they are in the store
@@ -227,9 +228,13 @@ FromAgent = Union[Hello, Statuses, Applied, Heartbeat, Describe, Leave]  # noqa:
 
 
 class Redirect(msgspec.Struct, frozen=True, kw_only=True, tag="redirect"):
-    """Not the leader. addr: the leader's "ip:port", or "" when there is none just now (try again)."""
+    """This manager finds no leader. addr: the "ip:port" of the one it knows of, or "" (try another manager)."""
 
     addr: str
+
+
+class Restart(msgspec.Struct, frozen=True, kw_only=True, tag="restart"):
+    """Another manager leads, or will: the agent stays here and says hello again."""
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
@@ -272,4 +277,4 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True, tag="heard"):
     confirmed_s: float
 
 
-FromManager = Union[Redirect, Refused, Complete, Delta, StatusesStored, Heard]  # noqa: UP007
+FromManager = Union[Redirect, Restart, Refused, Complete, Delta, StatusesStored, Heard]  # noqa: UP007

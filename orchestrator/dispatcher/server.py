@@ -1,8 +1,8 @@
-"""The dispatcher: the leader's end of the agents' sessions.
+"""The dispatcher: the leader's end of the agents' sessions, those attached to other managers included (`gateway`).
 
 Edge: connections and the store. An agent is sent its whole assignment once, then what changed; what an agent has not been sent yet is
 never queued but computed from the state when its connection can take more, so a slow agent gets one merged delta instead of a
-backlog. Non-leaders send agents on.
+backlog.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 import msgspec
-from aiohttp import web
 
 from orchestrator.control.context import NetworkAcks
 from orchestrator.dispatcher.acks import AgentAcks
 from orchestrator.dispatcher.assignment import Decrypt
-from orchestrator.dispatcher.connection import Connection, WebSocket
+from orchestrator.dispatcher.connection import Connection
 from orchestrator.dispatcher.messages import (
     PROTOCOL,
     Applied,
@@ -32,7 +31,6 @@ from orchestrator.dispatcher.messages import (
     Heartbeat,
     Hello,
     Leave,
-    Redirect,
     Refused,
     Statuses,
     StatusesStored,
@@ -55,14 +53,12 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 5.0
 MISSED_HEARTBEATS = 3
+# An agent whose manager ended, or whose meshd is started again, is back by then: its loss is not written.
+RETURNS_WITHIN_S = 1.0
 FLUSH_S = 0.02
 # Sessions woken between two turns of the loop.
 FAN_OUT_CHUNK = 64
-HELLO_TIMEOUT_S = 10.0
-MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_DESCRIPTION_BYTES = 64 * 1024
-# What a connection buffers before its writer waits.
-WRITER_LIMIT_BYTES = 64 * 1024
 
 # Close codes of ours (RFC 6455: 4000-4999 are the application's).
 CLOSE_REPLACED = 4000
@@ -82,9 +78,8 @@ class _Session:
         "acks", "beat", "beat_answered", "closing", "dirty", "managers", "peer", "role", "shown", "stored", "stored_sent", "token", "wire",
     )  # fmt: skip
 
-    def __init__(self, peer: Peer, wire: Connection) -> None:
-        self.peer, self.wire = peer, wire
-        self.token = b""
+    def __init__(self, peer: Peer, wire: Connection, token: bytes) -> None:
+        self.peer, self.wire, self.token = peer, wire, token
         self.acks = AgentAcks()
         self.shown: Parts = {}
         self.managers: tuple[str, ...] = ()
@@ -126,6 +121,9 @@ class Dispatcher:
         self._given_heartbeat_s = heartbeat_s
         self._absent_after_s = absent_after_s
         self._sessions: dict[str, _Session] = {}
+        self._losses: dict[str, asyncio.TimerHandle] = {}
+        # told when it has begun to lead
+        self.on_leading: Callable[[], None] = lambda: None
         self._parts: AssignmentParts | None = None
         self._differences = Differences()
         self._summaries = Summaries()
@@ -156,6 +154,9 @@ class Dispatcher:
             for session in self._sessions.values():
                 session.close(CLOSE_NOT_LEADING, "this manager doesn't lead any more")
             self._sessions.clear()
+            for loss in self._losses.values():
+                loss.cancel()
+            self._losses.clear()
 
     # ---- store -> agents --------------------------------------------------------------------------------------------------
 
@@ -164,6 +165,7 @@ class Dispatcher:
             watch = self._store.watch()
             # Also after the watch was cut: sessions hold what they were sent, so they get the difference and no resend.
             self._parts = AssignmentParts(self._store.snapshot(), self._decrypt)
+            self.on_leading()
             unreadable: frozenset[str] = frozenset()
             await self._fan_out(self._parts.snapshot, [])
             try:
@@ -214,39 +216,24 @@ class Dispatcher:
 
     # ---- one agent ----------------------------------------------------------------------------------------------------------
 
-    async def serve(self, request: web.Request, peer: Peer) -> web.WebSocketResponse:
-        """The agent's WebSocket, from upgrade to end. The caller has checked certificate and membership."""
-        ws = web.WebSocketResponse(compress=False, max_msg_size=MAX_MESSAGE_BYTES, writer_limit=WRITER_LIMIT_BYTES, timeout=2.0)
-        await ws.prepare(request)
-        await self.converse(WebSocket(ws), peer)
-        return ws
+    @property
+    def leads(self) -> bool:
+        return self._parts is not None
 
-    async def converse(self, wire: Connection, peer: Peer) -> None:
-        """One session, from its first message to its end; the connection is closed then."""
-        if self._parts is None:
-            leader = self._store.snapshot().leader
-            addr = leader.addr if leader and leader.node_id != self._node_id else ""
-            with contextlib.suppress(ConnectionError):
-                await wire.send(_encoder.encode(Redirect(addr=addr)))
-            await wire.close(CLOSE_NOT_LEADING, "not the leader")
-            return
-        session = _Session(peer, wire)
-        try:
-            hello = await self._receive(session, HELLO_TIMEOUT_S)
-            if not isinstance(hello, Hello):
-                raise RemoteProtocolError("the first message was not a hello")
-            if reason := skew(agent=hello.version, manager=PROTOCOL):
-                await _send(wire, Refused(reason=reason))
-                raise RemoteProtocolError(reason)
-            await self._run(session, hello)
-        except RemoteProtocolError as error:
-            log.warning("session refused node=%s address=%s reason=%s", peer.node_id, peer.address, error)
-            await wire.close(CLOSE_PROTOCOL, str(error))
-        except (TimeoutError, ConnectionError):
-            await wire.close(CLOSE_LOST, "nothing was heard for too long")
+    async def attend(self, wire: Connection, peer: Peer, hello: Hello) -> bool:
+        """One session, from its hello to its end. True: this manager doesn't lead any more and the connection is still there.
+
+        The caller has checked the certificate. RemoteProtocolError; TimeoutError, ConnectionError: the agent is lost.
+        """
+        if reason := skew(agent=hello.version, manager=PROTOCOL):
+            await _send(wire, Refused(reason=reason))
+            raise RemoteProtocolError(reason)
+        session = _Session(peer, wire, hello.have)
+        await self._run(session, hello)
+        return session.closing is not None and session.closing[0] == CLOSE_NOT_LEADING
 
     async def _run(self, session: _Session, hello: Hello) -> None:
-        peer, session.token = session.peer, hello.have
+        peer = session.peer
         if self._parts is None:
             session.close(CLOSE_NOT_LEADING, "this manager doesn't lead any more")
         elif self._store.snapshot().node(peer.node_id) is None:
@@ -255,6 +242,8 @@ class Dispatcher:
             if old := self._sessions.get(peer.node_id):
                 log.info("session replaced node=%s old=%s new=%s", peer.node_id, old.peer.address, peer.address)
                 old.close(CLOSE_REPLACED, "a newer session of this node took over")
+            if loss := self._losses.pop(peer.node_id, None):
+                loss.cancel()
             self._sessions[peer.node_id] = session
             self._writer.presence(peer.node_id, Presence(self._now(), hello.description, peer.address))
         log.info("agent connected node=%s address=%s", peer.node_id, peer.address)
@@ -269,16 +258,23 @@ class Dispatcher:
         finally:
             for task in (reading, writing):
                 task.cancel()
-            self._ended(session, reason)
+            silent = reading.done() and not reading.cancelled() and isinstance(reading.exception(), TimeoutError)
+            self._ended(session, reason, returns_within_s=0.0 if silent else RETURNS_WITHIN_S)
             await asyncio.gather(reading, writing, return_exceptions=True)
 
-    def _ended(self, session: _Session, reason: str) -> None:
+    def _ended(self, session: _Session, reason: str, returns_within_s: float) -> None:
         node_id = session.peer.node_id
         if self._sessions.get(node_id) is session:
             del self._sessions[node_id]
-            self._writer.presence(node_id, Presence(self._now()))
+            # Until then it counts as a connected node that has not acknowledged anything.
+            loss = Presence(self._now())
+            self._losses[node_id] = asyncio.get_running_loop().call_later(returns_within_s, self._lost, node_id, loss)
             self._poke()
         log.info("agent gone node=%s reason=%s", node_id, session.closing[1] if session.closing else reason)
+
+    def _lost(self, node_id: str, loss: Presence) -> None:
+        del self._losses[node_id]
+        self._writer.presence(node_id, loss)
 
     async def _read(self, session: _Session) -> None:
         silence_s = self._heartbeat_s() * MISSED_HEARTBEATS
@@ -335,7 +331,8 @@ class Dispatcher:
         while True:
             if session.closing is not None:
                 code, reason = session.closing
-                await session.wire.close(code, reason)
+                if code != CLOSE_NOT_LEADING:
+                    await session.wire.close(code, reason)
                 return
             if session.stored > session.stored_sent:
                 session.stored_sent = session.stored
@@ -445,7 +442,11 @@ def _stored(session: _Session, sequence: int) -> Callable[[], None]:
     return lambda: session.statuses_stored(sequence)
 
 
+def encoded(message: FromManager) -> bytes:
+    return _encoder.encode(message)
+
+
 async def _send(wire: Connection, message: FromManager) -> None:
     with contextlib.suppress(ConnectionError):
         # the reading side ends the session
-        await wire.send(_encoder.encode(message))
+        await wire.send(encoded(message))

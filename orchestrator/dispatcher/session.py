@@ -28,6 +28,7 @@ from orchestrator.dispatcher.messages import (
     Leave,
     Redirect,
     Refused,
+    Restart,
     Row,
     Statuses,
     StatusesStored,
@@ -49,6 +50,8 @@ BACKOFF_LAST_S = 8.0
 COMPLETE_TIMEOUT_S = 15.0
 # A leader that moved, moved again and again: then the managers have not agreed yet and it is better to wait.
 MAX_REDIRECTS = 4
+# A session that ended sooner was no success.
+LASTED_S = 1.0
 REPORTS_PER_MESSAGE = 500
 
 _encoder = msgspec.msgpack.Encoder()
@@ -98,7 +101,7 @@ class AgentSession:
         self._left = asyncio.Event()
         self._backoff_s = BACKOFF_FIRST_S
         self._preferred = ""
-        self._connected_to = ""
+        self._connected_to = self._served_by = ""
 
     @property
     def managers(self) -> tuple[str, ...]:
@@ -107,7 +110,7 @@ class AgentSession:
 
     @property
     def connected_to(self) -> str:
-        """The leader this node has a complete assignment from, "" while there is none."""
+        """The manager through which this node has a complete assignment, "" while there is none."""
         return self._connected_to
 
     def report(self, statuses: Iterable[TaskReport]) -> None:
@@ -144,27 +147,38 @@ class AgentSession:
         return len(self._unstored)
 
     async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        last = ""
         while True:
-            tried = ""
-            for _ in range(1 + MAX_REDIRECTS):
-                tried = self._preferred or self._next(tried)
-                self._preferred = ""
-                await self._one(tried)
-                if not self._preferred:
+            for manager in self._round(last):
+                began_s = loop.time()
+                last = await self._one(manager)
+                if last and loop.time() - began_s >= LASTED_S:
+                    # Served for a while, then lost: the others are tried at once.
                     break
-            # Full jitter on the upper half: agents that lost the same leader don't come back in step.
-            await asyncio.sleep(self._backoff_s * self._random.uniform(0.5, 1.0))
-            self._backoff_s = min(self._backoff_s * 2, BACKOFF_LAST_S)
+            else:
+                # Full jitter on the upper half: agents that lost the same manager don't come back in step.
+                await asyncio.sleep(self._backoff_s * self._random.uniform(0.5, 1.0))
+                self._backoff_s = min(self._backoff_s * 2, BACKOFF_LAST_S)
 
-    def _next(self, last: str) -> str:
-        others = [manager for manager in self._managers if manager != last] or list(self._managers)
-        return self._random.choice(others) if others else ""
+    def _round(self, last: str) -> list[str]:
+        """All managers, in an order of this node's own; the last one is the one that was just lost."""
+        others = [manager for manager in self._managers if manager != last]
+        self._random.shuffle(others)
+        return others + [last] * (last in self._managers)
 
-    async def _one(self, manager: str) -> None:
+    async def _one(self, manager: str) -> str:
+        """A manager and whom it sends on to. The one that served this node, "" = none did."""
+        for _ in range(1 + MAX_REDIRECTS):
+            self._preferred = self._served_by = ""
+            await self._dial(manager)
+            if not self._preferred:
+                break
+            manager = self._preferred
+        return self._served_by
+
+    async def _dial(self, manager: str) -> None:
         """One connection, from dialling to its end. Never raises but for cancellation and bugs of the owner's callback."""
-        if not manager:
-            log.warning("no manager is known")
-            return
         try:
             async with self._connect(manager) as connection:
                 try:
@@ -177,7 +191,15 @@ class AgentSession:
             log.info("session ended manager=%s reason=%s", manager, reason)
 
     async def _converse(self, connection: Connection, manager: str) -> str:
-        """Why it ended."""
+        """Why it ended. A manager stays when another leads: then it is begun again."""
+        while True:
+            if reason := await self._converse_once(connection, manager):
+                return reason
+            self._connected_to = ""
+            log.info("session begins again manager=%s", manager)
+
+    async def _converse_once(self, connection: Connection, manager: str) -> str:
+        """Why it ended, "" = it is to be begun again."""
         self._described, self._applied_sent, self._sent_sequence = self._description, None, 0
         token = self._held.token()
         await connection.send(_encoder.encode(Hello(description=self._description, version=PROTOCOL, have=token)))
@@ -189,6 +211,8 @@ class AgentSession:
         if isinstance(first, Refused) or (isinstance(first, Complete) and (reason := skew(agent=PROTOCOL, manager=first.version))):
             self._backoff_s = BACKOFF_LAST_S
             return f"refused: {first.reason if isinstance(first, Refused) else reason}"
+        if isinstance(first, Restart):
+            return ""
         if first is None:
             return f"closed by the manager: {_close_reason(connection)}"
         if not isinstance(first, Complete):
@@ -197,7 +221,7 @@ class AgentSession:
             "session opened manager=%s revision=%d rows=%d resumed=%s", manager, first.revision, len(first.rows), first.stale is not None
         )
         self._backoff_s = BACKOFF_FIRST_S
-        self._connected_to = manager
+        self._connected_to = self._served_by = manager
         # An acknowledgement of before tells this leader nothing about its own assignment.
         self._applied = None
         self._remember(first.managers)
@@ -206,6 +230,8 @@ class AgentSession:
         try:
             await self._begin(first, token)
             while (message := await _receive(connection, None)) is not None:
+                if isinstance(message, Restart):
+                    return ""
                 await self._heard(message)
         finally:
             sending.cancel()
@@ -227,7 +253,7 @@ class AgentSession:
                 self._unstored = {id: kept for id, kept in self._unstored.items() if kept[0] > message.sequence}
             case Heard():
                 self._proved(message)
-            case Complete() | Redirect() | Refused():
+            case Complete() | Redirect() | Refused() | Restart():
                 raise RemoteProtocolError("the manager began again in the middle of a session")
 
     async def _begin(self, first: Complete, token: bytes) -> None:
@@ -256,6 +282,7 @@ class AgentSession:
         """Everything after the hello goes through here. Ends when the connection does; the reader notices too."""
         loop = asyncio.get_running_loop()
         beat_at_s = loop.time()
+        over = True
         try:
             while True:
                 self._dirty.clear()
@@ -278,9 +305,13 @@ class AgentSession:
                     pass
         except ConnectionError:
             pass
+        except asyncio.CancelledError:
+            # by the reader, which may go on with another leader
+            over = False
+            raise
         finally:
             # Without a sender there is no session: the reader must notice, also when it is a bug that ended it.
-            if not connection.closed:
+            if over:
                 await connection.close()
 
     def _due(self) -> list[FromAgent]:

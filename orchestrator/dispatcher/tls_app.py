@@ -19,8 +19,9 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from orchestrator.diagnose.node_side import NodeTracing
+from orchestrator.dispatcher.connection import AGENTS, RELAY
 from orchestrator.dispatcher.engine_proxy import EngineProxy
-from orchestrator.dispatcher.server import Dispatcher
+from orchestrator.dispatcher.gateway import Gateway
 from orchestrator.errors import Conflict, MeshdError, StoreUnavailable
 from orchestrator.formation.door import PATH as FORMATION_PATH
 from orchestrator.model import Node
@@ -51,7 +52,7 @@ class ManagerSide:
     record(node id, "ip:port"): a node of the cluster has become a manager."""
 
     store: Store
-    dispatcher: Dispatcher
+    gateway: Gateway
     bundle: Callable[[str, str], Awaitable[dict[str, str]]]
     record: Callable[[str, str], Awaitable[None]]
 
@@ -83,7 +84,8 @@ class NodeServer:
         app.router.add_post("/v1/join", self._join)
         app.router.add_post("/v1/renew", self._renew)
         app.router.add_post("/v1/promote", self._promote)
-        app.router.add_get("/v1/dispatcher", self._dispatch)
+        app.router.add_get(AGENTS, self._dispatch)
+        app.router.add_get(RELAY, self._for_managers(self._relay))
         app.router.add_route("*", "/v1/engine/{path:.*}", self._engine_request)
         if formation is not None:
             app.router.add_post(FORMATION_PATH, lambda request: formation(request, credentials.identity.certificate))
@@ -180,7 +182,12 @@ class NodeServer:
     async def _dispatch(self, request: web.Request) -> web.StreamResponse:
         side = self._manager_side()
         peer, _ = self._member(request, side)
-        return await side.dispatcher.serve(request, peer)
+        return await side.gateway.serve(request, peer)
+
+    async def _relay(self, request: web.Request) -> web.StreamResponse:
+        side = self._manager_side()
+        peer, _ = self._member(request, side)
+        return await side.gateway.serve_relay(request, peer)
 
     async def _engine_request(self, request: web.Request) -> web.StreamResponse:
         self._require_manager(request)

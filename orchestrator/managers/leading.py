@@ -1,4 +1,4 @@
-"""What a manager does with its store: it takes part in leadership and, while it leads, runs the dispatcher and the control loops.
+"""What a manager does with its store: it serves agents, takes part in leadership and, while it leads, runs dispatcher and control loops.
 
 Edge: starts and ends them. Which store it is, etcd or one in memory, is all the same here.
 """
@@ -13,6 +13,8 @@ from datetime import datetime
 from orchestrator.control.driver import ControlDriver
 from orchestrator.control.loops import LOOPS
 from orchestrator.dispatcher.assignment import Decrypt
+from orchestrator.dispatcher.connection import Connect
+from orchestrator.dispatcher.gateway import Gateway
 from orchestrator.dispatcher.server import Dispatcher
 from orchestrator.errors import MeshdError
 from orchestrator.ids import new_id as random_id
@@ -25,7 +27,8 @@ _RESTART_PAUSE_S = 0.5
 
 
 class Leading:
-    """`run()` until cancelled. `dispatcher` serves agents, `fence()` guards what the leader writes. addr: this node's "ip:port"."""
+    """`run()` until cancelled. `gateway` serves agents, `fence()` guards what the leader writes. addr: this node's "ip:port".
+    connect: to another manager's gateway."""
 
     def __init__(
         self,
@@ -35,6 +38,7 @@ class Leading:
         node_id: str,
         addr: str,
         decrypt: Decrypt,
+        connect: Connect,
         now: Callable[[], datetime],
         new_id: Callable[[], str] = random_id,
     ) -> None:
@@ -49,6 +53,7 @@ class Leading:
             poke=self._poke,
             now=now,
         )
+        self.gateway = Gateway(store, self.dispatcher, node_id=node_id, connect=connect)
         self._driver = ControlDriver(
             store, LOOPS, fence=self.fence, acks=self.dispatcher.acks, refence=self._leadership.refence, now=now, new_id=new_id
         )
@@ -64,11 +69,13 @@ class Leading:
         self._parts.append((part, name))
 
     async def run(self) -> None:
+        gateway = asyncio.create_task(_forever(self.gateway.run, "gateway"), name="gateway")
         try:
             await self._leadership.run()
         finally:
             self._changed(False)
-            await asyncio.gather(*self._ending, return_exceptions=True)
+            gateway.cancel()
+            await asyncio.gather(gateway, *self._ending, return_exceptions=True)
 
     def _poke(self) -> None:
         self._driver.poke()

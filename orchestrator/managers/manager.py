@@ -15,6 +15,7 @@ from pathlib import Path
 
 from orchestrator.diagnose.finding import Finding
 from orchestrator.diagnose.peers import etcd_findings
+from orchestrator.dispatcher.connection import Connect
 from orchestrator.dispatcher.tls_app import ManagerSide
 from orchestrator.errors import ConfigError, MemberRemoved, MeshdError, StoreError, StoreUnavailable
 from orchestrator.managers.backup_files import keep_backups
@@ -79,8 +80,9 @@ def parse_cluster(text: str) -> tuple[tuple[str, str], ...]:
 class Manager:
     """`await start()`, then it runs by itself until `stop()`. `store` and `side` are there in between."""
 
-    def __init__(self, config: ManagerConfig, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self._config = config
+    def __init__(self, config: ManagerConfig, connect: Connect, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        """connect: to other managers, for what agents say to this one while another leads."""
+        self._config, self._connect = config, connect
         self._now = now
         tls = config.directory / "tls"
         self._tls = etcd_tls.TLSFiles(ca=tls / "ca.crt", cert=tls / "etcd.crt", key=tls / "etcd.key")
@@ -112,7 +114,7 @@ class Manager:
     def side(self) -> ManagerSide:
         """What the node's TLS server serves because this node is a manager."""
         assert self._leading is not None and self._quorum is not None, "the manager is not started"
-        return ManagerSide(self.store, self._leading.dispatcher, self._bundle, self._quorum.record)
+        return ManagerSide(self.store, self._leading.gateway, self._bundle, self._quorum.record)
 
     @property
     def etcd_version(self) -> str:
@@ -157,6 +159,7 @@ class Manager:
             node_id=self._config.node_id,
             addr=self._config.addr,
             decrypt=lambda secret: self.decrypt(secret.mesh_ciphertext),
+            connect=self._connect,
             now=self._now,
         )
         self._quorum = Quorum(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from orchestrator.daemon_config import DaemonConfig
+from orchestrator.dispatcher.connection import Connect
 from orchestrator.errors import ConfigError, MemberRemoved, MeshdError, StoreUnavailable
 from orchestrator.local_state import LocalState
 from orchestrator.managers.backup import sole_manager
@@ -40,8 +41,9 @@ class Seat:
     lost: the other managers have let it go; on_lost is called then.
     """
 
-    def __init__(self, config: DaemonConfig, on_lost: Callable[[], None] = lambda: None) -> None:
-        self._config = config
+    def __init__(self, config: DaemonConfig, connect: Connect, on_lost: Callable[[], None] = lambda: None) -> None:
+        """connect: to other managers, see `Manager`."""
+        self._config, self._connect = config, connect
         self._on_lost = on_lost
         self._resuming: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -87,7 +89,7 @@ class Seat:
         """ConfigError: this machine can't be a manager."""
         from orchestrator.managers.manager import Manager
 
-        await Manager(self._manager_config(local)).check()
+        await Manager(self._manager_config(local), self._connect).check()
 
     @staticmethod
     def joining(local: LocalState, bundle: Mapping[str, str]) -> LocalState:
@@ -160,7 +162,7 @@ class Seat:
     async def _serve(self, config: ManagerConfig, first_changes: Callable[[Snapshot], Sequence[Change]] | None = None) -> None:
         from orchestrator.managers.manager import Manager
 
-        manager = Manager(config)
+        manager = Manager(config, self._connect)
         await (manager.start(first_changes) if first_changes else manager.start())
         self.manager, self.error = manager, ""
         self._watching = asyncio.create_task(self._watch(manager.removed), name="seat")

@@ -22,7 +22,7 @@ import uvloop
 
 from orchestrator.api.app import serve_unix
 from orchestrator.api.backend import NodeFacts
-from orchestrator.dispatcher.connection import over_tls
+from orchestrator.dispatcher.connection import RELAY, over_tls
 from orchestrator.dispatcher.messages import Row
 from orchestrator.dispatcher.session import AgentSession
 from orchestrator.dispatcher.tls_app import NodeServer
@@ -139,11 +139,12 @@ async def _serve(directory: Path, services: int, replicas: int, agents: int, pip
     (directory / "agents").mkdir()
     for name in names:
         Credentials.create(directory / "agents" / name, _identity(root, name, "worker"))
-    daemon = Manager(config)
+    credentials = Credentials.create(directory / "manager", _identity(root, _MANAGER, "manager"))
+    daemon = Manager(config, over_tls(credentials, RELAY))
     objects = [*(_node(name, now) for name in names), *_running(services, replicas, names, now)]
     await daemon.start(lambda snapshot: [*founding, *(Put(one) for one in objects)])
     server = NodeServer(
-        Credentials.create(directory / "manager", _identity(root, _MANAGER, "manager")),
+        credentials,
         engine_socket="/nowhere.sock", manager=lambda: daemon.side, host="127.0.0.1", port=port,
     )  # fmt: skip
     await server.start()

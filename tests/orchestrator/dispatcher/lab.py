@@ -12,7 +12,8 @@ import msgspec
 from aiohttp import web
 
 from orchestrator.dispatcher.assignment import assignment
-from orchestrator.dispatcher.connection import over_tls
+from orchestrator.dispatcher.connection import RELAY, over_tls
+from orchestrator.dispatcher.gateway import PATIENCE_S, Gateway
 from orchestrator.dispatcher.messages import Row
 from orchestrator.dispatcher.server import Dispatcher
 from orchestrator.dispatcher.session import AgentSession
@@ -61,14 +62,13 @@ class Manager:
     credentials: Credentials
     server: NodeServer
     dispatcher: Dispatcher
+    gateway: Gateway
+    serving: asyncio.Task[None]
     pokes: list[int]
+    addr: str = ""
     leading: asyncio.Task[None] | None = None
     fence: Guard | None = None
     confirmed_s: float = 0.0
-
-    @property
-    def addr(self) -> str:
-        return f"127.0.0.1:{self.server.address[1]}"
 
 
 @dataclass
@@ -123,6 +123,7 @@ class Lab:
         self.store = self.cluster.store
         self.managers: list[Manager] = []
         self.agents: list[Agent] = []
+        self.patience_s = PATIENCE_S
 
     async def start(self) -> None:
         await self.cluster.start()
@@ -137,10 +138,13 @@ class Lab:
             self.store, node_id=node_id, decrypt=decrypt, fence=lambda: made.fence, poke=lambda: pokes.append(1),
             heartbeat_s=heartbeat_s, absent_after_s=0.3, confirmed_s=lambda: made.confirmed_s,
         )  # fmt: skip
-        side = ManagerSide(self.store, dispatcher, no_bundle, self._recorded)
+        gateway = Gateway(self.store, dispatcher, node_id=node_id, connect=over_tls(credentials, RELAY), patience_s=self.patience_s)
+        side = ManagerSide(self.store, gateway, no_bundle, self._recorded)
         server = NodeServer(credentials, engine_socket=engine_socket, manager=lambda: side, host="127.0.0.1", port=0)
-        made = Manager(credentials, server, dispatcher, pokes)
+        serving = asyncio.create_task(gateway.run())
+        made = Manager(credentials, server, dispatcher, gateway, serving, pokes)
         await server.start()
+        made.addr = f"127.0.0.1:{server.address[1]}"
         node = self.node(node_id)
         assert node.manager_status is not None
         await self.put(msgspec.structs.replace(node, manager_status=msgspec.structs.replace(node.manager_status, addr=made.addr)))
@@ -166,6 +170,15 @@ class Lab:
         manager.leading.cancel()
         await asyncio.gather(manager.leading, return_exceptions=True)
         manager.leading, manager.fence = None, None
+
+    async def end(self, manager: Manager) -> None:
+        """As when its meshd ends."""
+        self.managers.remove(manager)
+        if manager.leading:
+            await self.depose(manager)
+        manager.serving.cancel()
+        await asyncio.gather(manager.serving, return_exceptions=True)
+        await manager.server.stop()
 
     async def agent(
         self,
@@ -199,10 +212,8 @@ class Lab:
     async def stop(self) -> None:
         for agent in self.agents:
             await agent.stop()
-        for manager in self.managers:
-            if manager.leading:
-                await self.depose(manager)
-            await manager.server.stop()
+        for manager in list(self.managers):
+            await self.end(manager)
         await self.store.close()
 
     # ---- the store --------------------------------------------------------------------------------------------------------

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from orchestrator.dispatcher.connection import Connection
 from orchestrator.errors import ConfigError, Conflict, StoreUnavailable
 from orchestrator.managers.genesis import FirstNode, Keys, first_objects
 from orchestrator.managers.manager import Manager, ManagerConfig, parse_cluster, write_etcd_certificate
@@ -60,6 +62,12 @@ async def _written(manager: Manager, claim: Claim) -> None:
                 await asyncio.sleep(0.05)
 
 
+@contextlib.asynccontextmanager
+async def alone(manager: str) -> AsyncIterator[Connection]:
+    raise ConnectionError("there is no other manager")
+    yield
+
+
 def _allocated(manager: Manager) -> bool:
     return any(network.mesh_vni for network in manager.store.snapshot().all(Network))
 
@@ -67,7 +75,7 @@ def _allocated(manager: Manager) -> bool:
 async def test_a_founded_manager_leads_survives_its_etcd_and_comes_back(tmp_path: Path) -> None:
     config = _config(tmp_path)
     founding = _founding(config)
-    manager = Manager(config)
+    manager = Manager(config, alone)
     await manager.start(lambda snapshot: founding)
     try:
         await _until(lambda: _allocated(manager))
@@ -82,7 +90,7 @@ async def test_a_founded_manager_leads_survives_its_etcd_and_comes_back(tmp_path
         await manager.stop()
     assert manager._etcd.pid == 0
 
-    again = Manager(config)
+    again = Manager(config, alone)
     await again.start()
     try:
         assert again.store.snapshot().claim("service/x") is not None
@@ -97,14 +105,14 @@ async def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     founding = _founding(config)
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(ConfigError, match="install etcd-server"):
-        await Manager(config).start(lambda snapshot: founding)
+        await Manager(config, alone).start(lambda snapshot: founding)
 
 
 async def test_an_etcd_without_a_cluster_is_refused(tmp_path: Path) -> None:
     config = _config(tmp_path)
     _founding(config)
     with pytest.raises(ConfigError, match="holds no cluster"):
-        await Manager(config).start()
+        await Manager(config, alone).start()
 
 
 async def test_a_taken_port_is_said_and_nothing_stays(tmp_path: Path) -> None:
@@ -113,7 +121,7 @@ async def test_a_taken_port_is_said_and_nothing_stays(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", config.client_port))
         taken.listen()
-        manager = Manager(config)
+        manager = Manager(config, alone)
         with pytest.raises(ConfigError, match="another program uses it"):
             await manager.start(lambda snapshot: founding)
         assert manager._etcd.pid == 0

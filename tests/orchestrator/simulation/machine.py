@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -18,6 +18,7 @@ from orchestrator.agent.agent import Agent
 from orchestrator.agent.errors import EngineUnavailable
 from orchestrator.agent.runtime import Container
 from orchestrator.dispatcher.connection import Connection
+from orchestrator.dispatcher.gateway import Gateway
 from orchestrator.dispatcher.messages import Row
 from orchestrator.dispatcher.session import AgentSession
 from orchestrator.managers.leading import Leading
@@ -234,6 +235,7 @@ class Machine:
                 node_id=self.name,
                 addr=self.addr,
                 decrypt=lambda secret: secret.mesh_ciphertext,
+                connect=self._connect_manager,
                 now=self.now,
                 new_id=self.world.new_id,
             )
@@ -278,21 +280,25 @@ class Machine:
 
     def _connect(self, manager: str) -> AbstractAsyncContextManager[Connection]:
         server = self.world.machines[manager.partition(":")[0]]
-        return self.world.network.dial(self.name, server.name, lambda end: server.accept(self.name, end))
+        return self.world.network.dial(self.name, server.name, lambda end: server.accept(self.name, end, Gateway.converse))
 
-    def accept(self, client: str, end: End) -> bool:
+    def _connect_manager(self, manager: str) -> AbstractAsyncContextManager[Connection]:
+        server = self.world.machines[manager.partition(":")[0]]
+        return self.world.network.dial(self.name, server.name, lambda end: server.accept(self.name, end, Gateway.relay))
+
+    def accept(self, client: str, end: End, serve: Callable[[Gateway, Connection, Peer], Awaitable[None]]) -> bool:
         if not self.up or self.leading is None or self._store is None or self._store.snapshot().node(client) is None:
             return False
         peer = Peer(client, "worker", "cluster", client, _NEVER_EXPIRES_S)
-        task = asyncio.create_task(self._converse(self.leading, end, peer), name=f"{self.name} serves {client}")
+        task = asyncio.create_task(self._serve(serve(self.leading.gateway, end, peer), end), name=f"{self.name} serves {client}")
         self._conversations[task] = end
         task.add_done_callback(lambda done: self._conversations.pop(done, None))
         return True
 
     @staticmethod
-    async def _converse(leading: Leading, end: End, peer: Peer) -> None:
+    async def _serve(serving: Awaitable[None], end: End) -> None:
         try:
-            await leading.dispatcher.converse(end, peer)
+            await serving
         finally:
             with contextlib.suppress(ConnectionError):
                 await end.close()
