@@ -45,8 +45,9 @@ from orchestrator.local_state import LocalState
 from orchestrator.managers.backup import Backup
 from orchestrator.managers.founding import Founding, Place, found, refound
 from orchestrator.managers.role_follower import RoleFollower
+from orchestrator.managers.root_rotation import ordered
 from orchestrator.managers.seat import Seat
-from orchestrator.model import Cluster, JoinTokens, Network, Node
+from orchestrator.model import Cluster, ClusterSpec, JoinTokens, Network, Node
 from orchestrator.node import NodeRuntime, NodeSettings
 from orchestrator.security import tokens
 from orchestrator.security.admission import DEFAULT_PORT, join_endpoint, managers_of, split_endpoint
@@ -255,6 +256,11 @@ class Meshd:
 
     def rotate_token(self, cluster: Cluster, role: JoinRole) -> JoinTokens:
         return tokens.rotated(cluster.join_tokens or JoinTokens(), role, cluster.mesh_ca_cert)
+
+    async def order_ca(self, cluster: Cluster, spec: ClusterSpec) -> Cluster:
+        if self._credentials is None:
+            raise ApiError(503, "this node is not a manager")
+        return await ordered(cluster, spec, self._credentials, datetime.now(UTC))
 
     def encrypt_secret(self, plain: bytes) -> bytes:
         if self._manager is None:

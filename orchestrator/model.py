@@ -549,6 +549,13 @@ class NodeAttachment(_Struct):
     addr: str = ""
 
 
+class NodeCertificate(_Struct):
+    """What is known of a node's certificate: fingerprints of the key it last proved to have and of the one last certified, until when."""
+
+    keys: list[str] | None = None
+    not_after: datetime = ZERO_TIME
+
+
 class Node(_Struct):
     """mesh_disconnected_since: when the dispatcher lost it (None while connected)."""
 
@@ -562,6 +569,7 @@ class Node(_Struct):
     manager_status: ManagerStatus | None = None
     mesh_attachments: list[NodeAttachment] | None = None
     mesh_disconnected_since: datetime | None = None
+    mesh_certificate: NodeCertificate | None = None
 
 
 # ---- network, secret, config ----------------------------------------------------------------------------------------------------
@@ -687,10 +695,19 @@ class JoinTokens(_Struct):
     manager: str = ""
 
 
+class RootRotation(_Struct):
+    """The root that is to be, PEM. cross_signed: it, signed by the present root. ca_key "": an external CA has it."""
+
+    ca_cert: str = ""
+    ca_key: str = ""
+    cross_signed: str = ""
+
+
 class Cluster(_Struct):
     """The one object of kind cluster. mesh_ca_*: PEM; keys never leave managers (`api` strips every Mesh field here).
 
-    mesh_secret_key: key that encrypts secrets at rest.
+    mesh_secret_key: key that encrypts secrets at rest. mesh_bridges: each root, signed by the one before it, oldest first: what leads a
+    node that was away from the root it trusts to the present one. mesh_force_rotate: the spec's, as far as it was obeyed.
     """
 
     id: str
@@ -706,6 +723,9 @@ class Cluster(_Struct):
     join_tokens: JoinTokens | None = None
     mesh_ca_cert: str = ""
     mesh_ca_key: str = ""
+    mesh_root_rotation: RootRotation | None = None
+    mesh_force_rotate: int = 0
+    mesh_bridges: list[str] | None = None
     mesh_etcd_ca_cert: str = ""
     mesh_etcd_ca_key: str = ""
     mesh_secret_key: bytes = b""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +34,13 @@ from orchestrator.diagnose.peers import NodeView
 from orchestrator.dispatcher.connection import over_tls
 from orchestrator.dispatcher.session import AgentSession
 from orchestrator.dispatcher.tls_app import ManagerSide, NodeServer
-from orchestrator.errors import ApiError, MeshdError
+from orchestrator.errors import ApiError, MeshdError, StoreError
 from orchestrator.formation.door import Door
 from orchestrator.model import NodeDescription
-from orchestrator.security import ca
-from orchestrator.security.admission import split_endpoint
+from orchestrator.security.admission import Trust, split_endpoint
 from orchestrator.security.identity import Credentials
-from orchestrator.security.join import renew_forever
+from orchestrator.security.registrar import Registrar
+from orchestrator.security.renewal import Renewal
 from orchestrator.store.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -129,13 +130,23 @@ class NodeRuntime:
         self._session: AgentSession | None = None
         self._agent: Agent | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._http: dict[str, aiohttp.ClientSession] = {}
+        self._http: dict[str, tuple[ssl.SSLContext, aiohttp.ClientSession]] = {}
+        self._manager_side = manager_side
+        self._renewal = Renewal(
+            credentials,
+            lambda: self._managers,
+            registrar=self._registrar,
+            connected=lambda: self._session is not None and self._session.connected_to != "",
+            on_change=self._certificate_changed,
+        )
+        self._describe_now = asyncio.Event()
 
     async def start(self) -> None:
         """ConfigError: the port is taken; nothing is left running then. The agent waits for its Engine in the background."""
         await self._server.start()
         self._tasks.append(asyncio.create_task(self._run_agent(), name="agent"))
-        self._tasks.append(asyncio.create_task(renew_forever(self._credentials, lambda: self._managers), name="renew"))
+        self._tasks.append(asyncio.create_task(self._renewal.run(), name="renew"))
+        self._tasks.append(asyncio.create_task(self._part_from_removed(), name="removed"))
 
     def mesh_totals(self) -> Totals:
         return self._mesh.totals
@@ -152,9 +163,8 @@ class NodeRuntime:
                 log.error("stopping part=%r error=%r", "agent", done)
         self._tasks.clear()
         await self._server.stop()
-        for session in self._http.values():
-            await session.close()
-        self._http.clear()
+        for node_id in [*self._http]:
+            await self._part_from(node_id)
         await self._names_status.close()
         await self._mesh.close()
         await self._runtime.close()
@@ -180,12 +190,45 @@ class NodeRuntime:
         node = snapshot.node(node_id)
         if node is None or not node.description.mesh_api_addr:
             raise ApiError(500, f"node {node_id} is not known to this cluster any more")
-        session = self._http.get(node_id)
-        if session is None:
-            connector = aiohttp.TCPConnector(ssl=self._credentials.client_context(node_id), limit=0)
+        context = self._credentials.client_context(node_id)
+        known, session = self._http.get(node_id, (None, None))
+        if session is None or known is not context:
+            # Another context: the root was replaced. What goes on over the old connections ends by itself.
+            connector = aiohttp.TCPConnector(ssl=context, limit=0)
             session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None, sock_connect=5), trust_env=False)
-            self._http[node_id] = session
+            self._http[node_id] = (context, session)
         return session, f"https://{node.description.mesh_api_addr}/v1"
+
+    async def _part_from(self, node_id: str) -> None:
+        """End all that this manager has under way with a node."""
+        _, session = self._http.pop(node_id)
+        await session.close()
+
+    async def _part_from_removed(self) -> None:
+        """On a manager, what is relayed from a node (logs, events, a terminal) ends when the node is removed from the cluster."""
+        while True:
+            side = self._manager_side()
+            if side is None:
+                await asyncio.sleep(_ENGINE_RETRY_S)
+                continue
+            with contextlib.suppress(StoreError):
+                async for snapshot, _ in side.store.watch():
+                    for node_id in [node_id for node_id in self._http if snapshot.node(node_id) is None]:
+                        log.info("connections to a removed node end node=%s", node_id)
+                        await self._part_from(node_id)
+
+    # ---- certificates --------------------------------------------------------------------------------------------------------
+
+    def _registrar(self) -> Registrar | None:
+        side = self._manager_side()
+        return Registrar(side.store, self._credentials) if side is not None else None
+
+    def _heard_trust(self, trust: Trust) -> None:
+        self._server.managers_only.told(trust.managers)
+        self._renewal.told(trust)
+
+    def _certificate_changed(self) -> None:
+        self._describe_now.set()
 
     def _told(self) -> NodeState | None:
         return self._agent.wanted if self._agent is not None else None
@@ -244,6 +287,7 @@ class NodeRuntime:
             on_heard=self._lease.heard,
             on_managers=self._heard_managers,
             on_role=self._on_role,
+            on_trust=self._heard_trust,
         )
         agent = Agent(
             node_id=self._credentials.identity.node_id,
@@ -293,7 +337,7 @@ class NodeRuntime:
         return msgspec.structs.replace(
             description,
             hostname=self._settings.hostname,
-            tls_info=ca.tls_info(self._credentials.identity.root_certificate),
+            tls_info=self._credentials.identity.tls_info,
             mesh_balancer=self._settings.balancer,
             mesh_api_addr=self._settings.api_addr,
             mesh_data_addr=self._settings.data_addr,
@@ -304,7 +348,13 @@ class NodeRuntime:
         loop = asyncio.get_running_loop()
         due_at_s = loop.time() + _DESCRIBE_EVERY_S
         while True:
-            await asyncio.sleep(_ENGINE_RETRY_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_ENGINE_RETRY_S):
+                    await self._describe_now.wait()
+            if self._describe_now.is_set():
+                self._describe_now.clear()
+                last = msgspec.structs.replace(last, tls_info=self._credentials.identity.tls_info)
+                session.describe(last)
             silent = agent.engine_silent_s > _ENGINE_PATIENCE_S
             if silent is bool(last.mesh_engine_error) and (silent or loop.time() < due_at_s):
                 continue

@@ -131,6 +131,10 @@ class Backend(Protocol):
         """The cluster's tokens with a new secret for `role`. Only computed: the API commits it."""
         ...
 
+    async def order_ca(self, cluster: Cluster, spec: ClusterSpec) -> Cluster:
+        """The cluster with that spec and what it asks of the CA (a new root, external CAs). ConfigError: why it can't be. Only computed."""
+        ...
+
     def encrypt_secret(self, plain: bytes) -> bytes:
         """What Secret.mesh_ciphertext holds for this payload."""
         ...

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from orchestrator.api import access, validate, views
 from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole
 from orchestrator.api.events import JOURNAL
-from orchestrator.errors import ApiError
+from orchestrator.errors import ApiError, ConfigError
 from orchestrator.model import (
     SECOND,
     CAConfig,
@@ -71,6 +71,7 @@ async def init_swarm(request: web.Request) -> web.Response:
     backend = access.backend_of(request)
     spec = merged(DEFAULT_SPEC, sent.spec)
     validate.cluster_spec(spec)
+    validate.first_ca(spec.ca_config)
     validate.availability(sent.availability or "active")
     validate.address_pools(sent.default_addr_pool, sent.subnet_size)
     if sent.auto_lock_managers:
@@ -146,12 +147,19 @@ async def update_swarm(request: web.Request) -> web.Response:
     if access.flag(request, "rotateManagerUnlockKey"):
         raise validate.unsupported("autolock is not supported: there is no unlock key to rotate")
 
+    known = _cluster(store.snapshot())
+    access.in_sequence(known.version.index, seen)
+    spec = merged(known.spec, sent)
+    validate.cluster_spec(spec)
+    try:
+        # may ask external CAs, so not within the plan: what it is made of is what the caller has seen, or nothing is written
+        ordered = await backend.order_ca(known, spec)
+    except ConfigError as error:
+        raise validate.invalid(str(error)) from None
+
     def plan(snapshot: Snapshot) -> Sequence[Change]:
-        cluster = _cluster(snapshot)
-        access.in_sequence(cluster.version.index, seen)
-        spec = merged(cluster.spec, sent)
-        validate.cluster_spec(spec)
-        changed = replace(cluster, spec=spec, updated_at=access.now())
+        access.in_sequence(_cluster(snapshot).version.index, seen)
+        changed = replace(ordered, updated_at=access.now())
         for role in roles:
             changed = replace(changed, join_tokens=backend.rotate_token(changed, role))
         return [Put(changed)]
@@ -201,8 +209,6 @@ def merged(old: ClusterSpec, sent: ClusterSpec) -> ClusterSpec:
         ca_config=replace(
             sent.ca_config,
             node_cert_expiry=sent.ca_config.node_cert_expiry or old.ca_config.node_cert_expiry,
-            signing_ca_cert=sent.ca_config.signing_ca_cert or old.ca_config.signing_ca_cert,
-            signing_ca_key=sent.ca_config.signing_ca_key or old.ca_config.signing_ca_key,
             force_rotate=sent.ca_config.force_rotate or old.ca_config.force_rotate,
         ),
         task_defaults=old.task_defaults if sent.task_defaults.log_driver is None else sent.task_defaults,

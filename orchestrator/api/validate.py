@@ -21,6 +21,7 @@ from orchestrator.control import constraints, expressions, labels, placement_lab
 from orchestrator.errors import ApiError, ConfigError
 from orchestrator.model import (
     SECOND,
+    CAConfig,
     ClusterSpec,
     ConfigReference,
     ContainerSpec,
@@ -396,15 +397,17 @@ def cluster_spec(spec: ClusterSpec) -> None:
     raft = spec.raft
     if min(raft.snapshot_interval, raft.keep_old_snapshots or 0, raft.log_entries_for_slow_followers) < 0:
         raise invalid("Raft settings cannot be negative")
-    if spec.ca_config.external_cas:
-        raise unsupported("external certificate authorities are not supported: the managers issue the nodes' certificates")
-    if spec.ca_config.force_rotate or spec.ca_config.signing_ca_cert or spec.ca_config.signing_ca_key:
-        raise unsupported("rotating the root certificate is not supported: the swarm keeps the one it was made with")
     limit = spec.orchestration.task_history_retention_limit
     if limit is not None and limit < 0:
         raise invalid("task history retention limit cannot be negative")
     if spec.encryption_config.auto_lock_managers:
         raise unsupported("autolock is not supported: managers keep their keys readable by root only")
+
+
+def first_ca(config: CAConfig) -> None:
+    """A new cluster makes its own root."""
+    if config.external_cas or config.signing_ca_cert or config.signing_ca_key:
+        raise invalid("a new swarm makes its own root certificate: init it, then `docker swarm ca --rotate` to the one it should have")
 
 
 def address_pools(pools: Iterable[str], subnet_size: int) -> None:

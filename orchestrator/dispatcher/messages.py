@@ -25,6 +25,7 @@ import msgspec
 
 from orchestrator.dns_options import DnsOptions
 from orchestrator.model import NodeDescription, PortConfig, Task, TaskStatus
+from orchestrator.security.admission import Trust
 
 # ---- rows ----------------------------------------------------------------------------------------------------------------------
 
@@ -247,6 +248,7 @@ class Complete(msgspec.Struct, frozen=True, kw_only=True, tag="complete"):
     """managers: "ip:port" of all managers, to be remembered for reconnecting. role: what the node is to be, "manager" or "worker".
 
     stale: None = `rows` is all there is. Else the answer to a token: of what the agent has these buckets go, `rows` come, the rest stays.
+    trust: of certificates, None: nothing new.
     """
 
     revision: int
@@ -256,6 +258,7 @@ class Complete(msgspec.Struct, frozen=True, kw_only=True, tag="complete"):
     role: str = ""
     stale: tuple[int, ...] | None = None
     version: int = 1
+    trust: Trust | None = None
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
@@ -264,6 +267,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
     removed: tuple[str, ...] = ()
     managers: tuple[str, ...] | None = None
     role: str | None = None
+    trust: Trust | None = None
 
 
 class StatusesStored(msgspec.Struct, frozen=True, kw_only=True, tag="stored"):

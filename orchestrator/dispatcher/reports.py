@@ -14,7 +14,7 @@ import msgspec
 
 from orchestrator.control.status import advance
 from orchestrator.dispatcher.messages import TaskReport
-from orchestrator.model import STATE_ORDER, Node, NodeDescription, NodeStatus, Task, TaskState, TaskStatus, TLSInfo
+from orchestrator.model import STATE_ORDER, Node, NodeDescription, NodeStatus, Task, TaskState, TaskStatus
 from orchestrator.store.snapshot import Snapshot
 
 # Before them the leader speaks (NEW, PENDING, ASSIGNED), after them too (REMOVE, ORPHANED).
@@ -72,14 +72,14 @@ def tasks_changed(snapshot: Snapshot, statuses: Mapping[str, TaskStatus], now: d
     return changed
 
 
-def nodes_changed(snapshot: Snapshot, presences: Mapping[str, Presence], tls_info: TLSInfo | None) -> list[Node]:
+def nodes_changed(snapshot: Snapshot, presences: Mapping[str, Presence]) -> list[Node]:
     """Nodes as they are to be stored, by id. Removed nodes and those that would not change are left out."""
     changed = []
     for node_id in sorted(presences):
         node = snapshot.node(node_id)
         if node is None:
             continue
-        after = _after(node, presences[node_id], tls_info)
+        after = _after(node, presences[node_id])
         if after != node:
             changed.append(msgspec.structs.replace(after, updated_at=presences[node_id].at))
     return changed
@@ -94,7 +94,7 @@ def absent(nodes: Iterable[Node], connected: frozenset[str], now: datetime) -> d
     }
 
 
-def _after(node: Node, presence: Presence, tls_info: TLSInfo | None) -> Node:
+def _after(node: Node, presence: Presence) -> Node:
     if presence.left:
         status = msgspec.structs.replace(node.status, state="down", message="the node left the cluster")
         return msgspec.structs.replace(node, status=status, mesh_disconnected_since=presence.at)
@@ -105,13 +105,14 @@ def _after(node: Node, presence: Presence, tls_info: TLSInfo | None) -> Node:
         # without its Engine a node can't say what it has: what it said last still holds
         description = msgspec.structs.replace(
             node.description,
+            tls_info=description.tls_info,
             mesh_engine_error=description.mesh_engine_error,
             mesh_api_addr=description.mesh_api_addr,
             mesh_data_addr=description.mesh_data_addr,
         )
     return msgspec.structs.replace(
         node,
-        description=msgspec.structs.replace(description, tls_info=tls_info),
+        description=description,
         status=NodeStatus(state="ready", addr=presence.address),
         mesh_disconnected_since=None,
     )

@@ -43,7 +43,7 @@ from orchestrator.dispatcher.writer import ReportWriter
 from orchestrator.errors import Compacted, RemoteProtocolError, StoreUnavailable
 from orchestrator.managers.membership import role_of
 from orchestrator.model import Node
-from orchestrator.security.admission import managers_of
+from orchestrator.security.admission import Trust, managers_of, trust_of
 from orchestrator.security.peer import Peer
 from orchestrator.security.rate import RateLimit
 from orchestrator.store.base import Event, Guard, Store
@@ -75,7 +75,8 @@ class _Session:
     """One agent. `shown` is what its rows are once everything sent has arrived."""
 
     __slots__ = (
-        "acks", "beat", "beat_answered", "closing", "dirty", "managers", "peer", "role", "shown", "stored", "stored_sent", "token", "wire",
+        "acks", "beat", "beat_answered", "closing", "dirty", "managers", "peer", "role", "shown", "stored", "stored_sent", "token", "trust",
+        "wire",
     )  # fmt: skip
 
     def __init__(self, peer: Peer, wire: Connection, token: bytes) -> None:
@@ -84,6 +85,7 @@ class _Session:
         self.shown: Parts = {}
         self.managers: tuple[str, ...] = ()
         self.role = ""
+        self.trust = Trust()
         self.dirty = asyncio.Event()
         self.stored = self.stored_sent = 0
         self.beat = self.beat_answered = 0
@@ -191,12 +193,12 @@ class Dispatcher:
             if event.kind == "node" and event.new is None and (session := self._sessions.pop(event.id, None)):
                 # Out of the table first: what it says from now on is not heard.
                 session.close(CLOSE_REMOVED, "the node was removed from the cluster")
-        managers = managers_of(snapshot)
+        managers, trust = managers_of(snapshot), trust_of(snapshot)
         woken = 0
         for session in list(self._sessions.values()):
             now_due = parts.of(session.peer.node_id)
             known = session.managers == managers and session.role == role_of(snapshot.node(session.peer.node_id))
-            if known and _same(session.shown, now_due):
+            if known and session.trust == trust and _same(session.shown, now_due):
                 session.acks.processed(snapshot.revision)
                 continue
             session.dirty.set()
@@ -359,7 +361,7 @@ class Dispatcher:
         """The first rows: everything, or what the agent's token says it lacks."""
         revision, due = parts.snapshot.revision, parts.of(session.peer.node_id)
         session.shown, session.managers = due, managers_of(parts.snapshot)
-        session.role = role_of(parts.snapshot.node(session.peer.node_id))
+        session.role, session.trust = role_of(parts.snapshot.node(session.peer.node_id)), trust_of(parts.snapshot)
         token, session.token = session.token, b""
         stale: tuple[int, ...] | None = None
         rows: Mapping[str, bytes] = {}
@@ -373,6 +375,7 @@ class Dispatcher:
             managers=session.managers,
             heartbeat_s=self._heartbeat_s(),
             role=session.role,
+            trust=session.trust,
             stale=stale,
             version=PROTOCOL,
         )
@@ -385,15 +388,20 @@ class Dispatcher:
         role = role_of(parts.snapshot.node(session.peer.node_id))
         new_managers = managers if managers != session.managers else None
         new_role = role if role != session.role else None
-        session.shown, session.managers, session.role = due, managers, role
+        trust = trust_of(parts.snapshot)
+        new_trust = trust if trust != session.trust else None
+        session.shown, session.managers, session.role, session.trust = due, managers, role, trust
         if put or removed:
             session.acks.sent(revision)
-            await _send(session.wire, Delta(revision=revision, put=_raws(put), removed=removed, managers=new_managers, role=new_role))
+            await _send(
+                session.wire,
+                Delta(revision=revision, put=_raws(put), removed=removed, managers=new_managers, role=new_role, trust=new_trust),
+            )
         else:
             # Only knowledge about managers: nothing to apply, so nothing to acknowledge.
             session.acks.processed(revision)
-            if new_managers is not None or new_role is not None:
-                await _send(session.wire, Delta(revision=revision, managers=new_managers, role=new_role))
+            if (new_managers, new_role, new_trust) != (None, None, None):
+                await _send(session.wire, Delta(revision=revision, managers=new_managers, role=new_role, trust=new_trust))
 
     # ---- acknowledgements -----------------------------------------------------------------------------------------------------
 

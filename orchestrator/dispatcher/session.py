@@ -38,6 +38,7 @@ from orchestrator.dispatcher.messages import (
 from orchestrator.dispatcher.resume import Held, buckets_of
 from orchestrator.errors import RemoteProtocolError
 from orchestrator.model import NodeDescription
+from orchestrator.security.admission import Trust
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +64,8 @@ class AgentSession:
     """`run()` until cancelled. on_rows(revision, put, removed, complete) is awaited, one call at a time, in order.
 
     After each on_rows the owner owes an `applied(revision, ...)` once the node shows it. managers: "ip:port". on_role("manager" or
-    "worker") is called with every session's start and when the role changes. on_heard(ago_s): so long ago a leader surely had this
-    node for connected: no leader, this one or a later, has noted its loss before that.
+    "worker") is called with every session's start and when the role changes, on_trust likewise. on_heard(ago_s): so long ago a leader
+    surely had this node for connected: no leader, this one or a later, has noted its loss before that.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class AgentSession:
         on_heard: Callable[[float], None] = lambda ago_s: None,
         on_managers: Callable[[tuple[str, ...]], None] = lambda managers: None,
         on_role: Callable[[str], None] = lambda role: None,
+        on_trust: Callable[[Trust], None] = lambda trust: None,
         random_: random.Random | None = None,
     ) -> None:
         self._connect = connect
@@ -86,6 +88,7 @@ class AgentSession:
         self._on_heard = on_heard
         self._on_managers = on_managers
         self._on_role = on_role
+        self._on_trust = on_trust
         self._random = random_ or random.Random()
         self._unstored: dict[str, tuple[int, TaskReport]] = {}
         self._held = Held()
@@ -226,6 +229,7 @@ class AgentSession:
         self._applied = None
         self._remember(first.managers)
         self._on_role(first.role)
+        self._heard_trust(first.trust)
         sending = asyncio.create_task(self._send(connection, first.heartbeat_s))
         try:
             await self._begin(first, token)
@@ -247,6 +251,7 @@ class AgentSession:
                     self._remember(message.managers)
                 if message.role is not None:
                     self._on_role(message.role)
+                self._heard_trust(message.trust)
                 if message.put or message.removed:
                     await self._hand_over(message.revision, message.put, message.removed)
             case StatusesStored():
@@ -329,6 +334,10 @@ class AgentSession:
             self._applied_sent = self._applied
             messages.append(self._applied)
         return messages
+
+    def _heard_trust(self, trust: Trust | None) -> None:
+        if trust is not None:
+            self._on_trust(trust)
 
     def _remember(self, managers: tuple[str, ...]) -> None:
         if managers and managers != self._managers:

@@ -1,8 +1,9 @@
 """The node's TLS server (port 2377): what it answers, and to whom.
 
-Edge: aiohttp routes over the listener. Everyone may fetch the root certificate; a join token opens `join`; a certificate of a node
-that is still in the store opens `renew`, `dispatcher` and, if the node is to be a manager, `promote`; a manager's certificate opens the
-node's Engine and its traces. On workers, which have no store, only the root certificate and what managers ask of a node are served.
+Edge: aiohttp routes over the listener. Everyone may fetch the root certificates; a join token opens `join`, the key of a known node
+`readmit`; a certificate of a node that is still in the store opens `renew`, `dispatcher` and, if the node is to be a manager,
+`promote`; the certificate of one that is a manager now opens the node's Engine and its traces. On workers, which have no store, only
+the root certificate and what managers ask of a node are served.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ from orchestrator.diagnose.node_side import NodeTracing
 from orchestrator.dispatcher.connection import AGENTS, RELAY
 from orchestrator.dispatcher.engine_proxy import EngineProxy
 from orchestrator.dispatcher.gateway import Gateway
-from orchestrator.errors import Conflict, MeshdError, StoreUnavailable
+from orchestrator.errors import MeshdError, StoreUnavailable
 from orchestrator.formation.door import PATH as FORMATION_PATH
 from orchestrator.model import Node
 from orchestrator.security import admission
-from orchestrator.security.admission import JoinQuestion, PromoteAnswer, PromoteQuestion, RenewQuestion
+from orchestrator.security.admission import JoinQuestion, PromoteAnswer, PromoteQuestion, ReadmitQuestion, RenewQuestion
 from orchestrator.security.identity import Credentials
 from orchestrator.security.listener import TlsListener
-from orchestrator.security.peer import Peer, peer_of
+from orchestrator.security.managers_only import NOT_TOLD, ManagersOnly
+from orchestrator.security.peer import Peer, key_of, peer_of
 from orchestrator.security.rate import RateLimit
+from orchestrator.security.registrar import Registrar
 from orchestrator.store.base import Store
 
 log = logging.getLogger(__name__)
@@ -41,7 +44,6 @@ BODY_TIMEOUT_S = 10.0
 JOIN_TIMEOUT_S = 15.0
 # etcd takes one learner at a time and wants rest between two changes
 PROMOTE_TIMEOUT_S = 40.0
-_JOIN_TRIES = 8
 _CERTIFICATE_NEEDED = "a certificate of a node of this cluster is needed"
 _WORKER = "this node is not a manager of the cluster: ask one of its managers"
 
@@ -77,16 +79,21 @@ class NodeServer:
         self._manager = manager
         self._now = now
         self._engine = EngineProxy(engine_socket)
+        self.managers_only = ManagersOnly()
         # A person types a join, a script of fifty nodes behind one address waits a little.
         self._joins = RateLimit(per_s=5.0, burst=30)
+        # A whole cluster comes back at once after a long night, behind one address too.
+        self._readmissions = RateLimit(per_s=20.0, burst=100)
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json])
         app.router.add_get("/v1/ca", self._root_certificate)
         app.router.add_post("/v1/join", self._join)
+        app.router.add_get("/v1/roots", self._roots)
         app.router.add_post("/v1/renew", self._renew)
+        app.router.add_post("/v1/readmit", self._readmit)
         app.router.add_post("/v1/promote", self._promote)
         app.router.add_get(AGENTS, self._dispatch)
         app.router.add_get(RELAY, self._for_managers(self._relay))
-        app.router.add_route("*", "/v1/engine/{path:.*}", self._engine_request)
+        app.router.add_route("*", "/v1/engine/{path:.*}", self._for_managers(self._engine_request))
         if formation is not None:
             app.router.add_post(FORMATION_PATH, lambda request: formation(request, credentials.identity.certificate))
         if tracing is not None:
@@ -133,39 +140,55 @@ class NodeServer:
             raise web.HTTPForbidden(text=f"node {peer.node_id} is not part of this cluster any more")
         return peer, node
 
+    def _registrar(self, side: ManagerSide) -> Registrar:
+        return Registrar(side.store, self._credentials, self._now)
+
     async def _root_certificate(self, request: web.Request) -> web.Response:
-        return web.Response(text=self._credentials.identity.root_certificate, content_type="application/x-pem-file")
+        """The one that join tokens name; on a worker, the one it trusts."""
+        side = self._manager()
+        root = self._registrar(side).root_certificate if side is not None else ""
+        return web.Response(text=root or self._credentials.identity.root_certificate, content_type="application/x-pem-file")
+
+    async def _roots(self, request: web.Request) -> web.Response:
+        cluster = self._manager_side().store.snapshot().cluster
+        if cluster is None:
+            raise web.HTTPServiceUnavailable(text="this manager has not read the cluster's state yet: try again")
+        return _json(admission.roots_of(cluster))
 
     async def _join(self, request: web.Request) -> web.Response:
         side = self._manager_side()
-        address = request.remote or ""
-        if not self._joins.allows(address, asyncio.get_running_loop().time()):
-            raise web.HTTPTooManyRequests(text="too many join requests from this address: wait a second")
+        address = self._within(self._joins, request)
         question = await _body(request, JoinQuestion)
         async with asyncio.timeout(JOIN_TIMEOUT_S):
-            answer = await self._admitted(side, question, address)
+            answer = await self._registrar(side).join(question, address)
             if answer.role == "manager":
                 answer = msgspec.structs.replace(answer, bundle=await side.bundle(answer.node_id, _advertised(question, address)))
         log.info("node joined node=%s role=%s address=%s hostname=%r", answer.node_id, answer.role, address, question.hostname)
-        return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
-
-    async def _admitted(self, side: ManagerSide, question: JoinQuestion, address: str) -> admission.JoinAnswer:
-        for _ in range(_JOIN_TRIES):
-            changes, answer = admission.admit(side.store.snapshot(), question, address, self._now())
-            try:
-                await side.store.commit(changes)
-                return answer
-            except Conflict:
-                # The cluster object changed (rotated tokens?) or the same join runs twice: decide again.
-                await asyncio.sleep(0.02)
-        raise admission.Refused(503, "the cluster's settings keep changing: try again")
+        return _json(answer)
 
     async def _renew(self, request: web.Request) -> web.Response:
         side = self._manager_side()
         peer, _ = self._member(request, side)
         question = await _body(request, RenewQuestion)
-        answer = admission.renew(side.store.snapshot(), question.csr, peer.node_id, peer.address, self._now())
-        return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+        async with asyncio.timeout(JOIN_TIMEOUT_S):
+            return _json(await self._registrar(side).renew(question.csr, peer.node_id, key_of(request.transport), peer.address))
+
+    async def _readmit(self, request: web.Request) -> web.Response:
+        side = self._manager_side()
+        address = self._within(self._readmissions, request)
+        question = await _body(request, ReadmitQuestion)
+        async with asyncio.timeout(JOIN_TIMEOUT_S):
+            answer = await self._registrar(side).readmit(question, address)
+        log.info("node readmitted node=%s address=%s", question.node_id, address)
+        return _json(answer)
+
+    @staticmethod
+    def _within(limit: RateLimit, request: web.Request) -> str:
+        """The address that asks. HTTP 429: too often."""
+        address = request.remote or ""
+        if not limit.allows(address, asyncio.get_running_loop().time()):
+            raise web.HTTPTooManyRequests(text="too many join requests from this address: wait a second")
+        return address
 
     async def _promote(self, request: web.Request) -> web.Response:
         """A node that was told to be a manager asks for its place among them."""
@@ -177,7 +200,7 @@ class NodeServer:
             bundle = await side.bundle(node.id, addr)
             await side.record(node.id, addr)
         log.info("node promoted node=%s address=%s", node.id, addr)
-        return web.Response(body=msgspec.json.encode(PromoteAnswer(bundle=bundle)), content_type="application/json")
+        return _json(PromoteAnswer(bundle=bundle))
 
     async def _dispatch(self, request: web.Request) -> web.StreamResponse:
         side = self._manager_side()
@@ -190,27 +213,31 @@ class NodeServer:
         return await side.gateway.serve_relay(request, peer)
 
     async def _engine_request(self, request: web.Request) -> web.StreamResponse:
-        self._require_manager(request)
         return await self._engine.forward(request, request.rel_url.raw_path.removeprefix("/v1/engine"))
 
     def _for_managers(self, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Handler:
         async def checked(request: web.Request) -> web.StreamResponse:
-            self._require_manager(request)
-            return await handler(request)
+            peer, transport = self._using_manager(request), request.transport
+            assert transport is not None
+            with self.managers_only.using(peer, transport.abort):
+                return await handler(request)
 
         return checked
 
-    def _require_manager(self, request: web.Request) -> None:
-        """HTTP 403 unless a manager asks."""
+    def _using_manager(self, request: web.Request) -> Peer:
+        """HTTP 403 unless a manager asks; 503 as long as this node can't know."""
         peer = self._peer(request)
         if peer is None:
             raise web.HTTPForbidden(text=_CERTIFICATE_NEEDED)
         side = self._manager()
-        # A manager knows who still is one; a worker has only the certificate to go by.
-        known = side.store.snapshot().node(peer.node_id) if side else None
-        if peer.role != "manager" or (side is not None and (known is None or known.spec.role != "manager")):
-            log.warning("not a manager path=%r node=%s role=%s address=%s", request.path, peer.node_id, peer.role, peer.address)
-            raise web.HTTPForbidden(text="only managers may use the Engine of a node, or look into its networks")
+        if side is not None:
+            # sooner than by its own session, and without one
+            self.managers_only.told(admission.trust_of(side.store.snapshot()).managers)
+        refusal = self.managers_only.refusal(peer)
+        if not refusal:
+            return peer
+        log.warning("not a manager path=%r node=%s role=%s address=%s", request.path, peer.node_id, peer.role, peer.address)
+        raise web.HTTPServiceUnavailable(text=refusal) if refusal == NOT_TOLD else web.HTTPForbidden(text=refusal)
 
 
 async def _body(request: web.Request, form: type[A]) -> A:
@@ -255,4 +282,8 @@ async def _errors_as_json(request: web.Request, handler: Callable[[web.Request],
 
 
 def _error(status: int, message: str) -> web.Response:
-    return web.Response(status=status, body=msgspec.json.encode({"message": message}), content_type="application/json")
+    return _json({"message": message}, status)
+
+
+def _json(answer: object, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode(answer), content_type="application/json")

@@ -83,8 +83,7 @@ class ReportWriter:
         if fence is None:
             raise StoreUnavailable("this manager doesn't lead any more")
         snapshot = self._store.snapshot()
-        cluster = snapshot.cluster
-        changes: list[Change] = [Put(node) for node in nodes_changed(snapshot, presences, cluster.tls_info if cluster else None)]
+        changes: list[Change] = [Put(node) for node in nodes_changed(snapshot, presences)]
         changes += [Put(task) for task in tasks_changed(snapshot, statuses, self._now())]
         size = min(self._store.max_changes - 1, MAX_OBJECTS_PER_COMMIT)
         for start in range(0, len(changes), size):

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from orchestrator.api.backend import InitRequest
+from orchestrator.errors import ConfigError
 from orchestrator.ids import new_id
 from orchestrator.local_state import LocalState
 from orchestrator.managers import backup as backups
 from orchestrator.managers.backup import Backup
 from orchestrator.managers.genesis import FirstNode, Keys, first_objects
 from orchestrator.security import ca, secretbox, tokens
-from orchestrator.security.admission import join_endpoint, split_endpoint
+from orchestrator.security.admission import first_certificate, join_endpoint, split_endpoint
 from orchestrator.security.identity import Identity
 from orchestrator.store import etcd_tls
 from orchestrator.store.base import Change
@@ -67,7 +68,14 @@ def found(request: InitRequest, place: Place, now: datetime) -> Founding:
         new_id(),
         request.spec,
         keys,
-        FirstNode(identity.node_id, place.hostname, place.addr, place.data_addr, request.availability),
+        FirstNode(
+            identity.node_id,
+            place.hostname,
+            place.addr,
+            place.data_addr,
+            request.availability,
+            first_certificate(identity.certificate),
+        ),
         now,
         address_pool=pool,
         # the CLI always sends /24; it is the user's word only beside a pool of his own
@@ -80,6 +88,10 @@ def found(request: InitRequest, place: Place, now: datetime) -> Founding:
 def refound(backup: Backup, place: Place, now: datetime) -> Founding:
     """`meshd restore`: the same cluster, CA and objects, with a node of a new identity as its only manager."""
     cluster = backup.cluster
+    if not cluster.mesh_ca_key:
+        raise ConfigError(
+            "the backup holds no key of the CA, which is an external one: only backups with a CA of the managers' can be restored"
+        )
     identity = _identity(ca.RootCA(cluster.mesh_ca_cert, cluster.mesh_ca_key), cluster.id, place, now)
     me = backups.manager_node(backup, identity.node_id, place.hostname, place.addr, place.data_addr, now)
     etcd_ca = etcd_tls.KeyPair(cluster.mesh_etcd_ca_cert, cluster.mesh_etcd_ca_key)

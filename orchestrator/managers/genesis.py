@@ -21,6 +21,7 @@ from orchestrator.model import (
     ManagerStatus,
     Network,
     Node,
+    NodeCertificate,
     NodeDescription,
     NodeSpec,
     NodeStatus,
@@ -60,6 +61,7 @@ class FirstNode:
     addr: str
     data_addr: str
     availability: str = "active"
+    certificate: NodeCertificate | None = None
 
 
 def with_defaults(spec: ClusterSpec) -> ClusterSpec:
@@ -120,6 +122,7 @@ def first_objects(
         description=NodeDescription(hostname=node.hostname, mesh_api_addr=node.addr, mesh_data_addr=node.data_addr),
         status=NodeStatus(state="unknown", addr=node.addr.rpartition(":")[0].strip("[]")),
         manager_status=ManagerStatus(leader=True, reachability="reachable", addr=node.addr),
+        mesh_certificate=node.certificate,
     )
     ingress = Network(id=ingress_id, created_at=now, updated_at=now, name="ingress", ingress=True)
     return [Put(cluster), Put(manager), Put(ingress), Put(Claim(id="network/ingress", owner=ingress_id))]

@@ -21,6 +21,7 @@ from orchestrator.errors import ConfigError, MemberRemoved, MeshdError, StoreErr
 from orchestrator.managers.backup_files import keep_backups
 from orchestrator.managers.leading import Leading
 from orchestrator.managers.quorum import PROMOTION_TIMEOUT_S, Quorum
+from orchestrator.managers.root_rotation import RootRotation
 from orchestrator.model import Cluster
 from orchestrator.security import secretbox
 from orchestrator.security.admission import split_endpoint
@@ -171,6 +172,7 @@ class Manager:
             now=self._now,
         )
         self._leading.also(self._quorum.lead, "quorum")
+        self._leading.also(RootRotation(self._store, fence=self._leading.fence, now=self._now).lead, "root-rotation")
         self._tasks.append(asyncio.create_task(self._leading.run(), name="leading"))
         if self._config.backups is not None and self._config.backup_every_s:
             keeping = keep_backups(

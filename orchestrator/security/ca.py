@@ -1,6 +1,7 @@
 """The cluster's certificate authority: root certificate, node certificates, their digest and verification.
 
-Pure, but for the key and serial numbers drawn from the system's randomness; the time is an argument. PEM in, PEM out.
+Pure, but for the key and serial numbers drawn from the system's randomness; the time is an argument. PEM in, PEM out. A node's
+certificate is one PEM, or two while the root is being rotated (`roots`): its own, and the new root as the old one has signed it.
 Source: SwarmKit ca/ (P-256, root 20 years, node certificates 90 days, backdated an hour; CN = node id, OU = role, O = cluster id).
 
 A node's names (subject alternative names) are chosen here, never taken from the request: its id and its role's name. So TLS's own
@@ -13,14 +14,15 @@ import base64
 import hashlib
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from orchestrator.errors import ConfigError, RemoteProtocolError
@@ -28,6 +30,7 @@ from orchestrator.ids import base36
 from orchestrator.model import TLSInfo
 
 Role = Literal["worker", "manager"]
+CAKey: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 OU_OF: dict[str, str] = {"worker": "swarm-worker", "manager": "swarm-manager"}
 ROLE_OF: dict[str, Role] = {"swarm-worker": "worker", "swarm-manager": "manager"}
 
@@ -41,10 +44,11 @@ _MAX_CSR_BYTES = 8192
 
 @dataclass(frozen=True, slots=True)
 class RootCA:
-    """certificate, key: PEM. The key never leaves the managers."""
+    """PEM. The key never leaves the managers; "": another CA has it. intermediate: this root, signed by the one that nodes trust still."""
 
     certificate: str
-    key: str
+    key: str = field(repr=False)
+    intermediate: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ class Subject:
 
 
 def new_root(cluster_id: str, now: datetime) -> RootCA:
-    """A self-signed root. Its path length of 1 leaves room for a cross-signed successor when the root is rotated."""
+    """A self-signed root. Its path length of 1 leaves room for its cross-signed successor (`roots`)."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name(
         [x509.NameAttribute(NameOID.COMMON_NAME, "swarm-ca"), x509.NameAttribute(NameOID.ORGANIZATION_NAME, cluster_id)],
@@ -86,8 +90,8 @@ def new_key_and_csr() -> tuple[str, str]:
     return key_pem(key), csr_of(key)
 
 
-def csr_of(key: ec.EllipticCurvePrivateKey) -> str:
-    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+def csr_of(key: CAKey, subject: x509.Name | None = None) -> str:
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject or x509.Name([])).sign(key, hashes.SHA256())
     return request.public_bytes(serialization.Encoding.PEM).decode()
 
 
@@ -96,8 +100,7 @@ def node_id_of(csr: str) -> str:
 
     RemoteProtocolError: not a signing request, not self-signed, or not a P-256 key.
     """
-    spki = _request(csr).public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return base36(int.from_bytes(hashlib.sha256(spki).digest()[:16], "big"), 25)
+    return base36(int.from_bytes(hashlib.sha256(spki(request_of(csr).public_key())).digest()[:16], "big"), 25)
 
 
 def issue(
@@ -111,13 +114,13 @@ def issue(
     life: timedelta = NODE_LIFE,
     addresses: Sequence[str] = (),
 ) -> str:
-    """A certificate for the request's key, PEM. Of the request nothing but the key is used.
+    """A certificate for the request's key, PEM, with the root's intermediate behind it. Of the request nothing but the key is used.
 
     addresses: IP addresses the caller vouches for. RemoteProtocolError as `node_id_of`; ConfigError: the CA can't sign.
     """
-    request = _request(csr)
+    request = request_of(csr)
     ca = load_certificate(root.certificate)
-    ca_key = load_key(root.key)
+    ca_key = load_ca_key(root.key)
     public_key = request.public_key()
     names: list[x509.GeneralName] = [x509.DNSName(node_id), x509.DNSName(OU_OF[role])]
     names += [x509.IPAddress(ipaddress.ip_address(address)) for address in sorted(set(addresses))]
@@ -142,9 +145,9 @@ def issue(
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.public_key()), critical=False)  # type: ignore[arg-type]
+        .add_extension(authority_key(ca), critical=False)
     )
-    return certificate_pem(builder.sign(ca_key, hashes.SHA256()))
+    return certificate_pem(builder.sign(ca_key, hashes.SHA256())) + root.intermediate
 
 
 def subject(certificate: str) -> Subject:
@@ -165,18 +168,50 @@ def subject(certificate: str) -> Subject:
 
 
 def verify(certificate: str, root_certificate: str, now: datetime) -> Subject:
-    """The certificate's subject, if the root signed it and it is valid now; RemoteProtocolError with the reason otherwise."""
-    parsed, root = load_certificate(certificate), load_certificate(root_certificate)
-    try:
-        parsed.verify_directly_issued_by(root)
-    except (ValueError, TypeError, InvalidSignature):
-        raise RemoteProtocolError("the certificate was not signed by this cluster's CA") from None
+    """The certificate's subject, if the root signed it, or signed who signed it, and it is valid now; else RemoteProtocolError, why."""
+    issuer = _signed_by(certificate, root_certificate)
+    if issuer is None:
+        raise RemoteProtocolError("the certificate was not signed by this cluster's CA")
     found = subject(certificate)
-    if now > found.not_after:
-        raise RemoteProtocolError(f"the certificate expired on {found.not_after:%Y-%m-%d %H:%M:%S} UTC")
+    not_after = min(found.not_after, issuer.not_valid_after_utc)
+    if now > not_after:
+        raise RemoteProtocolError(f"the certificate expired on {not_after:%Y-%m-%d %H:%M:%S} UTC")
     if now < found.not_before:
         raise RemoteProtocolError(f"the certificate is not valid before {found.not_before:%Y-%m-%d %H:%M:%S} UTC; is this clock right?")
     return found
+
+
+def signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Signature and names only."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def dns_names(certificate: x509.Certificate) -> set[str]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return set()
+    return set(names.get_values_for_type(x509.DNSName))
+
+
+def may_sign(certificate: x509.Certificate) -> bool:
+    """It is a CA's."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+
+
+def _signed_by(certificate: str, root_certificate: str) -> x509.Certificate | None:
+    """Whose key signed a node's certificate: the root's, or that of the intermediate behind it, if the root signed that."""
+    leaf, *intermediates = load_chain(certificate)
+    root = load_certificate(root_certificate)
+    issuers = [root, *(intermediate for intermediate in intermediates if signed(intermediate, root))]
+    return next((issuer for issuer in issuers if signed(leaf, issuer)), None)
 
 
 def digest(root_certificate: str) -> str:
@@ -184,15 +219,23 @@ def digest(root_certificate: str) -> str:
     return base36(int(hashlib.sha256(certificate_pem(load_certificate(root_certificate)).encode()).hexdigest(), 16), 50)
 
 
-def tls_info(root_certificate: str) -> TLSInfo:
-    """What `docker info` and `docker node inspect` show of the CA."""
-    root = load_certificate(root_certificate)
-    spki = root.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+def tls_info(root_certificate: str, certificate: str = "") -> TLSInfo:
+    """What `docker info` and `docker node inspect` show: the root that is trusted and who signed `certificate` ("": that same root)."""
+    issuer = (_signed_by(certificate, root_certificate) if certificate else None) or load_certificate(root_certificate)
     return TLSInfo(
-        trust_root=certificate_pem(root),
-        cert_issuer_subject=base64.b64encode(root.subject.public_bytes()).decode(),
-        cert_issuer_public_key=base64.b64encode(spki).decode(),
+        trust_root=certificate_pem(load_certificate(root_certificate)),
+        cert_issuer_subject=base64.b64encode(issuer.subject.public_bytes()).decode(),
+        cert_issuer_public_key=base64.b64encode(spki(issuer.public_key())).decode(),
     )
+
+
+def fingerprint(key: PublicKeyTypes) -> str:
+    """Names a public key: what the store keeps of a node's."""
+    return hashlib.sha256(spki(key)).hexdigest()
+
+
+def spki(key: PublicKeyTypes) -> bytes:
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def belongs(certificate: str, key: str) -> bool:
@@ -205,6 +248,25 @@ def load_certificate(pem: str) -> x509.Certificate:
         return x509.load_pem_x509_certificate(pem.encode())
     except ValueError:
         raise RemoteProtocolError("this is not a PEM certificate") from None
+
+
+def load_chain(pem: str) -> list[x509.Certificate]:
+    """All certificates of a PEM text, at least one."""
+    try:
+        return x509.load_pem_x509_certificates(pem.encode())
+    except ValueError:
+        raise RemoteProtocolError("this is not a PEM certificate") from None
+
+
+def load_ca_key(pem: str) -> CAKey:
+    """A CA's key may be another tool's: RSA too. ConfigError."""
+    try:
+        key = serialization.load_pem_private_key(pem.encode(), None)
+    except (ValueError, TypeError):
+        raise ConfigError("this is not a PEM private key without a passphrase") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+        raise ConfigError("the CA's private key is neither an elliptic-curve nor an RSA key")
+    return key
 
 
 def load_key(pem: str) -> ec.EllipticCurvePrivateKey:
@@ -223,7 +285,7 @@ def key_pem(key: ec.EllipticCurvePrivateKey) -> str:
     ).decode()  # fmt: skip
 
 
-def _request(csr: str) -> x509.CertificateSigningRequest:
+def request_of(csr: str) -> x509.CertificateSigningRequest:
     if len(csr) > _MAX_CSR_BYTES:
         raise RemoteProtocolError(f"the certificate signing request is longer than {_MAX_CSR_BYTES} bytes")
     try:
@@ -237,6 +299,15 @@ def _request(csr: str) -> x509.CertificateSigningRequest:
     if not signed:
         raise RemoteProtocolError("the certificate signing request is not signed by its own key")
     return request
+
+
+def authority_key(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    """As the issuer names its own key."""
+    try:
+        named = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key())  # type: ignore[arg-type]
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(named)
 
 
 def key_usage(*, ca: bool) -> x509.KeyUsage:

@@ -1,11 +1,12 @@
 """A node's identity on disk (certificate, key, root CA) and the TLS contexts made of it.
 
-Edge: reads and writes the state directory. File names are Swarm's. Contexts are made once and get a renewed certificate in
-place: connections of the future use it, those that exist stay.
+Edge: reads and writes the state directory. File names are Swarm's. Contexts get a renewed certificate in place: connections of the future
+use it, those that exist stay. A context can't forget a root it trusts, so another root means new contexts: ask for them at each use.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import ssl
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.errors import ConfigError, MeshdError
+from orchestrator.model import TLSInfo
 from orchestrator.security import ca
 
 CERT_FILE = "swarm-node.crt"
@@ -51,13 +53,28 @@ class Identity:
     def cluster_id(self) -> str:
         return self.subject.cluster_id
 
+    @property
+    def tls_info(self) -> TLSInfo:
+        """Whom the node trusts, who signed its certificate."""
+        return ca.tls_info(self.root_certificate, self.certificate)
+
+    @property
+    def fingerprint(self) -> str:
+        return ca.fingerprint(ca.load_key(self.key).public_key())
+
+    def under(self, root_certificate: str, now: datetime) -> Identity:
+        """The same, trusting another root. RemoteProtocolError: that root doesn't vouch for this certificate."""
+        ca.verify(self.certificate, root_certificate, now)
+        return Identity(self.subject, self.certificate, self.key, root_certificate)
+
 
 class Credentials:
-    """The identity in a state directory. `install` replaces it, on disk and in every context given out before."""
+    """The identity in a state directory. `install` replaces it, on disk and in the contexts. renewing: held while one is asked for."""
 
     def __init__(self, directory: Path, identity: Identity) -> None:
         self._directory = directory
         self._identity = identity
+        self.renewing = asyncio.Lock()
         self._server: ssl.SSLContext | None = None
         self._clients: dict[str, ssl.SSLContext] = {}
 
@@ -96,9 +113,11 @@ class Credentials:
         new_key.rename(self._directory / KEY_FILE)
         new_cert.rename(self._directory / CERT_FILE)
         _sync_directory(self._directory)
+        if identity.root_certificate != self._identity.root_certificate:
+            self._server, self._clients = None, {}
         self._identity = identity
         for context in [*self._clients.values(), *([self._server] if self._server else [])]:
-            self._load_into(context)
+            self.show_in(context)
 
     def erase(self) -> None:
         """Forget the identity (leave)."""
@@ -113,19 +132,19 @@ class Credentials:
             self._server.verify_mode = ssl.CERT_OPTIONAL
             # Without tickets: nobody resumes, and a removed node shall not.
             self._server.num_tickets = 0
-            self._load_into(self._server)
+            self.show_in(self._server)
         return self._server
 
     def client_context(self, peer: str = ANY_MANAGER) -> ssl.SSLContext:
         """For connections to `peer` only: a node id, or ANY_MANAGER. Anyone else fails the handshake."""
         if peer not in self._clients:
             context = _peer_context(peer, self._identity.root_certificate)
-            self._load_into(context)
+            self.show_in(context)
             self._clients[peer] = context
         return self._clients[peer]
 
-    def _load_into(self, context: ssl.SSLContext) -> None:
-        context.load_verify_locations(cadata=self._identity.root_certificate)
+    def show_in(self, context: ssl.SSLContext) -> None:
+        """Connections of this context show the node's certificate."""
         context.load_cert_chain(self._directory / CERT_FILE, self._directory / KEY_FILE)
 
 

@@ -1,4 +1,4 @@
-"""Joining a cluster and renewing a certificate: the side that asks.
+"""Joining a cluster, renewing a certificate, coming back with one that has expired: the side that asks.
 
 Edge: HTTPS requests to managers. Trust runs both ways before anything secret is sent: the root certificate is fetched without
 trust, held against the token's digest, and only to a manager that this root has signed is the token shown.
@@ -7,31 +7,36 @@ trust, held against the token's digest, and only to a manager that this root has
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import os
-import random
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
 
 import aiohttp
 import msgspec
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from orchestrator.errors import ApiError, ConfigError, MeshdError, RemoteProtocolError
-from orchestrator.security import ca, tokens
+from orchestrator.security import ca, roots, tokens
 from orchestrator.security.admission import (
     JoinAnswer,
     JoinQuestion,
     PromoteAnswer,
     PromoteQuestion,
+    ReadmitQuestion,
     RenewAnswer,
     RenewQuestion,
+    RootsAnswer,
     join_endpoint,
+    readmission_text,
     split_endpoint,
 )
-from orchestrator.security.identity import Credentials, Identity, joining_context, renewal_due, unverified_context
+from orchestrator.security.identity import Credentials, Identity, joining_context, unverified_context
 
 log = logging.getLogger(__name__)
 A = TypeVar("A")
@@ -105,21 +110,75 @@ async def renew(credentials: Credentials, managers: Sequence[str], *, now: Calla
 
     ConfigError: no manager did it, each with its reason; the old certificate stays. ApiError(403): the node was removed.
     """
-    key, csr = ca.new_key_and_csr()
-    reasons = []
-    for endpoint in managers:
-        try:
-            answer = await _ask(endpoint, "/v1/renew", RenewQuestion(csr=csr), RenewAnswer, credentials.client_context())
-        except _TryAgain as error:
-            reasons.append(f"{endpoint}: {error}")
-            continue
-        identity = _checked(answer.certificate, key, credentials.identity.root_certificate, now())
-        if identity.node_id != credentials.identity.node_id:
-            raise RemoteProtocolError(f"the manager {endpoint} answered with another node's certificate")
-        credentials.install(identity)
-        log.info("certificate renewed node=%s role=%s until=%s", identity.node_id, identity.role, identity.subject.not_after.isoformat())
-        return identity
-    raise ConfigError("the node's certificate could not be renewed: " + ("; ".join(reasons) or "no manager is known"))
+
+    async def ask(endpoint: str, csr: str) -> RenewAnswer:
+        return await _ask(endpoint, "/v1/renew", RenewQuestion(csr=csr), RenewAnswer, credentials.client_context())
+
+    return await _renewed(credentials, managers, ask, now)
+
+
+async def readmit(
+    credentials: Credentials, managers: Sequence[str], *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+) -> Identity:
+    """Get a new certificate where TLS doesn't accept the old one: it has expired, or the root was replaced while this node was away.
+
+    The key proves who asks. Whom the node trusts follows from the root it knows: the present one is that, or signed by way of it.
+    ConfigError: no manager did it, each with its reason. ApiError(403): not with this key, or the node was removed.
+    """
+
+    async def ask(endpoint: str, csr: str) -> RenewAnswer:
+        root = await _present_root(endpoint, credentials.identity.root_certificate, now())
+        if accepted(credentials.identity, root, now()):
+            raise _TryAgain("there is nothing wrong with the certificate")
+        question = readmit_question(credentials.identity, csr)
+        return await _ask(endpoint, "/v1/readmit", question, RenewAnswer, joining_context(root))
+
+    return await _renewed(credentials, managers, ask, now)
+
+
+def accepted(identity: Identity, root: str, now: datetime) -> bool:
+    """Who trusts this root lets the node's certificate in."""
+    try:
+        ca.verify(identity.certificate, root, now)
+    except RemoteProtocolError:
+        return False
+    return True
+
+
+def readmit_question(identity: Identity, csr: str) -> ReadmitQuestion:
+    """Signed with the key of the identity."""
+    key = ca.load_key(identity.key)
+    signature = key.sign(readmission_text(identity.cluster_id, identity.node_id, csr), ec.ECDSA(hashes.SHA256()))
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return ReadmitQuestion(node_id=identity.node_id, csr=csr, key=public.decode(), signature=base64.b64encode(signature).decode())
+
+
+async def _renewed(
+    credentials: Credentials,
+    managers: Sequence[str],
+    ask: Callable[[str, str], Awaitable[RenewAnswer]],
+    now: Callable[[], datetime],
+) -> Identity:
+    """One at a time: what is installed last has to be what the managers know."""
+    async with credentials.renewing:
+        key, csr = ca.new_key_and_csr()
+        reasons = []
+        for endpoint in managers:
+            try:
+                return install_renewed(credentials, await ask(endpoint, csr), key, now())
+            except _TryAgain as error:
+                reasons.append(f"{endpoint}: {error}")
+        raise ConfigError("the node's certificate could not be renewed: " + ("; ".join(reasons) or "no manager is known"))
+
+
+def install_renewed(credentials: Credentials, answer: RenewAnswer, key: str, now: datetime) -> Identity:
+    """ApiError: the answer's certificate can't be used. The manager was verified: the root it names is the one to trust from now on."""
+    identity = _checked(answer.certificate, key, answer.root_certificate, now)
+    if (identity.node_id, identity.cluster_id) != (credentials.identity.node_id, credentials.identity.cluster_id):
+        raise RemoteProtocolError("the manager answered with another node's certificate")
+    credentials.install(identity)
+    log.info("certificate renewed node=%s role=%s until=%s", identity.node_id, identity.role, identity.subject.not_after.isoformat())
+    return identity
 
 
 async def ask_for_promotion(credentials: Credentials, managers: Sequence[str], addr: str) -> dict[str, str]:
@@ -142,31 +201,6 @@ async def ask_for_promotion(credentials: Credentials, managers: Sequence[str], a
     raise ConfigError("this node could not become a manager: " + ("; ".join(reasons) or "no other manager is known"))
 
 
-async def renew_forever(
-    credentials: Credentials,
-    managers: Callable[[], Sequence[str]],
-    *,
-    now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    random_: random.Random | None = None,
-) -> None:
-    """Renew at a random 50-80 % of each certificate's life; retried from 10 s up to 5 min apart. Runs until cancelled."""
-    random_ = random_ or random.SystemRandom()
-    due, pause_s = renewal_due(credentials.identity.subject, random_), 10.0
-    while True:
-        # In pieces, as a machine that slept or had its clock set must not be late.
-        wait_s = (due - now()).total_seconds()
-        if wait_s > 0:
-            await asyncio.sleep(min(wait_s, 600.0))
-            continue
-        try:
-            await renew(credentials, managers(), now=now)
-            due, pause_s = renewal_due(credentials.identity.subject, random_), 10.0
-        except MeshdError as error:
-            log.warning("renewal failed reason=%s next_try_s=%d", error, pause_s)
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, 300.0)
-
-
 def _endpoint(text: str) -> str:
     try:
         return join_endpoint(*split_endpoint(text.strip()))
@@ -187,6 +221,21 @@ async def _root_certificate(endpoint: str, token: tokens.Token) -> str:
         expected = f"{int(token.digest, 36):064x}"
         raise ApiError(400, f"remote CA does not match fingerprint. Expected: {expected}")
     return root
+
+
+async def _present_root(endpoint: str, trusted: str, now: datetime) -> str:
+    """The root that managers are under now, if it is the trusted one or follows from it."""
+    status, body = await _fetch("GET", endpoint, "/v1/roots", None, unverified_context())
+    if status != 200:
+        raise _TryAgain(_message(status, body))
+    try:
+        answer = msgspec.json.decode(body, type=RootsAnswer)
+        follows = roots.successor(trusted, answer.root_certificate, answer.bridges, now)
+    except (msgspec.DecodeError, RemoteProtocolError):
+        raise _TryAgain("it doesn't answer as a manager of meshd does") from None
+    if not follows:
+        raise _TryAgain("its root certificate doesn't follow from the one this node knows; if this is the cluster, leave it and join again")
+    return answer.root_certificate
 
 
 async def _ask(

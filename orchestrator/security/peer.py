@@ -10,7 +10,9 @@ import ssl
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.security.ca import ROLE_OF, Role
+from cryptography import x509
+
+from orchestrator.security.ca import ROLE_OF, Role, fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,13 @@ class Peer:
     cluster_id: str
     address: str
     expires_unix_s: float
+
+
+def key_of(transport: asyncio.BaseTransport | None) -> str:
+    """Fingerprint of the key that the other end has proved to have; "": it showed no certificate."""
+    tls = transport.get_extra_info("ssl_object") if transport is not None else None
+    certificate = tls.getpeercert(binary_form=True) if tls is not None else None
+    return fingerprint(x509.load_der_x509_certificate(certificate).public_key()) if certificate else ""
 
 
 def peer_of(transport: asyncio.BaseTransport | None, cluster_id: str) -> Peer | None:

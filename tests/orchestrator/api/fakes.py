@@ -27,6 +27,7 @@ from orchestrator.managers.backup import Backup
 from orchestrator.model import (
     IPAM,
     Cluster,
+    ClusterSpec,
     ContainerStatus,
     EngineDescription,
     IPAMConfig,
@@ -49,6 +50,7 @@ from orchestrator.model import (
     VirtualIP,
     terminal,
 )
+from orchestrator.security import ca, rotation
 from orchestrator.store.base import Change, Delete, Put
 from orchestrator.store.memory import MemoryStore
 from orchestrator.store.snapshot import Snapshot
@@ -91,13 +93,16 @@ class FakeBackend:
     async def init(self, request: InitRequest) -> str:
         self.calls.append(request)
         self.node_id, self.store = new_id(), MemoryStore()
+        root = ca.new_root("c", now())
         cluster = Cluster(
             id=new_id(),
             created_at=now(),
             updated_at=now(),
             spec=request.spec,
             join_tokens=JoinTokens(worker="SWMTKN-1-x-worker0", manager="SWMTKN-1-x-manager0"),
-            mesh_ca_key="the key of the CA",
+            mesh_ca_cert=root.certificate,
+            mesh_ca_key=root.key,
+            tls_info=ca.tls_info(root.certificate),
             mesh_secret_key=b"very secret",
             default_addr_pool=list(request.default_addr_pool) or ["10.0.0.0/8"],
             subnet_size=request.subnet_size or 24,
@@ -136,6 +141,11 @@ class FakeBackend:
     def rotate_token(self, cluster: Cluster, role: JoinRole) -> JoinTokens:
         assert cluster.join_tokens is not None
         return replace(cluster.join_tokens, **{role: getattr(cluster.join_tokens, role) + "1"})
+
+    async def order_ca(self, cluster: Cluster, spec: ClusterSpec) -> Cluster:
+        """All but asking external CAs."""
+        config = rotation.normalized(cluster, spec.ca_config)
+        return rotation.ordered(replace(cluster, spec=spec), config, rotation.wanted(cluster, config, now()), now())
 
     def encrypt_secret(self, plain: bytes) -> bytes:
         return bytes(byte ^ 0x55 for byte in plain)

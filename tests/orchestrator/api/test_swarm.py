@@ -110,9 +110,10 @@ async def test_update_and_rotation(manager: Setup) -> None:
 @pytest.mark.parametrize(
     ("part", "text"),
     [
-        ({"CAConfig": {"ForceRotate": 1}}, "rotating the root certificate is not supported"),
-        ({"CAConfig": {"SigningCACert": "x", "SigningCAKey": "y"}}, "rotating the root certificate is not supported"),
-        ({"CAConfig": {"ExternalCAs": [{"Protocol": "cfssl", "URL": "https://x"}]}}, "external certificate authorities are not supported"),
+        ({"CAConfig": {"SigningCAKey": "y"}}, "if a signing CA key is provided, the signing CA cert must also be provided"),
+        ({"CAConfig": {"SigningCACert": "x", "SigningCAKey": "y"}}, "could not parse the desired CA certificate"),
+        ({"CAConfig": {"ExternalCAs": [{"Protocol": "acme", "URL": "https://x"}]}}, 'invalid CAProtocol "acme"'),
+        ({"CAConfig": {"ExternalCAs": [{"Protocol": "cfssl", "URL": "http://x"}]}}, "has to be an https:// address"),
         ({"Raft": {"SnapshotInterval": -1}}, "Raft settings cannot be negative"),
     ],
 )

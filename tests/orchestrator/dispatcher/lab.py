@@ -198,7 +198,7 @@ class Lab:
         async def on_rows(revision: int, put: list[Row], removed: list[str], complete: bool) -> None:
             await made.on_rows(revision, put, removed, complete)
 
-        description = NodeDescription(hostname=node_id, mesh_data_addr="127.0.0.1")
+        description = NodeDescription(hostname=node_id, mesh_data_addr="127.0.0.1", tls_info=credentials.identity.tls_info)
         roles: list[str] = []
         heard: list[float] = []
         session = AgentSession(over_tls(credentials), addresses, description, on_rows, on_role=roles.append, on_heard=heard.append)

@@ -30,6 +30,7 @@ from orchestrator.security import join as joining
 from orchestrator.security import listener as listener_module
 from orchestrator.security.identity import ANY_MANAGER, Credentials, unverified_context
 from orchestrator.security.join import ask_for_promotion, join, renew
+from orchestrator.security.renewal import Renewal
 from orchestrator.store.base import Delete
 from tests.orchestrator.security.clusters import TestCluster, now
 
@@ -406,7 +407,7 @@ async def test_renewal_comes_by_itself(lab: Lab, manager: Manager) -> None:
     credentials = await lab.cluster.node("w1")
     old = credentials.identity
     later = now() + timedelta(minutes=55)
-    running = asyncio.create_task(joining.renew_forever(credentials, lambda: [manager.addr], now=lambda: later))
+    running = asyncio.create_task(Renewal(credentials, lambda: [manager.addr], now=lambda: later).run())
     await until(lambda: credentials.identity.certificate != old.certificate)
     running.cancel()
 

@@ -9,7 +9,8 @@ import pytest
 from orchestrator.errors import Conflict
 from orchestrator.model import CAConfig, ClusterSpec, Leadership, ManagerStatus, Node, NodeSpec
 from orchestrator.security import admission, ca, tokens
-from orchestrator.security.admission import JoinQuestion, Refused, admit, managers_of
+from orchestrator.security.admission import JoinAnswer, JoinQuestion, Refused, admit, managers_of
+from orchestrator.security.registrar import Registrar
 from orchestrator.store.base import Delete, Put
 
 from .clusters import TestCluster, now
@@ -29,9 +30,16 @@ def question(token: str, **more: str) -> JoinQuestion:
     return JoinQuestion(token=token, csr=CSR, **more)  # type: ignore[arg-type]
 
 
+def registrar(cluster: TestCluster) -> Registrar:
+    return Registrar(cluster.store, cluster.credentials("m0", "manager"), lambda: NOW)
+
+
+async def joined(cluster: TestCluster, asked: JoinQuestion) -> JoinAnswer:
+    return await registrar(cluster).join(asked, "10.0.0.9")
+
+
 async def test_a_worker_joins(cluster: TestCluster) -> None:
-    changes, answer = admit(cluster.store.snapshot(), question(cluster.tokens.worker, hostname="box", addr="10.0.0.2"), "10.0.0.9", NOW)
-    await cluster.store.commit(changes)
+    answer = await joined(cluster, question(cluster.tokens.worker, hostname="box", addr="10.0.0.2"))
     node = cluster.store.snapshot().node(answer.node_id)
     assert node is not None
     assert (node.spec.role, node.spec.availability, node.status.state, node.status.addr) == ("worker", "active", "unknown", "10.0.0.9")
@@ -49,10 +57,7 @@ async def test_a_worker_joins(cluster: TestCluster) -> None:
 
 
 async def test_a_manager_joins(cluster: TestCluster) -> None:
-    changes, answer = admit(
-        cluster.store.snapshot(), question(cluster.tokens.manager, addr="10.0.0.2:99", availability="drain"), "10.0.0.9", NOW
-    )
-    await cluster.store.commit(changes)
+    answer = await joined(cluster, question(cluster.tokens.manager, addr="10.0.0.2:99", availability="drain"))
     node = cluster.store.snapshot().node(answer.node_id)
     assert node is not None
     assert (node.spec.role, node.spec.availability) == ("manager", "drain")
@@ -60,10 +65,8 @@ async def test_a_manager_joins(cluster: TestCluster) -> None:
 
 
 async def test_a_join_repeated_is_the_same_node(cluster: TestCluster) -> None:
-    changes, first = admit(cluster.store.snapshot(), question(cluster.tokens.worker), "10.0.0.9", NOW)
-    await cluster.store.commit(changes)
-    changes, second = admit(cluster.store.snapshot(), question(cluster.tokens.worker), "10.0.0.9", NOW)
-    await cluster.store.commit(changes)
+    first = await joined(cluster, question(cluster.tokens.worker))
+    second = await joined(cluster, question(cluster.tokens.worker))
     assert first.node_id == second.node_id
     assert cluster.store.snapshot().count(Node) == 1
     with pytest.raises(Refused, match="already part of the cluster as a worker") as refused:
@@ -73,7 +76,7 @@ async def test_a_join_repeated_is_the_same_node(cluster: TestCluster) -> None:
 
 async def test_a_token_rotated_meanwhile_admits_nobody(cluster: TestCluster) -> None:
     old = cluster.tokens
-    changes, _ = admit(cluster.store.snapshot(), question(old.worker), "10.0.0.9", NOW)
+    changes = admit(cluster.store.snapshot(), question(old.worker), "10.0.0.9", NOW).changes
     await cluster.change_tokens(tokens.rotated(old, "worker", cluster.root.certificate))
     with pytest.raises(Conflict):
         await cluster.store.commit(changes)
@@ -103,7 +106,7 @@ async def test_bad_questions_get_status_and_sentence(cluster: TestCluster, more:
 
 async def test_the_token_stays_out_of_repr(cluster: TestCluster) -> None:
     assert cluster.tokens.worker not in repr(question(cluster.tokens.worker))
-    _, answer = admit(cluster.store.snapshot(), question(cluster.tokens.manager), "10.0.0.9", NOW)
+    answer = await joined(cluster, question(cluster.tokens.manager))
     assert "k1" not in repr(msgspec.structs.replace(answer, bundle={"k1": "v1"}))
 
 
@@ -112,12 +115,12 @@ async def test_renewal_gives_the_role_of_the_store_and_the_life_of_the_cluster(c
     await cluster.store.commit(
         [Put(msgspec.structs.replace(cluster.cluster, spec=spec)), Put(Node(id="n1", spec=NodeSpec(role="manager")))]
     )
-    answer = admission.renew(cluster.store.snapshot(), CSR, "n1", "10.0.0.9", NOW)
+    answer = await registrar(cluster).renew(CSR, "n1", "key", "10.0.0.9")
     subject = ca.verify(answer.certificate, cluster.root.certificate, NOW)
     assert (subject.role, subject.not_after - NOW) == ("manager", timedelta(days=2))
     await cluster.store.commit([Delete("node", "n1")])
     with pytest.raises(Refused, match="not part of this cluster any more"):
-        admission.renew(cluster.store.snapshot(), CSR, "n1", "10.0.0.9", NOW)
+        await registrar(cluster).renew(CSR, "n1", "key", "10.0.0.9")
 
 
 async def test_the_leader_is_named_first(cluster: TestCluster) -> None:
