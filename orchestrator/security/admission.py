@@ -131,11 +131,12 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Yes: issue `order`, and write `changes` first. cluster: as it was decided under."""
+    """Yes: issue `order`, and write `changes` first. cluster, managers ("ip:port", the leader first): as it was decided under."""
 
     order: Order
     changes: list[Change]
     cluster: Cluster
+    managers: tuple[str, ...]
 
 
 def admit(snapshot: Snapshot, question: JoinQuestion, peer_address: str, now: datetime) -> Decision:
@@ -161,7 +162,7 @@ def admit(snapshot: Snapshot, question: JoinQuestion, peer_address: str, now: da
     changes: list[Change] = [Guard("cluster", cluster.id, cluster.version.index)]
     if known is None:
         changes.append(Put(replace(_node(question, node_id, role, addr, peer_address, now), mesh_certificate=_record((key,), order, now))))
-    return Decision(order, changes, cluster)
+    return Decision(order, changes, cluster, managers_of(snapshot))
 
 
 def renew(snapshot: Snapshot, csr: str, node_id: str, proven_key: str, peer_address: str, now: datetime) -> Decision:
@@ -178,7 +179,7 @@ def renew(snapshot: Snapshot, csr: str, node_id: str, proven_key: str, peer_addr
     addr = node.manager_status.addr if node.manager_status else ""
     order = Order(csr, node_id, role, cluster.id, node_life(cluster), _vouched(role, addr, peer_address))
     record = _record((proven_key, _key_of(csr)), order, now)
-    return Decision(order, [Put(replace(node, mesh_certificate=record, updated_at=now))], cluster)
+    return Decision(order, [Put(replace(node, mesh_certificate=record, updated_at=now))], cluster, managers_of(snapshot))
 
 
 def readmit(snapshot: Snapshot, question: ReadmitQuestion, peer_address: str, now: datetime) -> Decision:

@@ -46,7 +46,7 @@ class Registrar:
             cluster_id=cluster.id,
             certificate=await self._signed(order, cluster),
             root_certificate=cluster.mesh_ca_cert,
-            managers=admission.managers_of(self.store.snapshot()),
+            managers=decided.managers,
         )
 
     async def renew(self, csr: str, node_id: str, proven_key: str, address: str) -> RenewAnswer:
@@ -61,7 +61,7 @@ class Registrar:
         return RenewAnswer(
             certificate=await self._signed(decided.order, decided.cluster),
             root_certificate=decided.cluster.mesh_ca_cert,
-            managers=admission.managers_of(self.store.snapshot()),
+            managers=decided.managers,
         )
 
     async def _written(self, decide: Callable[[Snapshot], Decision]) -> Decision:

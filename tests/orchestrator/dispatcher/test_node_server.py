@@ -49,6 +49,7 @@ async def worker(lab: Lab, tmp_path: Path) -> AsyncIterator[NodeServer]:
         await lab.cluster.node("w9"), engine_socket=str(tmp_path / "engine.sock"), manager=lambda: None, host="127.0.0.1", port=0
     )  # fmt: skip
     await server.start()
+    server.managers_only.told(("m1", "m2"))
     yield server
     await server.stop()
 
@@ -69,6 +70,7 @@ async def traced(lab: Lab) -> AsyncIterator[NodeServer]:
         tracing=NodeTracing(netns_prefix="none", state=lambda: None, pid_of=lambda task_id: 0, differences=no_difference),
     )
     await server.start()
+    server.managers_only.told(("m1", "m2"))
     yield server
     await server.stop()
 
