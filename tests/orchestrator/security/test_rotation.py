@@ -205,7 +205,7 @@ def given_root(**different: object) -> tuple[str, str]:
     if different.get("ski", True):
         builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     signer = different.get("signer", key)
-    return ca.pem_of(builder.sign(signer, hashes.SHA256())), ca.key_pem(key)  # type: ignore[arg-type]
+    return ca.certificate_pem(builder.sign(signer, hashes.SHA256())), ca.key_pem(key)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_a_given_root_is_taken_and_others_are_refused(tmp_path: Path) -> None:
     builder = x509.CertificateBuilder(
         reissued.issuer, reissued.subject, reissued.public_key(), 7, NOW, NOW + timedelta(days=4000), [*reissued.extensions]  # type: ignore[arg-type]
     )  # fmt: skip
-    same_key = ca.pem_of(builder.sign(ca.load_ca_key(ROOT.key), hashes.SHA256()))
+    same_key = ca.certificate_pem(builder.sign(ca.load_ca_key(ROOT.key), hashes.SHA256()))
     with pytest.raises(ConfigError, match="identical key"):
         order(CLUSTER, signing_ca_cert=same_key, signing_ca_key=ROOT.key)
 
