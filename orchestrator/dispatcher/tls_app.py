@@ -95,7 +95,7 @@ class NodeServer:
         app.router.add_get(RELAY, self._for_managers(self._relay))
         app.router.add_route("*", "/v1/engine/{path:.*}", self._for_managers(self._engine_request))
         if formation is not None:
-            app.router.add_post(FORMATION_PATH, lambda request: formation(request, credentials.identity.certificate))
+            app.router.add_post(FORMATION_PATH, lambda request: formation(request, credentials.identity.leaf))
         if tracing is not None:
             app.router.add_get("/v1/trace", self._for_managers(tracing.watch))
             app.router.add_post("/v1/trace/send", self._for_managers(tracing.send))

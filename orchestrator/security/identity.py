@@ -54,6 +54,11 @@ class Identity:
         return self.subject.cluster_id
 
     @property
+    def leaf(self) -> str:
+        """The node's own certificate, without what is shown behind it."""
+        return ca.certificate_pem(ca.load_certificate(self.certificate))
+
+    @property
     def tls_info(self) -> TLSInfo:
         """Whom the node trusts, who signed its certificate."""
         return ca.tls_info(self.root_certificate, self.certificate)
