@@ -59,13 +59,17 @@ _NO_LEADER = (
 )
 # A config of 1000 KiB is base64 in JSON; what goes to the Engine is streamed and has no bound.
 _MAX_BODY_BYTES = 8 * 1024 * 1024
+# what is answered from the store, not by this node's Engine
+_CLUSTER_PATHS = frozenset({"swarm", "nodes", "services", "tasks", "secrets", "configs", "networks", "info"})
+_REVISION: web.RequestKey[int] = web.RequestKey("revision", int)
 _SERVER = f"meshd/{VERSION} ({platform.system().lower()})"
 
 
 def make_app(backend: Backend, audit_log: AuditLog | None = None) -> web.Application:
     """Everything a client of dockerd asks, answered for `backend`."""
     app = web.Application(
-        middlewares=[counted, audit.audited, errors_as_json, negotiated_version, node_scope.scoped], client_max_size=_MAX_BODY_BYTES
+        middlewares=[counted, audit.audited, errors_as_json, negotiated_version, as_fresh_as_asked, node_scope.scoped],
+        client_max_size=_MAX_BODY_BYTES,
     )
     app[access.BACKEND] = backend
     if audit_log is not None:
@@ -215,6 +219,22 @@ async def negotiated_version(request: web.Request, handler: Handler) -> web.Stre
     return await handler(request)
 
 
+@web.middleware
+async def as_fresh_as_asked(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """`Cache-Control: no-cache` as HTTP means it (RFC 9111, 5.2.1.4): the copy of the cluster is confirmed before it is shown."""
+    store = request.app[access.BACKEND].store
+    if store is not None and _of_cluster(request):
+        if "no-cache" in request.headers.get("Cache-Control", ""):
+            await store.sync()
+        # what the handler shows is this or newer
+        request[_REVISION] = store.snapshot().revision
+    return await handler(request)
+
+
+def _of_cluster(request: web.Request) -> bool:
+    return bool(set(request.path.split("/")[1:3]) & _CLUSTER_PATHS)
+
+
 async def announce(request: web.Request, response: web.StreamResponse) -> None:
     """Headers of every answer: clients choose their version and refuse commands by them."""
     response.headers["Api-Version"] = API_VERSION
@@ -223,6 +243,11 @@ async def announce(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = _SERVER
     if isinstance(request.protocol, Connection):
         request.protocol.streaming = not isinstance(response, web.Response)
+    store = request.app[access.BACKEND].store
+    if store is not None and _REVISION in request:
+        response.headers["X-Meshd-Revision"] = str(request[_REVISION])
+        if not store.available:
+            response.headers["X-Meshd-Stale"] = "true"
 
 
 def _error(status: int, message: str) -> web.Response:

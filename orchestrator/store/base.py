@@ -57,13 +57,20 @@ class Store(Protocol):
     stored object's `version.index`, and `updated_at`, are set by the store's callers resp. the store: version by the store,
     times by the caller. Committing only Guards checks them and returns the current revision.
     More changes than one transaction may hold raise ValueError (max_changes).
+    `sync()` returns when the local copy holds everything that was acknowledged anywhere before the call; StoreUnavailable: nobody can
+    say. `available` False: the copy is known not to follow the cluster any more.
     `watch()` yields (snapshot after, events) for every revision from the moment of the call on; batches may merge revisions;
     never skips one. It ends with Compacted if the reader fell behind what is kept.
     """
 
     max_changes: int
 
+    @property
+    def available(self) -> bool: ...
+
     def snapshot(self) -> Snapshot: ...
+
+    async def sync(self) -> None: ...
 
     async def commit(self, changes: Sequence[Change]) -> int: ...
 

@@ -31,7 +31,7 @@ from orchestrator.store.etcd_tls import TLSFiles
 from orchestrator.store.group_commit import GroupCommit
 from orchestrator.store.snapshot import Snapshot, SnapshotEdit
 from orchestrator.store.subscription import MAX_BACKLOG, Subscribers, Subscription
-from orchestrator.store.transaction import MAX_CHANGES, check_conflicts, check_shape, key_of, stored_at
+from orchestrator.store.transaction import MAX_CHANGES, check_conflicts, check_shape, key_of, stored_at, surely_not_stored
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +118,13 @@ class EtcdStore:
     def snapshot(self) -> Snapshot:
         return self._snapshot
 
+    async def sync(self) -> None:
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
+        # a transaction that does nothing is one read through the quorum
+        answer, _ = await self._written(transaction([]))
+        await self._reached(int(answer.header.revision))
+
     async def commit(self, changes: Sequence[Change]) -> int:
         check_shape(changes, self.max_changes)
         request = transaction(changes)
@@ -132,8 +139,11 @@ class EtcdStore:
         # whoever plans again must see what beat him
         with contextlib.suppress(StoreUnavailable):
             await self._reached(outcome.revision)
-        if not outcome.sure and (done := stored_at(self._snapshot, changes)):
-            return done
+        if not outcome.sure:
+            if done := stored_at(self._snapshot, changes):
+                return done
+            if not surely_not_stored(self._snapshot, changes):
+                raise StoreUnavailable("the answer to a write was lost and others wrote since: nobody can say whether it was stored")
         check_conflicts(self._snapshot, changes)
         raise Conflict("the objects were changed by someone else, and back again")
 

@@ -25,8 +25,17 @@ class MemoryStore:
         self._subscribers = Subscribers(max_backlog)
         self._closed = False
 
+    @property
+    def available(self) -> bool:
+        return not self._closed
+
     def snapshot(self) -> Snapshot:
         return self._snapshot
+
+    async def sync(self) -> None:
+        await asyncio.sleep(0)
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
 
     async def commit(self, changes: Sequence[Change]) -> int:
         check_shape(changes, self.max_changes)

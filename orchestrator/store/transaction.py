@@ -84,6 +84,19 @@ def stored_at(snapshot: Snapshot, changes: Sequence[Change]) -> int:
     return revisions.pop() if len(revisions) == 1 else 0
 
 
+def surely_not_stored(snapshot: Snapshot, changes: Sequence[Change]) -> bool:
+    """What one of these changes replaces or deletes is still there as its author saw it. Otherwise they may have been stored, and
+    overwritten since."""
+    for change in changes:
+        if isinstance(change, Guard):
+            continue
+        existing = snapshot.raw(*key_of(change))
+        seen = change.index if isinstance(change, Delete) else change.obj.version.index
+        if existing is not None and existing.version.index == seen:
+            return True
+    return False
+
+
 def conflict(change: Change, found: int) -> Conflict:
     """found: the ModRevision that the key is at (0 = absent)."""
     kind, id = key_of(change)

@@ -9,8 +9,10 @@ from aiohttp.test_utils import TestClient, TestServer
 from msgspec.structs import replace
 
 from orchestrator.api.app import make_app
+from orchestrator.errors import StoreUnavailable
 from orchestrator.model import Node, Task, TaskState, TaskStatus
 from orchestrator.store.base import Put
+from orchestrator.store.memory import MemoryStore
 from tests.orchestrator.api.fakes import Setup, a_node
 
 NO_SWARM = 'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.'
@@ -233,3 +235,26 @@ async def test_info_without_an_engine_still_tells_the_role(manager: Setup) -> No
         assert (await (await client.get("/version")).json())["ApiVersion"] == "1.44"
         refused = await client.get("/containers/json")
         assert refused.status == 503
+
+
+async def test_an_answer_says_how_fresh_it_is_and_is_as_fresh_as_it_is_asked_to_be(manager: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with TestClient(TestServer(make_app(manager.backend))) as client:
+
+        async def ask(path: str, **headers: str) -> tuple[int, str | None, str | None]:
+            answer = await client.get(path, headers=headers)
+            return answer.status, answer.headers.get("X-Meshd-Revision"), answer.headers.get("X-Meshd-Stale")
+
+        revision = str(manager.store.snapshot().revision)
+        assert await ask("/v1.44/services") == (200, revision, None)
+        assert await ask("/services", **{"Cache-Control": "no-cache"}) == (200, revision, None)
+        # what this node's Engine answers has no revision of the cluster's
+        assert (await ask("/version"))[1] is None
+
+        async def no_quorum() -> None:
+            raise StoreUnavailable("no quorum")
+
+        monkeypatch.setattr(manager.store, "sync", no_quorum)
+        monkeypatch.setattr(MemoryStore, "available", False)
+        assert await ask("/services") == (200, revision, "true")
+        assert (await ask("/v1.44/services", **{"Cache-Control": "no-cache"}))[0] == 503
+        assert (await ask("/version", **{"Cache-Control": "no-cache"}))[0] == 200

@@ -307,7 +307,19 @@ async def test_a_watch_ends_when_the_store_is_closed_and_commits_are_refused(sto
     assert [[e.id for e in events] async for _, events in watch] == [["last"]]
     with pytest.raises(StoreUnavailable):
         await store.commit([Put(Claim(id="too late"))])
+    with pytest.raises(StoreUnavailable):
+        await store.sync()
+    assert not store.available
     assert [events async for _, events in store.watch()] == []
+
+
+async def test_a_synced_store_shows_what_was_acknowledged_at_another(open_store: Opener) -> None:
+    one, other = await open_store(), await open_store()
+    for i in range(20):
+        await one.commit([Put(Claim(id=f"c{i}"))])
+        await other.sync()
+        assert other.snapshot().claim(f"c{i}") is not None
+    assert one.available and other.available
 
 
 @pytest.mark.parametrize("backend", ["memory", "etcd"])
