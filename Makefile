@@ -8,7 +8,7 @@
 # make bench-orchestrator  the orchestrator's figures against their targets: scheduler, store, API, leader, and those of make bench
 # make vagrant-rehearse  vagrant up and its smoke test on this machine, without boxes, KVM or systemd: ten minutes
 # make fuzz-dns        a million mutated packets against the DNS server: minutes
-.PHONY: demo test check simulate bench bench-mesh bench-dns bench-orchestrator fuzz-dns vagrant-rehearse bootstrap
+.PHONY: demo test check simulate chaos bench bench-mesh bench-dns bench-orchestrator fuzz-dns vagrant-rehearse bootstrap
 BIN := .venv/bin
 
 bootstrap:
@@ -50,3 +50,6 @@ test: check
 
 simulate: bootstrap
 	@$(BIN)/python -m tests.orchestrator.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000) --first $(or $(FIRST),1))
+
+chaos: bootstrap
+	@$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),20) --managers $(or $(MANAGERS),5) --picture $(or $(PICTURE),chaos.svg) $(if $(SEED),--seed $(SEED))

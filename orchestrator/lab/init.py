@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.lab import processes
@@ -27,11 +27,12 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 @dataclass(slots=True)
 class Unit:
-    """One supervised program. `after`: a path that must exist before it is started."""
+    """One supervised program. `after`: a path that must exist before it is started. environment: its own, beside the node's."""
 
     name: str
     command: list[str]
     after: Path | None = None
+    environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     restarts: int = 0
     not_before: float = 0.0
@@ -98,7 +99,14 @@ class Init:
         if log_path.exists() and log_path.stat().st_size > LOG_LIMIT_BYTES:
             log_path.replace(log_path.with_suffix(".log.1"))
         with log_path.open("ab") as log:
-            unit.process = subprocess.Popen(unit.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            unit.process = subprocess.Popen(
+                unit.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, **unit.environment},
+            )
         return True
 
     def _reap_orphans(self) -> None:
@@ -141,6 +149,7 @@ def main() -> None:
             name=unit["name"],
             command=unit["command"],
             after=Path(unit["after"]) if "after" in unit else None,
+            environment=unit.get("environment", {}),
         )
         for unit in orders["units"]
     ]

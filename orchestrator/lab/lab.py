@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,7 +188,9 @@ class Node:
 class Lab:
     """A lab in `state_dir`. Creating the object touches nothing; `up` is idempotent and finishes half-made labs.
 
-    daemon_options: more of `meshd daemon`, the same on every node."""
+    daemon_options: more of `meshd daemon`, the same on every node. environment: what a node's meshd (and so its etcd and dnsd) finds in its
+    environment beside the lab's own.
+    """
 
     def __init__(
         self,
@@ -196,6 +198,7 @@ class Lab:
         subnet: str | None = None,
         progress: Progress = lambda text: None,
         daemon_options: Sequence[str] = (),
+        environment: Callable[[NodeLayout], Mapping[str, str]] = lambda node: {},
     ) -> None:
         self._daemon_options = tuple(daemon_options)
         recorded = _read_record(state_dir)
@@ -203,6 +206,7 @@ class Lab:
             raise ConfigError(f"the lab in {state_dir} is on {recorded['subnet']}; take it down before you give it another --subnet")
         self.layout: LabLayout = layout(state_dir, subnet or recorded.get("subnet", DEFAULT_SUBNET))
         self._progress = progress
+        self._environment = environment
 
     @property
     def count(self) -> int:
@@ -307,12 +311,12 @@ class Lab:
             stale.unlink(missing_ok=True)
         units: list[dict[str, Any]] = [{"name": "engine", "command": engine_command(spec)}]
         if meshd:
-            command = [*meshd_command(spec, sys.executable), *self._daemon_options]
-            units.append({"name": "meshd", "command": command, "after": str(spec.engine_socket)})
+            command, environment = [*meshd_command(spec, sys.executable), *self._daemon_options], dict(self._environment(spec))
+            units.append({"name": "meshd", "command": command, "after": str(spec.engine_socket), "environment": environment})
         (spec.directory / "init.json").write_text(json.dumps({"name": spec.name, "units": units}))
         spec.log_dir.mkdir(parents=True, exist_ok=True)
         key, _, value = self.layout.marker.partition("=")
-        environment = {**os.environ, key: value, "MESHD_LAB_NODE": str(spec.directory)}
+        lab_environment = {**os.environ, key: value, "MESHD_LAB_NODE": str(spec.directory)}
         init_command = [sys.executable, "-m", "orchestrator.lab.init", str(spec.directory)]
         with (spec.log_dir / "init.log").open("ab") as log:
             process = subprocess.Popen(
@@ -321,7 +325,7 @@ class Lab:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=environment,
+                env=lab_environment,
             )
         node = Node(self, spec)
 

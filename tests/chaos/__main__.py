@@ -1,0 +1,110 @@
+"""`python -m tests.chaos`: one seed's chaos on a lab of its own, shown while it goes on, told and drawn at the end.
+
+Edge: terminal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from orchestrator.lab.lab import Lab
+
+from . import faults
+from .picture import svg
+from .run import Report, Run
+
+SUBNET = "198.51.100.0/24"
+
+
+@click.command()
+@click.option("--seed", type=int, default=None, help="The same faults at the same times as then.  [default: a new one]")
+@click.option("--minutes", default=20.0, show_default=True)
+@click.option("--managers", default=5, show_default=True)
+@click.option("--workers", default=2, show_default=True)
+@click.option("--subnet", default=SUBNET, show_default=True)
+@click.option("--picture", type=click.Path(path_type=Path), default=Path("chaos.svg"), show_default=True, help="Where the timeline goes.")
+@click.option("--keep-logs", type=click.Path(path_type=Path), default=None, help="Copy the nodes' logs there at the end.")
+def main(seed: int | None, minutes: float, managers: int, workers: int, subnet: str, picture: Path, keep_logs: Path | None) -> None:
+    """Kill, stop, cut off and starve a cluster of this machine's own for MINUTES, and check every word it said meanwhile."""
+    console = Console()
+    seed = random.randrange(10_000) if seed is None else seed
+    with tempfile.TemporaryDirectory(prefix="lab-") as directory:
+        lab = Lab(Path(directory) / "x", subnet, lambda text: console.print(f"  [dim]· {text}[/]"), faults.environment)
+        try:
+            report = _play(lab, console, seed, minutes * 60, managers, workers)
+            picture.write_text(svg(report.story))
+            if keep_logs is not None:
+                faults.copy_logs(lab, keep_logs)
+        finally:
+            console.print("cleaning up")
+            lab.down()
+    _tell(console, report, picture, seed)
+    sys.exit(0 if report.good else 1)
+
+
+def _play(lab: Lab, console: Console, seed: int, duration_s: float, managers: int, workers: int) -> Report:
+    count = managers + workers
+    console.print(f"[bold]chaos, seed {seed}[/]: {managers} managers and {workers} workers for {duration_s / 60:g} minutes")
+    faults.prepare(lab, count)
+    lab.up(count, managers=managers)
+    if not console.is_terminal:
+        return asyncio.run(_made(lab, managers, seed, duration_s, console).play())
+    with Live(console=console, refresh_per_second=4) as live:
+        run = _made(lab, managers, seed, duration_s, console)
+        live.get_renderable = lambda: _progress(run)  # type: ignore[method-assign]
+        return asyncio.run(run.play())
+
+
+def _made(lab: Lab, managers: int, seed: int, duration_s: float, console: Console) -> Run:
+    run: Run
+
+    def tell(text: str) -> None:
+        console.print(f"[dim]{run.elapsed_s:7.1f} s[/]  {text}", highlight=False, soft_wrap=True)
+
+    run = Run(lab, managers, seed, duration_s, converges_within_s=180.0, tell=tell)
+    return run
+
+
+def _progress(run: Run) -> Table:
+    ops = run.clients.ops
+    writes = [op for op in ops if op.kind != "read"]
+    failed = sum(not answer.ok for answer in run.log.answers)
+    table = Table(
+        "time", "leader", "wrong now", "writes acknowledged", "refused, unanswered", "reads", "requests failed", box=None, padding=(0, 2)
+    )
+    table.add_row(
+        f"{run.elapsed_s:.0f} of {run.duration_s:.0f} s",
+        run.leader or "-",
+        ", ".join(sorted(str(fault) for fault in run.active)) or "nothing",
+        str(sum(op.outcome == "ok" for op in writes)),
+        str(sum(op.outcome != "ok" for op in writes)),
+        str(len(ops) - len(writes)),
+        f"{failed} of {len(run.log.answers)}",
+    )
+    return table
+
+
+def _tell(console: Console, report: Report, picture: Path, seed: int) -> None:
+    console.print()
+    for line in report.lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    for violation in report.violations[:20]:
+        console.print(f"[red]{violation}[/]", highlight=False, soft_wrap=True)
+    for answer in report.calm_failures[:20]:
+        console.print(f"[red]failed for no reason:[/] {answer}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{'[green]nothing is wrong[/]' if report.good else '[red]something is wrong[/]'}; the picture: {picture}; again: SEED={seed}"
+    )
+
+
+if __name__ == "__main__":
+    main()

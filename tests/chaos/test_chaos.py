@@ -1,0 +1,48 @@
+"""A minute and a half of everything going wrong with three managers and a worker; `make chaos` is the long one."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.lab import processes
+from orchestrator.lab.lab import Lab
+
+from . import faults
+from .picture import svg
+from .run import Run
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(480)]
+MANAGERS, NODES = 3, 4
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with tempfile.TemporaryDirectory(prefix="lab-") as directory:
+        lab = Lab(Path(directory) / "x", "198.51.100.0/24", environment=faults.environment)
+        try:
+            faults.prepare(lab, NODES)
+            lab.up(NODES, managers=MANAGERS)
+            yield lab
+        finally:
+            lab.down()
+            assert processes.marked(lab.layout.marker) == []
+
+
+def test_nothing_that_was_told_is_untrue_and_the_cluster_comes_to_rest(lab: Lab, tmp_path: Path) -> None:
+    told: list[str] = []
+    run = Run(lab, MANAGERS, seed=1, duration_s=90.0, converges_within_s=180.0, tell=told.append)
+    report = asyncio.run(run.play())
+    (tmp_path / "chaos.svg").write_text(svg(report.story))
+    said = "\n".join([*report.lines, *told])
+    assert report.violations == [], said
+    assert report.lacks == [], said
+    assert report.calm_failures == [], said
+    # what proves nothing must not pass
+    acknowledged = [op for op in run.clients.ops if op.kind != "read" and op.outcome == "ok"]
+    assert len(acknowledged) > 50, said
+    assert run.skipped < len(run.faults) / 2, said
