@@ -38,7 +38,7 @@ def main(seed: int | None, minutes: float, managers: int, workers: int, subnet: 
     console = Console()
     seed = random.randrange(10_000) if seed is None else seed
     with tempfile.TemporaryDirectory(prefix="lab-") as directory:
-        lab = Lab(Path(directory) / "x", subnet, lambda text: console.print(f"  [dim]· {text}[/]"), faults.environment)
+        lab = Lab(Path(directory) / "x", subnet, lambda text: console.print(f"  [dim]· {text}[/]"), environment=faults.environment)
         try:
             report = _play(lab, console, seed, minutes * 60, managers, workers)
             picture.write_text(svg(report.story))
