@@ -752,11 +752,61 @@ class Leadership(_Struct):
     renewed_at: datetime = ZERO_TIME
 
 
-Kind = Literal["cluster", "leader", "node", "service", "task", "network", "secret", "config", "claim"]
-Object = Union[Cluster, Leadership, Node, Service, Task, Network, Secret, Config, Claim]  # noqa: UP007
+# ---- stacks --------------------------------------------------------------------------------------------------------------------
+
+
+class StackNetwork(_Struct):
+    """sent: the body of /networks/create that makes it; None for an external one, which only has to be there."""
+
+    name: str = ""
+    external: bool = False
+    sent: dict[str, Any] | None = None
+
+
+class StackFile(_Struct):
+    """A secret or config by name; its content is an object of its own."""
+
+    name: str = ""
+    external: bool = False
+    labels: dict[str, str] | None = None
+    template_driver: str = ""
+
+
+class StackParts(_Struct):
+    """What a compose file comes to. References to networks, secrets and configs are by name here: ids are the cluster's."""
+
+    services: list[ServiceSpec] = []
+    networks: list[StackNetwork] = []
+    secrets: list[StackFile] = []
+    configs: list[StackFile] = []
+
+
+class StackRevision(_Struct):
+    """compose: the file as it was given, variables not put in."""
+
+    number: int = 0
+    created_at: datetime = ZERO_TIME
+    compose: str = ""
+    parts: StackParts = StackParts()
+
+
+class Stack(_Struct):
+    """What a stack is to be, and was before. id: its name."""
+
+    id: str
+    version: Version = Version()
+    created_at: datetime = ZERO_TIME
+    updated_at: datetime = ZERO_TIME
+    current: StackRevision = StackRevision()
+    previous: StackRevision | None = None
+
+
+Kind = Literal["cluster", "leader", "node", "service", "task", "network", "secret", "config", "claim", "stack"]
+Object = Union[Cluster, Leadership, Node, Service, Task, Network, Secret, Config, Claim, Stack]  # noqa: UP007
 
 KINDS: dict[Kind, type[Object]] = {
     "cluster": Cluster, "leader": Leadership, "node": Node, "service": Service, "task": Task,
     "network": Network, "secret": Secret, "config": Config, "claim": Claim,
+    "stack": Stack,
 }  # fmt: skip
 KIND_OF: dict[type[Object], Kind] = {cls: kind for kind, cls in KINDS.items()}

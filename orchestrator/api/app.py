@@ -34,6 +34,7 @@ from orchestrator.api import (
     proxy,
     secrets,
     services,
+    stacks,
     swarm,
     system,
     tasks,
@@ -85,7 +86,7 @@ def make_app(backend: Backend, audit_log: AuditLog | None = None) -> web.Applica
     routes = [
         *system.ROUTES, *swarm.ROUTES, *nodes.ROUTES, *services.ROUTES, *tasks.ROUTES, *logs.ROUTES, *networks.ROUTES,
         *container_creation.ROUTES, *execs.ROUTES, *containers.ROUTES,
-        *secrets.ROUTES, *events.ROUTES, *backups.ROUTES, *diagnosis.ROUTES, *node_scope.ROUTES, *proxy.ROUTES,
+        *secrets.ROUTES, *events.ROUTES, *backups.ROUTES, *diagnosis.ROUTES, *node_scope.ROUTES, *stacks.ROUTES, *proxy.ROUTES,
     ]  # fmt: skip
     for route in routes:
         # The versioned form first: the last route takes every path.

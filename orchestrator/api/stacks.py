@@ -1,0 +1,234 @@
+"""Stacks as objects of the cluster: `/mesh/v1/stacks`. Deploy a compose file, see what it would change, go back, ask how it is.
+
+Edge: routes over the store. `docker stack` works on the same services; these routes also know what the stack is to be.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from orchestrator import registry_auth
+from orchestrator.api import access, codec, stack_plan, views
+from orchestrator.api.stack_plan import Deployment, ObjectChange, StackPlan
+from orchestrator.errors import ApiError, ConfigError
+from orchestrator.model import Service, Stack
+from orchestrator.stacks import compose
+from orchestrator.stacks.render import render, stack_name
+from orchestrator.store.base import Change
+from orchestrator.store.snapshot import Snapshot
+
+
+class StackRequest(msgspec.Struct, frozen=True, rename="pascal", forbid_unknown_fields=True):
+    """compose: the file's text. variables: values for `${NAME}` in it. files: what it names (env files, files of secrets and configs),
+    by path as written there, base64. directory: where relative paths of bind mounts start."""
+
+    compose: str
+    variables: dict[str, str] = {}
+    files: dict[str, str] = {}
+    directory: str = ""
+
+
+class StackAnswer(msgspec.Struct, frozen=True, rename="pascal"):
+    """changes: what was, or would be, done; empty: nothing differs. revision: the stack's number afterwards."""
+
+    name: str
+    revision: int
+    changes: list[ObjectChange]
+    warnings: list[str]
+
+
+class ServiceState(msgspec.Struct, frozen=True, rename="pascal"):
+    """update: the state of its rolling update, "" = none."""
+
+    name: str
+    image: str
+    running: int
+    desired: int
+    update: str = ""
+
+
+class StackState(msgspec.Struct, frozen=True, rename="pascal"):
+    """state: converged | updating | paused | degraded (fewer tasks than wanted) | empty. revision 0: `docker stack deploy` made it, so
+    what it is to be is not known here. drift: what differs from the stack's revision."""
+
+    name: str
+    revision: int
+    state: str
+    services: list[ServiceState]
+    updated_at: str = ""
+    drift: list[ObjectChange] = []
+    can_roll_back: bool = False
+
+
+async def list_stacks(request: web.Request) -> web.Response:
+    snapshot = access.store_of(request).snapshot()
+    return access.answer([_state(snapshot, name, with_drift=False) for name in stack_plan.stacks_of(snapshot)])
+
+
+async def inspect_stack(request: web.Request) -> web.Response:
+    snapshot = access.store_of(request).snapshot()
+    name = request.match_info["name"]
+    if name not in stack_plan.stacks_of(snapshot):
+        raise ApiError(404, f"stack {name} not found")
+    return access.answer(_state(snapshot, name, with_drift=True))
+
+
+async def show_compose(request: web.Request) -> web.Response:
+    """The file as it was deployed; `?revision=previous` the one before."""
+    stack = _stack(access.store_of(request).snapshot(), request.match_info["name"])
+    previous = request.query.get("revision", "") == "previous"
+    shown = stack.previous if previous else stack.current
+    if shown is None:
+        raise ApiError(404, f"stack {stack.id} has no previous revision")
+    return web.Response(text=shown.compose, content_type="application/yaml")
+
+
+async def plan_stack(request: web.Request) -> web.Response:
+    """What `deploy` would change; changes nothing."""
+    deployment, warnings = await _deployment(request)
+    snapshot = access.store_of(request).snapshot()
+    return access.answer(_answer(deployment.name, stack_plan.deployed(snapshot, deployment, access.now()), warnings))
+
+
+async def deploy_stack(request: web.Request) -> web.Response:
+    deployment, warnings = await _deployment(request)
+    return await _done(request, deployment.name, lambda snapshot: stack_plan.deployed(snapshot, deployment, access.now()), warnings)
+
+
+async def roll_back_stack(request: web.Request) -> web.Response:
+    name = request.match_info["name"]
+    credentials = _credentials(request)
+    return await _done(
+        request, name, lambda snapshot: stack_plan.rolled_back(snapshot, _stack(snapshot, name), credentials, access.now()), []
+    )
+
+
+async def remove_stack(request: web.Request) -> web.Response:
+    name = request.match_info["name"]
+    return await _done(request, name, lambda snapshot: stack_plan.removed(snapshot, name), [])
+
+
+ROUTES = [
+    web.get("/mesh/v1/stacks", list_stacks),
+    web.get("/mesh/v1/stacks/{name}", inspect_stack),
+    web.get("/mesh/v1/stacks/{name}/compose", show_compose),
+    web.post("/mesh/v1/stacks/{name}/plan", plan_stack),
+    web.post("/mesh/v1/stacks/{name}/rollback", roll_back_stack),
+    web.put("/mesh/v1/stacks/{name}", deploy_stack),
+    web.delete("/mesh/v1/stacks/{name}", remove_stack),
+]
+
+
+# ---- details ----------------------------------------------------------------------------------------------------------------------
+
+
+async def _deployment(request: web.Request) -> tuple[Deployment, list[str]]:
+    access.store_of(request)
+    try:
+        sent = msgspec.convert(codec.parse(await request.read()), StackRequest)
+    except msgspec.ValidationError as error:
+        raise ApiError(400, f"invalid request: {error}") from None
+    name = stack_name(request.match_info["name"])
+    file, warnings = compose.read(sent.compose, sent.variables)
+    parts, contents, more = render(name, file, sent.variables, _decoded(sent.files), sent.directory)
+    backend = access.backend_of(request)
+    return Deployment(name, sent.compose, parts, contents, backend.encrypt_secret, _credentials(request)), [*warnings, *more]
+
+
+def _decoded(files: Mapping[str, str]) -> dict[str, bytes]:
+    try:
+        return {path: base64.b64decode(content, validate=True) for path, content in files.items()}
+    except binascii.Error as error:
+        raise ConfigError(f"Files: expected base64: {error}") from None
+
+
+def _credentials(request: web.Request) -> bytes:
+    header = request.headers.get(registry_auth.HEADER, "")
+    return access.backend_of(request).encrypt_secret(header.encode()) if registry_auth.given(header) else b""
+
+
+async def _done(request: web.Request, name: str, make: Any, warnings: list[str]) -> web.Response:
+    store = access.store_of(request)
+    planned: list[StackPlan] = []
+
+    def plan(snapshot: Snapshot) -> Sequence[Change]:
+        made: StackPlan = make(snapshot)
+        if len(made.store_changes) > store.max_changes:
+            raise ApiError(
+                400, f"the stack takes {len(made.store_changes)} changes, at most {store.max_changes} can be made at once: split it"
+            )
+        planned[:] = [made]
+        return made.store_changes
+
+    seen = request.query.get("revision", "")
+    if seen:
+        current = store.snapshot().get(Stack, name)
+        if not seen.isdigit() or int(seen) != (current.current.number if current is not None else 0):
+            raise ApiError(
+                409, f"stack {name} is at revision {current.current.number if current is not None else 0}, not {seen}: look again"
+            )
+    await access.commit(store, plan)
+    return access.answer(_answer(name, planned[0], warnings))
+
+
+def _answer(name: str, plan: StackPlan, warnings: list[str]) -> StackAnswer:
+    return StackAnswer(name, plan.revision, plan.described, [*warnings, *plan.warnings])
+
+
+def _stack(snapshot: Snapshot, name: str) -> Stack:
+    stack = snapshot.get(Stack, name)
+    if stack is None:
+        known = " (`docker stack deploy` made it: deploy it here to have revisions)" if name in stack_plan.stacks_of(snapshot) else ""
+        raise ApiError(404, f"stack {name} not found{known}")
+    return stack
+
+
+def _state(snapshot: Snapshot, name: str, *, with_drift: bool) -> StackState:
+    stack = snapshot.get(Stack, name)
+    theirs, *_ = stack_plan.members(snapshot, name)
+    states = [_service_state(snapshot, service) for service in theirs]
+    drift: list[ObjectChange] = []
+    if stack is not None and with_drift:
+        # what can't be planned (a secret that was removed by hand) is drift too, but the state must be shown all the same
+        deployment = Deployment(name, "", stack.current.parts, {}, lambda plain: plain)
+        try:
+            drift = stack_plan.deployed(snapshot, deployment, access.now()).described
+        except (ApiError, ConfigError) as error:
+            drift = [ObjectChange("stack", str(error), "update")]
+    return StackState(
+        name=name,
+        revision=stack.current.number if stack is not None else 0,
+        state=_overall(states),
+        services=states,
+        updated_at=stack.updated_at.isoformat() if stack is not None else "",
+        drift=drift,
+        can_roll_back=stack is not None and stack.previous is not None,
+    )
+
+
+def _service_state(snapshot: Snapshot, service: Service) -> ServiceState:
+    status = views.service_status(snapshot, service)
+    container = service.spec.task_template.container_spec
+    return ServiceState(
+        name=service.spec.name,
+        image=container.image if container is not None else "",
+        running=status.running_tasks,
+        desired=status.desired_tasks,
+        update=service.update_status.state if service.update_status is not None else "",
+    )
+
+
+def _overall(states: Sequence[ServiceState]) -> str:
+    if not states:
+        return "empty"
+    if any(state.update.endswith("paused") for state in states):
+        return "paused"
+    if any(state.update in ("updating", "rollback_started") for state in states):
+        return "updating"
+    return "degraded" if any(state.running < state.desired for state in states) else "converged"
