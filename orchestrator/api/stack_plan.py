@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -36,23 +36,14 @@ from orchestrator.model import (
     StackParts,
     StackRevision,
 )
-from orchestrator.stacks.difference import FieldChange, differences
+from orchestrator.stacks.difference import differences
+from orchestrator.stacks.messages import ObjectChange
 from orchestrator.stacks.render import NAMESPACE
 from orchestrator.store.base import Change, Delete, Put
 from orchestrator.store.draft import Draft
 from orchestrator.store.snapshot import Snapshot
 
-Action = Literal["create", "update", "remove", "keep"]
 _File = TypeVar("_File", Secret, Config)
-
-
-class ObjectChange(msgspec.Struct, frozen=True, rename="pascal"):
-    """kind service | network | secret | config. fields: of an update, what differs."""
-
-    kind: str
-    name: str
-    action: Action
-    fields: list[FieldChange] = []
 
 
 class StackPlan(msgspec.Struct, frozen=True):

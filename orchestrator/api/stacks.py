@@ -8,62 +8,21 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
 
 from orchestrator import registry_auth
 from orchestrator.api import access, codec, stack_plan, views
-from orchestrator.api.stack_plan import Deployment, ObjectChange, StackPlan
+from orchestrator.api.stack_plan import Deployment, StackPlan
 from orchestrator.errors import ApiError, ConfigError
 from orchestrator.model import Service, Stack
 from orchestrator.stacks import compose
+from orchestrator.stacks.messages import ObjectChange, ServiceState, StackAnswer, StackRequest, StackState
 from orchestrator.stacks.render import render, stack_name
 from orchestrator.store.base import Change
 from orchestrator.store.snapshot import Snapshot
-
-
-class StackRequest(msgspec.Struct, frozen=True, rename="pascal", forbid_unknown_fields=True):
-    """compose: the file's text. variables: values for `${NAME}` in it. files: what it names (env files, files of secrets and configs),
-    by path as written there, base64. directory: where relative paths of bind mounts start."""
-
-    compose: str
-    variables: dict[str, str] = {}
-    files: dict[str, str] = {}
-    directory: str = ""
-
-
-class StackAnswer(msgspec.Struct, frozen=True, rename="pascal"):
-    """changes: what was, or would be, done; empty: nothing differs. revision: the stack's number afterwards."""
-
-    name: str
-    revision: int
-    changes: list[ObjectChange]
-    warnings: list[str]
-
-
-class ServiceState(msgspec.Struct, frozen=True, rename="pascal"):
-    """update: the state of its rolling update, "" = none."""
-
-    name: str
-    image: str
-    running: int
-    desired: int
-    update: str = ""
-
-
-class StackState(msgspec.Struct, frozen=True, rename="pascal"):
-    """state: converged | updating | paused | degraded (fewer tasks than wanted) | empty. revision 0: `docker stack deploy` made it, so
-    what it is to be is not known here. drift: what differs from the stack's revision."""
-
-    name: str
-    revision: int
-    state: str
-    services: list[ServiceState]
-    updated_at: str = ""
-    drift: list[ObjectChange] = []
-    can_roll_back: bool = False
 
 
 async def list_stacks(request: web.Request) -> web.Response:
@@ -156,8 +115,13 @@ def _credentials(request: web.Request) -> bytes:
 async def _done(request: web.Request, name: str, make: Any, warnings: list[str]) -> web.Response:
     store = access.store_of(request)
     planned: list[StackPlan] = []
+    seen = request.query.get("revision", "")
 
     def plan(snapshot: Snapshot) -> Sequence[Change]:
+        stack = snapshot.get(Stack, name)
+        present = str(stack.current.number) if stack is not None else "0"
+        if seen and seen != present:
+            raise ApiError(409, f"stack {name} is at revision {present}, not {seen}: look again")
         made: StackPlan = make(snapshot)
         if len(made.store_changes) > store.max_changes:
             raise ApiError(
@@ -166,13 +130,6 @@ async def _done(request: web.Request, name: str, make: Any, warnings: list[str])
         planned[:] = [made]
         return made.store_changes
 
-    seen = request.query.get("revision", "")
-    if seen:
-        current = store.snapshot().get(Stack, name)
-        if not seen.isdigit() or int(seen) != (current.current.number if current is not None else 0):
-            raise ApiError(
-                409, f"stack {name} is at revision {current.current.number if current is not None else 0}, not {seen}: look again"
-            )
     await access.commit(store, plan)
     return access.answer(_answer(name, planned[0], warnings))
 
@@ -224,7 +181,7 @@ def _service_state(snapshot: Snapshot, service: Service) -> ServiceState:
     )
 
 
-def _overall(states: Sequence[ServiceState]) -> str:
+def _overall(states: Sequence[ServiceState]) -> Literal["converged", "updating", "paused", "degraded", "empty"]:
     if not states:
         return "empty"
     if any(state.update.endswith("paused") for state in states):

@@ -49,6 +49,7 @@ def main() -> None:
     meshd demo                   watch the main job, measured
     meshd doctor                 is this machine ready to be a node, and does it reach the others?
     meshd trace web              where does a packet to that service go, link by link?
+    meshd stack plan shop        what would this compose file change? then: deploy, show, rollback
     meshd dns query web --as client.1    what this node's task is answered, and why
     meshd backup, restore        the whole cluster as one file, and back
     meshd recover                go on after most managers are lost for good
@@ -180,9 +181,10 @@ def _add_groups() -> None:
     from orchestrator.cli.audit import audit
     from orchestrator.cli.dns import dns
     from orchestrator.cli.rescue import backup, recover, restore
+    from orchestrator.cli.stack import stack
     from orchestrator.lab.cli import lab
 
-    for command in (dns, lab, backup, restore, recover, api_certs, audit):
+    for command in (dns, stack, lab, backup, restore, recover, api_certs, audit):
         main.add_command(command)
 
 

@@ -189,7 +189,7 @@ class _Reading:
         for entry in env_files:
             path, required = (entry.path, entry.required) if isinstance(entry, compose.EnvFile) else (entry, True)
             if path in self._files:
-                given.update(_env_file(path, self._files[path]))
+                given.update(env_file(path, self._files[path]))
             elif required:
                 raise ConfigError(f"env_file {path} was not sent along")
         given.update(_maybe_pairs(service.environment, "environment"))
@@ -485,7 +485,8 @@ def _octal(where: str, value: str | int) -> int:
     return int(value.replace("o", ""), 8) if value else 0
 
 
-def _env_file(path: str, content: bytes) -> dict[str, str | None]:
+def env_file(path: str, content: bytes) -> dict[str, str | None]:
+    """NAME=value lines; None: a name alone. ConfigError with the line."""
     given: dict[str, str | None] = {}
     for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
         text = line.strip().removeprefix("export ")

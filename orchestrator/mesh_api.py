@@ -1,0 +1,133 @@
+"""Our own HTTP API, beside Docker's: every operation of `/mesh/v1`, and the OpenAPI document made of them.
+
+Pure. The server publishes the document, `client` has a method for each operation, and tests hold the three together.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from orchestrator.diagnose.finding import Finding
+from orchestrator.diagnose.itinerary import TraceRequest
+from orchestrator.diagnose.report import TraceReport
+from orchestrator.stacks.messages import StackAnswer, StackRequest, StackState
+from orchestrator.version import VERSION
+
+OPENAPI_PATH = "/mesh/v1/openapi.json"
+
+
+class Restored(msgspec.Struct, frozen=True):
+    """What a restore began: this node's id, the cluster's, how many objects it has."""
+
+    node_id: str = msgspec.field(name="NodeID")
+    cluster_id: str = msgspec.field(name="ClusterID")
+    objects: int = msgspec.field(name="Objects")
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Of every status from 400 on."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """body, answer: a struct's type, `bytes` (body_type, answer_type say of what), or None. query: parameter -> what it is."""
+
+    id: str
+    method: str
+    path: str
+    summary: str
+    body: Any = None
+    answer: Any = None
+    body_type: str = "application/json"
+    answer_type: str = "application/json"
+    query: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> list[str]:
+        return re.findall(r"\{(\w+)\}", self.path)
+
+
+_REVISION = {"revision": "refuse with 409 unless the stack is at this revision; 0: unless there is none yet"}
+OPERATIONS = (
+    Operation("list_stacks", "GET", "/mesh/v1/stacks", "All stacks and how they are, those of `docker stack` too", answer=list[StackState]),
+    Operation("stack", "GET", "/mesh/v1/stacks/{name}", "How a stack is, and what differs from what it is to be", answer=StackState),
+    Operation(
+        "compose_file", "GET", "/mesh/v1/stacks/{name}/compose", "The compose file as it was deployed",
+        answer=bytes, answer_type="application/yaml", query={"revision": "`previous`: the one before"},
+    ),
+    Operation(
+        "plan_stack", "POST", "/mesh/v1/stacks/{name}/plan", "What deploying this file would change; changes nothing",
+        body=StackRequest, answer=StackAnswer,
+    ),
+    Operation(
+        "deploy_stack", "PUT", "/mesh/v1/stacks/{name}", "Make the stack what the file says: all of it, or nothing",
+        body=StackRequest, answer=StackAnswer, query=_REVISION,
+    ),
+    Operation(
+        "roll_back_stack", "POST", "/mesh/v1/stacks/{name}/rollback", "The previous revision again, as a new one",
+        answer=StackAnswer, query=_REVISION,
+    ),
+    Operation(
+        "remove_stack", "DELETE", "/mesh/v1/stacks/{name}", "Remove a stack and all that carries its label",
+        answer=StackAnswer, query=_REVISION,
+    ),
+    Operation(
+        "backup", "GET", "/mesh/v1/backup", "The whole cluster as one file; it holds the cluster's keys",
+        answer=bytes, answer_type="application/gzip",
+    ),
+    Operation(
+        "restore", "POST", "/mesh/v1/restore", "Make the cluster of a backup again, at a node that is in none",
+        body=bytes, body_type="application/gzip", answer=Restored, query={"advertise-addr": "where other nodes reach this one"},
+    ),
+    Operation(
+        "trace", "POST", "/mesh/v1/trace", "Send probes and tell the way they took, link by link",
+        body=TraceRequest, answer=TraceReport,
+    ),
+    Operation("doctor", "GET", "/mesh/v1/doctor", "What this node finds wrong with itself and its way to the others", answer=list[Finding]),
+)  # fmt: skip
+
+
+def openapi() -> dict[str, Any]:
+    """The OpenAPI 3.1 document."""
+    types = [kind for operation in OPERATIONS for kind in (operation.body, operation.answer) if kind not in (None, bytes)]
+    schemas, components = msgspec.json.schema_components([*types, Refusal], ref_template="#/components/schemas/{name}")
+    of_type = {str(kind): schema for kind, schema in zip(types, schemas, strict=False)}
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        described: dict[str, Any] = {
+            "operationId": operation.id,
+            "summary": operation.summary,
+            "parameters": [
+                *({"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in operation.parameters),
+                *(
+                    {"name": name, "in": "query", "required": False, "description": what, "schema": {"type": "string"}}
+                    for name, what in operation.query.items()
+                ),
+            ],
+            "responses": {
+                "200": {"description": "done", "content": {operation.answer_type: {"schema": _schema(operation.answer, of_type)}}},
+                "default": {"description": "refused, and why", "content": {"application/json": {"schema": schemas[-1]}}},
+            },
+        }
+        if operation.body is not None:
+            described["requestBody"] = {"required": True, "content": {operation.body_type: {"schema": _schema(operation.body, of_type)}}}
+        paths.setdefault(operation.path, {})[operation.method.lower()] = described
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "meshd", "version": VERSION, "description": "What meshd can beyond the Docker Engine API, on the same sockets."},
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+def _schema(kind: Any, of_type: dict[str, Any]) -> dict[str, Any]:
+    if kind is bytes:
+        return {"type": "string", "format": "binary"}
+    schema: dict[str, Any] = of_type[str(kind)]
+    return schema
