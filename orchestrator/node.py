@@ -36,6 +36,7 @@ from orchestrator.dispatcher.session import AgentSession
 from orchestrator.dispatcher.tls_app import ManagerSide, NodeServer
 from orchestrator.errors import ApiError, MeshdError, StoreError
 from orchestrator.formation.door import Door
+from orchestrator.keepalive import kept_alive
 from orchestrator.model import NodeDescription
 from orchestrator.security.admission import Trust, split_endpoint
 from orchestrator.security.identity import Credentials
@@ -194,7 +195,7 @@ class NodeRuntime:
         known, session = self._http.get(node_id, (None, None))
         if session is None or known is not context:
             # Another context: the root was replaced. What goes on over the old connections ends by itself.
-            connector = aiohttp.TCPConnector(ssl=context, limit=0)
+            connector = aiohttp.TCPConnector(ssl=context, limit=0, socket_factory=kept_alive)
             session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None, sock_connect=5), trust_env=False)
             self._http[node_id] = (context, session)
         return session, f"https://{node.description.mesh_api_addr}/v1"

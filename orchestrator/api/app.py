@@ -30,6 +30,7 @@ from orchestrator.api import (
     logs,
     networks,
     node_scope,
+    node_sockets,
     nodes,
     proxy,
     secrets,
@@ -82,6 +83,7 @@ def make_app(backend: Backend, audit_log: AuditLog | None = None) -> web.Applica
     app.on_cleanup.append(_close_proxy)
     app[events.JOURNAL] = events.Journal()
     app.cleanup_ctx.append(events.keep_journal)
+    app.cleanup_ctx.append(node_sockets.while_served)
     app.on_response_prepare.append(announce)
     routes = [
         *system.ROUTES, *swarm.ROUTES, *nodes.ROUTES, *services.ROUTES, *tasks.ROUTES, *logs.ROUTES, *networks.ROUTES,
@@ -135,21 +137,27 @@ async def serve(
     except BaseException:
         await runner.cleanup()
         raise
+    for endpoint in endpoints:
+        if isinstance(endpoint, UnixEndpoint):
+            runner.app[node_sockets.NODE_SOCKETS].start(Path(endpoint.path), lambda path: _listen_unix(runner, path, group))
+            break
     return runner
 
 
-async def _listen_unix(runner: web.AppRunner, path: str, group: str) -> None:
+async def _listen_unix(runner: web.AppRunner, path: str, group: str) -> web.BaseSite:
     _refuse_served(path)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     # The window between bind and chmod must not be open to others.
     mask = os.umask(0o177)
+    site = web.UnixSite(runner, path)
     try:
-        await _listen(web.UnixSite(runner, path), UnixEndpoint(path))
+        await _listen(site, UnixEndpoint(path))
     finally:
         os.umask(mask)
     with contextlib.suppress(KeyError):
         os.chown(path, -1, grp.getgrnam(group).gr_gid)
     Path(path).chmod(0o660)
+    return site
 
 
 async def _listen(site: web.BaseSite, endpoint: Endpoint) -> None:

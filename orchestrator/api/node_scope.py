@@ -1,5 +1,5 @@
 """One node's Engine and nothing else: `?node=NAME` on any request that Engines answer, and everything below `/mesh/v1/nodes/NAME/engine`
-(`docker -H tcp://manager:2376/mesh/v1/nodes/NAME/engine ps`).
+(`docker -H tcp://manager:2376/mesh/v1/nodes/NAME/engine ps`) or sent to that node's socket (`node_sockets`).
 
 Edge: a middleware and a route. What is scoped reaches that Engine as it was sent, and comes back as it was answered.
 """
@@ -10,6 +10,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from orchestrator.api.engines import engines_of
+from orchestrator.api.node_sockets import NODE_SOCKETS
 from orchestrator.api.proxy import forward, path_of
 
 PREFIX = "/mesh/v1/nodes/{node}/engine"
@@ -20,10 +21,12 @@ _CLUSTERS = frozenset({"swarm", "services", "tasks", "nodes", "secrets", "config
 @web.middleware
 async def scoped(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Exactly one `node`: several are for those routes that send to chosen nodes."""
+    engines = engines_of(request)
+    if (node_id := request.app[NODE_SOCKETS].node_of(request)) is not None:
+        return await forward(request, engines.engine(engines.find(node_id)))
     named = request.query.getall("node", [])
     if len(named) != 1 or not named[0] or root_of(request.rel_url.raw_path) in _CLUSTERS:
         return await handler(request)
-    engines = engines_of(request)
     return await forward(request, engines.engine(engines.find(named[0])), path=without_node(path_of(request)))
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from orchestrator.errors import ConfigError
+from orchestrator.keepalive import keep_alive
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ class TlsListener:
         connection.setblocking(False)
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        keep_alive(connection)
         try:
             if await self._first_byte(connection) != _TLS_HANDSHAKE_RECORD:
                 with contextlib.suppress(OSError):

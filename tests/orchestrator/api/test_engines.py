@@ -7,17 +7,19 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 from aiohttp import web
 from msgspec.structs import replace
 
 from orchestrator.api.engines import Engines, Member, Patience, Replies
 from orchestrator.api.node_scope import root_of, without_node
+from orchestrator.api.node_sockets import wanted
 from orchestrator.api.proxy import EngineProxy
 from orchestrator.engine_http import Answer, EngineAway, at_version
 from orchestrator.errors import ApiError
 from orchestrator.model import Node
-from orchestrator.store.base import Put
+from orchestrator.store.base import Delete, Put
 from tests.orchestrator.api.fakes import FakeEngine, Setup, a_node, other_node
 
 SHORT = Patience(first_s=0.5, silent_s=5.0, most_s=5.0)
@@ -35,8 +37,11 @@ async def remote(manager: Setup, tmp_path: Path) -> AsyncIterator[FakeEngine]:
         yield engine
 
 
-def engines(setup: Setup) -> Engines:
-    return Engines(setup.backend, EngineProxy(setup.backend.engine_socket))  # type: ignore[arg-type]
+@pytest.fixture
+async def engines(node: Setup) -> AsyncIterator[Engines]:
+    local = EngineProxy(node.backend.engine_socket)
+    yield Engines(node.backend, local)  # type: ignore[arg-type]
+    await local.close()
 
 
 async def attach(
@@ -92,7 +97,7 @@ def test_replies_say_who_is_missing_and_refuse_when_nobody_did_it() -> None:
 # ---- asking ----------------------------------------------------------------------------------------------------------------------------
 
 
-async def test_all_engines_are_asked_and_missing_ones_named(manager: Setup, remote: FakeEngine, tmp_path: Path) -> None:
+async def test_all_engines_are_asked_and_missing_ones_named(manager: Setup, remote: FakeEngine, engines: Engines, tmp_path: Path) -> None:
     async def hang(request: web.Request) -> web.Response:
         if request.path == "/version":
             return web.json_response({"ApiVersion": "1.44", "MinAPIVersion": "1.24"})
@@ -106,7 +111,7 @@ async def test_all_engines_are_asked_and_missing_ones_named(manager: Setup, remo
         await manager.store.commit(
             [Put(replace(down, status=replace(down.status, message="heartbeat failure"))), Put(a_node("ne", "node-e"))]
         )
-        replies = await engines(manager).ask_all("GET", "/v1.44/containers/json", patience=SHORT)
+        replies = await engines.ask_all("GET", "/v1.44/containers/json", patience=SHORT)
     assert [(member.name, value) for member, value in replies.values()] == [("node-a", []), ("node-b", [])]
     assert remote.asked[-1] == ("GET", "/v1.41/containers/json")
     [c, d, e] = [(member.name, reason) for member, reason in replies.away]
@@ -115,22 +120,22 @@ async def test_all_engines_are_asked_and_missing_ones_named(manager: Setup, remo
     assert e == ("node-e", "node ne can't be reached")
 
 
-async def test_a_node_without_its_engine_says_so(manager: Setup, tmp_path: Path) -> None:
+async def test_a_node_without_its_engine_says_so(manager: Setup, engines: Engines, tmp_path: Path) -> None:
     async with other_node(manager, tmp_path, a_node("nb", "node-b"), web.Application()):
         (tmp_path / "nb.sock").unlink()
         with pytest.raises(EngineAway, match=r"node node-b: the Docker Engine of this node does not answer at unix://.*nb.sock"):
-            await engines(manager).engine(engines(manager).find("node-b")).ask("GET", "/info")
+            await engines.engine(engines.find("node-b")).ask("GET", "/info")
 
 
-async def test_members_off_managers_are_the_node_itself(node: Setup) -> None:
-    assert [member.local for member in engines(node).members()] == [True]
+async def test_members_off_managers_are_the_node_itself(node: Setup, engines: Engines) -> None:
+    assert [member.local for member in engines.members()] == [True]
     with pytest.raises(ApiError):
-        engines(node).find("node-b")
+        engines.find("node-b")
 
 
-async def test_members_know_their_own_node(manager: Setup, remote: FakeEngine) -> None:
-    assert [(member.name, member.local) for member in engines(manager).members()] == [("node-a", True), ("node-b", False)]
-    assert engines(manager).local().name == "node-a"
+async def test_members_know_their_own_node(manager: Setup, remote: FakeEngine, engines: Engines) -> None:
+    assert [(member.name, member.local) for member in engines.members()] == [("node-a", True), ("node-b", False)]
+    assert engines.local().name == "node-a"
     assert manager.store.snapshot().count(Node) == 2
 
 
@@ -145,6 +150,44 @@ async def test_one_nodes_engine_by_query_and_by_path(manager: Setup, remote: Fak
     assert await manager.refused("GET", "/v1.44/containers/json?node=nosuch") == (404, "node nosuch not found")
     assert await manager.ok("GET", "/mesh/v1/nodes/node-a/engine/info") != []
     assert (await manager.call("GET", "/v1.44/services?node=node-b"))[0] == 200
+
+
+async def test_each_node_has_a_socket_of_its_own_at_managers(manager: Setup, remote: FakeEngine) -> None:
+    directory = Path(manager.socket).with_suffix(".nodes")
+    async with asyncio.timeout(20):
+        while not (directory / "node-b.sock").exists():
+            await asyncio.sleep(0.02)
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(directory / "node-b.sock"))) as session:
+        # by what the fake Engine says of itself: it is asked, not the cluster
+        async with session.get("http://d/v1.44/info") as response:
+            assert (await response.json())["Swarm"] == {"LocalNodeState": "inactive"}
+        async with session.get("http://d/v1.44/services") as response:
+            assert response.status == 404
+        assert remote.asked[-1] == ("GET", "/v1.41/services")
+    assert (directory / "node-b.sock").stat().st_mode & 0o777 == 0o660
+    await manager.store.commit([Delete("node", "nb")])
+    async with asyncio.timeout(20):
+        while (directory / "node-b.sock").exists():
+            await asyncio.sleep(0.02)
+    assert (directory / "node-a.sock").exists()
+
+
+def test_sockets_are_named_after_nodes_as_far_as_that_names_one(tmp_path: Path) -> None:
+    members = [
+        Member(id, name, "", False) for id, name in (("1", "a"), ("2", "b"), ("3", "b"), ("4", "x/y"), ("5", ".."), ("6", "n" * 110))
+    ]
+    assert wanted(Path("/d"), members) == {
+        f"/d/{name}.sock": id for name, id in (("a", "1"), ("2", "2"), ("3", "3"), ("4", "4"), ("5", "5"))
+    }
+
+
+async def test_info_says_who_is_away(manager: Setup, remote: FakeEngine) -> None:
+    assert not (await manager.ok("GET", "/info"))["Warnings"]
+    node = a_node("nc", "node-c", state="down")
+    await manager.store.commit([Put(replace(node, status=replace(node.status, message="heartbeat failure")))])
+    assert (await manager.ok("GET", "/info"))["Warnings"] == [
+        "WARNING: nodes could not be asked: node-c (heartbeat failure); their containers, images and volumes are not shown"
+    ]
 
 
 async def test_half_closed_input_reaches_the_container_and_output_goes_on(manager: Setup, remote: FakeEngine) -> None:
