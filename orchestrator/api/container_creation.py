@@ -99,7 +99,7 @@ async def _create(request: web.Request, chosen: Candidate, candidates: Sequence[
     answer = await engine.ask("POST", path, headers=headers, body=body, timeout_s=CHANGE.most_s)
     made = answer.json()
     if answer.ok and isinstance(made, dict) and isinstance(made.get("Id"), str):
-        request.app[OWNERS].learn(made["Id"], chosen.node.id)
+        request.app[OWNERS].made(made["Id"], chosen.node.id)
         log.info("container placed id=%s node=%s image=%r", made["Id"], chosen.node.id, request.query.get("name", ""))
         if not request.query.get("name"):
             others = {name for one in candidates if one is not chosen for present in one.containers for name in present.names}

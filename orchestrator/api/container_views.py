@@ -10,9 +10,8 @@ of lists, for `docker ps --format`, and the object `Node` of `docker inspect`.
 
 from __future__ import annotations
 
-import heapq
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -114,11 +113,12 @@ class Listing:
         names = self.filters.get("node")
         return not names or any(name in (member.name, member.node_id) or (name and member.node_id.startswith(name)) for name in names)
 
-    def merged(self, lists: Iterable[tuple[Member, Sequence[Mapping[str, Any]]]]) -> list[dict[str, Any]]:
-        """Newest first; each Engine's own order is kept."""
-        cut = [(member, [entry for entry in entries if self._within(member, entry)]) for member, entries in lists]
-        shown = ([listed(entry, member) for entry in entries] for member, entries in cut)
-        together = list(heapq.merge(*shown, key=lambda entry: -int(entry.get("Created") or 0)))
+    def merged(
+        self, lists: Iterable[tuple[Member, Sequence[Mapping[str, Any]]]], order: Callable[[str], int] = lambda id: 0
+    ) -> list[dict[str, Any]]:
+        """Newest first. order: of containers of one second, greater = newer; else each Engine's own order is kept."""
+        shown = [listed(entry, member) for member, entries in lists for entry in entries if self._within(member, entry)]
+        together = sorted(shown, key=lambda entry: (-int(entry.get("Created") or 0), -order(str(entry.get("Id")))))
         return together[: self.limit] if self.limit > 0 else together
 
     def _within(self, member: Member, entry: Mapping[str, Any]) -> bool:

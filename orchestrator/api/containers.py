@@ -24,16 +24,30 @@ _NOT_SHOWN = "their containers are not shown"
 
 
 class Owners:
-    """id -> node, as far as this process has seen it. A container never moves, so what is remembered is never wrong."""
+    """id -> node, as far as this process has seen it. A container never moves, so what is remembered is never wrong. Also in which order
+    it made containers: lists say that only by the second, and of each node's clock."""
 
     def __init__(self) -> None:
         self._nodes: OrderedDict[str, str] = OrderedDict()
+        self._made: OrderedDict[str, int] = OrderedDict()
+        self._count = 0
 
     def learn(self, id: str, node_id: str) -> None:
         self._nodes[id] = node_id
         self._nodes.move_to_end(id)
         if len(self._nodes) > _REMEMBERED:
             self._nodes.popitem(last=False)
+
+    def made(self, id: str, node_id: str) -> None:
+        self.learn(id, node_id)
+        self._count += 1
+        self._made[id] = self._count
+        if len(self._made) > _REMEMBERED:
+            self._made.popitem(last=False)
+
+    def order(self, id: str) -> int:
+        """0 before all that this process made."""
+        return self._made.get(id, 0)
 
     def node_of(self, id: str) -> str | None:
         return self._nodes.get(id)
@@ -59,7 +73,7 @@ async def list_containers(request: web.Request) -> web.StreamResponse:
     for member, entries in lists:
         for entry in entries:
             request.app[OWNERS].learn(entry["Id"], member.node_id)
-    response = access.answer(listing.merged(lists))
+    response = access.answer(listing.merged(lists, request.app[OWNERS].order))
     replies.warn(response, _NOT_SHOWN)
     return response
 

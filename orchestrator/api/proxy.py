@@ -110,5 +110,6 @@ def _last_words(path: str, beginning: bytes, text: str) -> bytes | None:
     if action == "logs":
         return last_words(beginning, text)
     if action == "wait":
-        return b'{"StatusCode":125,"Error":{"Message":"%s"}}\n' % text.encode()
+        # no JSON: Docker's client then shows what it got, while `docker wait` would print any exit code we gave as the container's
+        return text.encode()
     return None

@@ -88,6 +88,12 @@ def test_lists_are_merged_newest_first_and_cut() -> None:
                 assert names(Listing(limit=limit).merged(lists)) == expected[: limit or None]
 
 
+def test_containers_of_one_second_are_in_the_order_in_which_they_were_made() -> None:
+    made = {"b": 1, "a": 2, "c": 3}
+    lists = [(A, [entry("a", 5), entry("unknown", 5), entry("old", 4)]), (B, [entry("c", 5), entry("b", 5)])]
+    assert names(Listing().merged(lists, lambda id: made.get(id, 0))) == ["c", "a", "b", "unknown", "old"]
+
+
 def test_before_and_since_cut_by_place_at_home_and_by_time_elsewhere() -> None:
     pivot = Found(A, {"Id": "p", "Created": "2026-01-01T00:00:10.999999999Z"})
     assert created_s(pivot.shown) == int(datetime(2026, 1, 1, 0, 0, 10, tzinfo=UTC).timestamp())
