@@ -252,8 +252,7 @@ async def announce(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = _SERVER
     if isinstance(request.protocol, Connection):
         request.protocol.streaming = not isinstance(response, web.Response)
-    store = request.app[access.BACKEND].store
-    if store is not None and _REVISION in request:
+    if _REVISION in request and (store := request.app[access.BACKEND].store) is not None:
         response.headers["X-Meshd-Revision"] = str(request[_REVISION])
         if not store.available:
             response.headers["X-Meshd-Stale"] = "true"
