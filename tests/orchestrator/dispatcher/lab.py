@@ -35,6 +35,7 @@ from orchestrator.model import (
     TaskState,
     TaskStatus,
 )
+from orchestrator.security.admission import Trust
 from orchestrator.security.identity import Credentials
 from orchestrator.store.base import Guard, Put
 from orchestrator.store.memory import MemoryStore
@@ -188,6 +189,7 @@ class Lab:
         join: bool = True,
         held: bool = False,
         credentials: Credentials | None = None,
+        on_trust: Callable[[Trust], None] = lambda trust: None,
     ) -> Agent:
         """A node of the store with its session running. held: its rows wait for `gate`. credentials: it is in the store already."""
         if credentials is None:
@@ -201,7 +203,9 @@ class Lab:
         description = NodeDescription(hostname=node_id, mesh_data_addr="127.0.0.1", tls_info=credentials.identity.tls_info)
         roles: list[str] = []
         heard: list[float] = []
-        session = AgentSession(over_tls(credentials), addresses, description, on_rows, on_role=roles.append, on_heard=heard.append)
+        session = AgentSession(
+            over_tls(credentials), addresses, description, on_rows, on_role=roles.append, on_heard=heard.append, on_trust=on_trust
+        )  # fmt: skip
         made = Agent(session, node_id, roles=roles, heard=heard)
         if not held:
             made.gate.set()
