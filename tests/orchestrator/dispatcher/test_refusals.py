@@ -22,6 +22,7 @@ from .lab import Lab, Manager, until
 from .test_node_server import call
 
 Refused = Callable[[Lab, Manager], Awaitable[str]]
+ENGINE = b"GET /v1/engine/info HTTP/1.1\r\nHost: x\r\n\r\n"
 REFUSED: dict[str, Refused] = {}
 
 
@@ -78,28 +79,24 @@ def head(length: int | None, path: str = "/v1/join") -> bytes:
 @refusal
 async def another_ca(lab: Lab, manager: Manager) -> str:
     root = ca.new_root(lab.cluster.cluster.id, now())
-    return await raw(
-        manager, shown(lab, lab.cluster.identity("m1", "manager", root=root)), b"GET /v1/engine/info HTTP/1.1\r\nHost: x\r\n\r\n"
-    )
+    return await raw(manager, shown(lab, lab.cluster.identity("m1", "manager", root=root)), ENGINE)
 
 
 @refusal
 async def expired(lab: Lab, manager: Manager) -> str:
     old = lab.cluster.identity("m1", "manager", at=now() - timedelta(hours=2))
-    return await raw(manager, shown(lab, old), b"GET /v1/engine/info HTTP/1.1\r\nHost: x\r\n\r\n")
+    return await raw(manager, shown(lab, old), ENGINE)
 
 
 @refusal
 async def wrong_role(lab: Lab, manager: Manager) -> str:
-    return await raw(manager, shown(lab, lab.cluster.identity("w1")), b"GET /v1/engine/info HTTP/1.1\r\nHost: x\r\n\r\n")
+    return await raw(manager, shown(lab, lab.cluster.identity("w1")), ENGINE)
 
 
 @refusal
 async def a_token_that_was_rotated(lab: Lab, manager: Manager) -> str:
     old = lab.cluster.tokens
-    await lab.cluster.change_tokens(
-        tokens.rotated(tokens.rotated(old, "worker", lab.cluster.root.certificate), "manager", lab.cluster.root.certificate)
-    )
+    await lab.cluster.change_tokens(tokens.make_both(lab.cluster.root.certificate))
     answers = []
     for token in (old.worker, old.manager, lab.cluster.tokens.worker[:-1]):
         body = join_body(token)
@@ -141,9 +138,9 @@ async def a_body_that_stalls(lab: Lab, manager: Manager) -> str:
 
 
 STATUSES = {
-    "another_ca": (0,), "expired": (0,), "wrong_role": (403,), "a_token_that_was_rotated": (403,), "plain_http": (400,), "oversized": (413,),
+    "another_ca": (0,), "expired": (0,), "wrong_role": (403,), "a_token_that_was_rotated": (403,), "plain_http": (400,),
     # the answer may get lost where the client goes on sending
-    "endless": (413, 0), "an_endless_header": (400, 0), "endless_headers": (400, 0), "a_body_that_stalls": (408,),
+    "oversized": (413, 0), "endless": (413, 0), "an_endless_header": (400, 0), "endless_headers": (400, 0), "a_body_that_stalls": (408,),
 }  # fmt: skip
 
 
