@@ -5,7 +5,8 @@
 # make bench           the demo's figures: how fast, how much memory
 # make bench-mesh      the data plane's figures: programming the kernel
 # make bench-dns       the DNS server beside others: Debian's, the Docker Engine's, the bare system calls; every answer is checked
-# make bench-orchestrator  the orchestrator's figures against their targets: scheduler, store, API, leader, and those of make bench
+# make bench-orchestrator  the orchestrator's figures against their targets: scheduler, store, API, leader, and those of make bench;
+#                  1,000 agents that lose a manager
 # make vagrant-rehearse  vagrant up and its smoke test on this machine, without boxes, KVM or systemd: ten minutes
 # make fuzz-dns        a million mutated packets against the DNS server: minutes
 .PHONY: demo test check simulate chaos bench bench-mesh bench-dns bench-orchestrator fuzz-dns vagrant-rehearse bootstrap
@@ -30,6 +31,7 @@ bench-dns: bootstrap
 
 bench-orchestrator: bootstrap
 	@$(BIN)/python -m tests.orchestrator.bench
+	@$(BIN)/python -m tests.orchestrator.dispatcher.bench_attach
 	@$(BIN)/meshd demo --figures
 
 fuzz-dns: bootstrap

@@ -15,10 +15,10 @@ from orchestrator.dispatcher.gateway import Gateway
 from orchestrator.dispatcher.messages import PROTOCOL, FromManager, Hello, Redirect
 from orchestrator.dispatcher.server import CLOSE_NOT_LEADING, CLOSE_REMOVED
 from orchestrator.model import NodeDescription, NodeSpec, TaskState
-from orchestrator.security.peer import Peer
 from orchestrator.store.base import Delete
 
 from .lab import Agent, Lab, Manager, until
+from .pair import Pair, peer
 from .test_dispatch import report
 
 
@@ -134,42 +134,6 @@ async def test_a_slow_agent_holds_up_neither_the_others_nor_the_leaders_memory(l
 
 
 # ---- what managers believe ---------------------------------------------------------------------------------------------------------
-
-
-class Pair:
-    """Two ends in one process."""
-
-    def __init__(self) -> None:
-        self.inbox: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self.other = self
-        self.closed = False
-        self.close_code: int | None = None
-
-    async def send(self, message: bytes) -> None:
-        if self.closed:
-            raise ConnectionError("closed")
-        self.other.inbox.put_nowait(message)
-
-    async def receive(self, timeout_s: float | None) -> bytes | None:
-        async with asyncio.timeout(timeout_s):
-            return None if self.closed and self.inbox.empty() else await self.inbox.get()
-
-    async def close(self, code: int = 1000, reason: str = "") -> None:
-        if not self.closed:
-            self.closed = self.other.closed = True
-            self.other.close_code = code
-            self.inbox.put_nowait(None)
-            self.other.inbox.put_nowait(None)
-
-    @classmethod
-    def both(cls) -> tuple[Pair, Pair]:
-        one, other = cls(), cls()
-        one.other, other.other = other, one
-        return one, other
-
-
-def peer(node_id: str) -> Peer:
-    return Peer(node_id=node_id, role="worker", cluster_id="c", address="192.0.2.7", expires_unix_s=4e9)
 
 
 def hello(version: int = PROTOCOL) -> bytes:
