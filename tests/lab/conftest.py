@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,8 @@ from tests.lab.cli import Cli, task_containers
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     with tempfile.TemporaryDirectory(prefix="lab-") as directory:
-        lab = Lab(Path(directory) / "c", "198.51.100.0/24")
+        # a name of its own: on one machine other runs of these tests may be under way
+        lab = Lab(Path(directory) / f"c{os.getpid()}", "198.51.100.0/24")
         try:
             lab.up(3)
             yield lab
