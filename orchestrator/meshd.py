@@ -44,15 +44,17 @@ from orchestrator.formation.former import Former, load_record
 from orchestrator.local_state import LocalState
 from orchestrator.managers.backup import Backup
 from orchestrator.managers.founding import Founding, Place, found, refound
+from orchestrator.managers.lock import Lock
 from orchestrator.managers.role_follower import RoleFollower
 from orchestrator.managers.root_rotation import ordered
 from orchestrator.managers.seat import Seat
 from orchestrator.model import Cluster, ClusterSpec, JoinTokens, Network, Node
-from orchestrator.node import NodeRuntime, NodeSettings
-from orchestrator.security import tokens
+from orchestrator.node import NodeRuntime, NodeSettings, leave_without_running
+from orchestrator.security import keyring, tokens
 from orchestrator.security.admission import DEFAULT_PORT, join_endpoint, managers_of, split_endpoint
 from orchestrator.security.identity import Credentials, Identity
 from orchestrator.security.join import ask_for_promotion, join, renew
+from orchestrator.store import sealing
 from orchestrator.store.base import Store
 from orchestrator.version import VERSION
 
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CERTIFICATES = "certificates"
+_UNLOCK_PATIENCE_S = 30.0
 
 
 class Meshd:
@@ -73,7 +76,9 @@ class Meshd:
         self._credentials: Credentials | None = None
         self._local: LocalState | None = None
         self._roles = RoleFollower(self._change_role)
-        self._seat = Seat(config, self._connect_manager, on_lost=self._roles.again)
+        self._lock = Lock(config.state_dir)
+        self._locked = False
+        self._seat = Seat(config, self._connect_manager, self._lock, on_lost=self._roles.again)
         self._node: NodeRuntime | None = None
         # one init, join, leave or change of role at a time; what comes meanwhile is told so
         self._changing = asyncio.Lock()
@@ -95,6 +100,8 @@ class Meshd:
     def state(self) -> NodeState:
         if self._local is None:
             return "pending" if self._changing.locked() and self._credentials is not None else "inactive"
+        if self._locked:
+            return "locked"
         if self._manager is not None:
             return "manager"
         # a manager that waits for its quorum is no worker; one that becomes a manager is, until it is one
@@ -160,6 +167,7 @@ class Meshd:
 
     async def _begin(self, founding: Founding) -> str:
         self._clear()
+        self._lock.begin(sealing.new_key(), founding.unlock_key)
 
         async def take_seat() -> None:
             await self._seat.found(founding.local, founding.etcd_ca, founding.changes)
@@ -204,6 +212,7 @@ class Meshd:
             )
             if identity.role == "manager":
                 local = self._seat.joining(local, result.bundle)
+            self._lock.begin(*self._seat.keys_of(result.bundle))
 
             async def take_seat() -> None:
                 if identity.role == "manager":
@@ -217,15 +226,39 @@ class Meshd:
             log.info("leaving cluster=%s node=%s force=%s", self._local.cluster_id if self._local else "", self.node_id, force)
             # first of all: a crash from here on must not come back as a member
             local_state.erase(self._config.state_dir)
-            self._local, self._settled = None, False
+            local, self._local, self._settled = self._local, None, False
             self._roles.stop()
             node, self._node = self._node, None
             if node is not None:
                 await node.leave()
+            elif self._locked and local is not None:
+                await leave_without_running(self._node_settings(local), local.cluster_id, NodeMesh(prefix=self._config.netns_prefix))
             await self._seat.withdraw()
             await self._seat.stop()
-            self._credentials = None
+            self._credentials, self._locked = None, False
             self._clear()
+
+    async def unlock(self, key: str) -> None:
+        async with self._one_change():
+            if not self._locked:
+                raise ApiError(409, "swarm is not locked")
+            try:
+                self._lock.open(keyring.parsed(key))
+            except keyring.WrongKey as error:
+                raise ApiError(401, str(error)) from None
+            await self._take_up()
+            self._locked = False
+            log.info("unlocked node=%s", self.node_id)
+            # the next command of who unlocks is one for a manager
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_UNLOCK_PATIENCE_S):
+                    while self._seat.waiting and not self._seat.error:
+                        await asyncio.sleep(0.02)
+
+    async def follow_unlock_key(self) -> None:
+        cluster = self._manager.store.snapshot().cluster if self._manager is not None else None
+        if cluster is not None:
+            await self._lock.follow(cluster.mesh_unlock_key)
 
     async def engine_session(self, node_id: str) -> tuple[aiohttp.ClientSession, str]:
         session, base = await self.node_session(node_id)
@@ -237,6 +270,8 @@ class Meshd:
         return self._node.node_session(self._manager.store.snapshot(), node_id)
 
     async def examine(self) -> list[Finding]:
+        if self._locked:
+            return [Finding("bad", "cluster", "this node is locked: its keys are sealed", "docker swarm unlock")]
         if self._node is None or self._local is None:
             return [Finding("note", "cluster", "this node is in no cluster", "docker swarm init, or docker swarm join")]
         findings = [Finding("bad", "cluster", self._seat.error, "")] if self._seat.error else []
@@ -284,10 +319,24 @@ class Meshd:
         local = local_state.load(self._config.state_dir)
         if local is None:
             return
-        credentials = Credentials.load(self._config.state_dir / _CERTIFICATES)
+        self._local, self._settled = local, True
+        try:
+            self._lock.open()
+        except keyring.Locked:
+            # its tasks run on as they do without a meshd; its agent needs the key of its certificate
+            self._locked = True
+            log.warning("locked cluster=%s node=%s: docker swarm unlock", local.cluster_id, local.node_id)
+            return
+        await self._take_up()
+
+    async def _take_up(self) -> None:
+        """Run as the member that the disk says this node is; the keyring is open."""
+        local, keys = self._local, self._lock.keys
+        assert local is not None
+        credentials = Credentials.load(self._config.state_dir / _CERTIFICATES, keys.passphrase) if keys is not None else None
         if credentials is None:
-            raise ConfigError(f"{self._config.state_dir} says this node is in a cluster, but its certificate is gone; leave and join again")
-        self._credentials, self._local, self._settled = credentials, local, True
+            raise ConfigError(f"{self._config.state_dir} says this node is in a cluster, but its keys are gone; leave and join again")
+        self._credentials = credentials
         # without etcd's data it is on its way to be a manager, or no longer one: the leader says which
         if credentials.identity.role == "manager" and self._seat.has_data:
             self._seat.resume(local)
@@ -314,6 +363,7 @@ class Meshd:
         # of a place it was let go from
         await self._seat.stop()
         self._seat.clear()
+        self._lock.admit(*self._seat.keys_of(bundle))
         self._remember(self._seat.joining(self._local, bundle))
         await self._seat.join(self._local, bundle)
         log.info("promoted cluster=%s node=%s", self._local.cluster_id, self._local.node_id)
@@ -322,6 +372,7 @@ class Meshd:
         assert self._local is not None and self._credentials is not None
         await self._seat.stop()
         self._seat.clear()
+        self._lock.dismiss()
         self._remember(msgspec.structs.replace(self._local, etcd_cluster=""))
         if self._credential_role() == "manager":
             await renew(self._credentials, self._local.managers)
@@ -354,7 +405,8 @@ class Meshd:
     ) -> None:
         """From inactive to a member, or (any error) back to inactive with nothing left. settled: awaited before it counts."""
         try:
-            self._credentials = Credentials.create(self._config.state_dir / _CERTIFICATES, identity)
+            assert self._lock.keys is not None
+            self._credentials = Credentials.create(self._config.state_dir / _CERTIFICATES, identity, self._lock.keys.passphrase)
             self._local = local
             await take_seat()
             await self._start_node()
@@ -376,8 +428,25 @@ class Meshd:
 
     async def _start_node(self) -> None:
         assert self._local is not None and self._credentials is not None
-        config, local = self._config, self._local
-        settings = NodeSettings(
+        node = NodeRuntime(
+            self._node_settings(self._local),
+            self._credentials,
+            mesh=NodeMesh(prefix=self._config.netns_prefix),
+            managers=self._local.managers,
+            manager_side=lambda: self._manager.side if self._manager else None,
+            on_managers=self._remember_managers,
+            on_role=self._roles.told,
+            formation=self._former.door if self._former is not None else None,
+        )
+        if self._former is not None:
+            await self._former.close_door()
+        self._roles.start()
+        await node.start()
+        self._node = node
+
+    def _node_settings(self, local: LocalState) -> NodeSettings:
+        config = self._config
+        return NodeSettings(
             state_dir=config.state_dir,
             runtime_dir=Path("/run/meshd") / local.node_id,
             engine=config.engine,
@@ -389,21 +458,6 @@ class Meshd:
             balancer=self._balancer,
             permits=config.permits,
         )
-        node = NodeRuntime(
-            settings,
-            self._credentials,
-            mesh=NodeMesh(prefix=config.netns_prefix),
-            managers=local.managers,
-            manager_side=lambda: self._manager.side if self._manager else None,
-            on_managers=self._remember_managers,
-            on_role=self._roles.told,
-            formation=self._former.door if self._former is not None else None,
-        )
-        if self._former is not None:
-            await self._former.close_door()
-        self._roles.start()
-        await node.start()
-        self._node = node
 
     def _remember_managers(self, managers: tuple[str, ...]) -> None:
         if self._local is not None and managers and managers != self._local.managers:
@@ -488,6 +542,7 @@ class Meshd:
         """Remove what an earlier membership, or an attempt that failed, left on disk."""
         shutil.rmtree(self._config.state_dir / _CERTIFICATES, ignore_errors=True)
         self._seat.clear()
+        self._lock.erase()
         local_state.erase(self._config.state_dir)
 
     @contextlib.asynccontextmanager

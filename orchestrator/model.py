@@ -708,6 +708,7 @@ class Cluster(_Struct):
 
     mesh_secret_key: key that encrypts secrets at rest. mesh_bridges: each root, signed by the one before it, oldest first: what leads a
     node that was away from the root it trusts to the present one. mesh_force_rotate: the spec's, as far as it was obeyed.
+    mesh_unlock_key: what managers seal their keys with; b"" without autolock.
     """
 
     id: str
@@ -729,6 +730,7 @@ class Cluster(_Struct):
     mesh_etcd_ca_cert: str = ""
     mesh_etcd_ca_key: str = ""
     mesh_secret_key: bytes = b""
+    mesh_unlock_key: bytes = b""
 
 
 class Claim(_Struct):

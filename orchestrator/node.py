@@ -74,6 +74,11 @@ class NodeSettings:
     def engine_socket(self) -> str:
         return self.engine.removeprefix("unix://")
 
+    @property
+    def dns_control(self) -> Path:
+        """In the state directory, not /run: dnsd is found and adopted there by the next meshd, whatever became of this one."""
+        return self.state_dir / "dnsd.sock"
+
 
 class NodeRuntime:
     """`start()`, then `stop()` (everything on the node goes on) or `leave()` (everything of the cluster is removed)."""
@@ -96,24 +101,11 @@ class NodeRuntime:
         self._managers = tuple(managers)
         self._on_managers = on_managers
         self._on_role = on_role
-        self._runtime = DockerRuntime(
-            engine_url=settings.engine,
-            cluster_id=credentials.identity.cluster_id,
-            state_dir=settings.state_dir / "tasks",
-            files_dir=settings.runtime_dir,
-            hostname=settings.hostname,
-        )
-        # the state directory, not /run: dnsd is found and adopted there by the next meshd, whatever became of this one
-        control = settings.state_dir / "dnsd.sock"
-        self._dnsd = DnsdProcess(
-            control=control,
-            state_file=settings.state_dir / "dnsd.json",
-            log_file=settings.state_dir / "dnsd.log",
-            on_start=self._dnsd_started,
-        )
-        self._names = Client(control)
+        self._runtime = _runtime(settings, credentials.identity.cluster_id)
+        self._dnsd = _dnsd(settings, self._dnsd_started)
+        self._names = Client(settings.dns_control)
         # Another connection: who asks for figures waits for no apply, and no apply for them.
-        self._names_status = Client(control, timeout_s=_DNS_STATUS_S)
+        self._names_status = Client(settings.dns_control, timeout_s=_DNS_STATUS_S)
         host, port = split_endpoint(settings.listen)
         tracing = NodeTracing(
             netns_prefix=settings.netns_prefix, state=self._told, pid_of=self._pid_of, differences=self._differences
@@ -178,12 +170,7 @@ class NodeRuntime:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
-        try:
-            await remove_all(self._runtime)
-        except (MeshdError, ExceptionGroup) as error:
-            log.warning("leave containers=kept error=%r", error)
-        await self._dnsd.stop()
-        await self._mesh.flush()
+        await _sweep(self._runtime, self._dnsd, self._mesh)
         await self.stop()
 
     def node_session(self, snapshot: Snapshot, node_id: str) -> tuple[aiohttp.ClientSession, str]:
@@ -372,3 +359,37 @@ class NodeRuntime:
             if fresh != last:
                 session.describe(fresh)
                 last = fresh
+
+
+async def leave_without_running(settings: NodeSettings, cluster_id: str, mesh: NodeMesh) -> None:
+    """Remove what is on a node that leaves its cluster without its keys: it can't tell the leader."""
+    runtime = _runtime(settings, cluster_id)
+    try:
+        await _sweep(runtime, _dnsd(settings, lambda: None), mesh)
+    finally:
+        await mesh.close()
+        await runtime.close()
+
+
+async def _sweep(runtime: DockerRuntime, dnsd: DnsdProcess, mesh: NodeMesh) -> None:
+    try:
+        await remove_all(runtime)
+    except (MeshdError, ExceptionGroup) as error:
+        log.warning("leave containers=kept error=%r", error)
+    await dnsd.stop()
+    await mesh.flush()
+
+
+def _runtime(settings: NodeSettings, cluster_id: str) -> DockerRuntime:
+    return DockerRuntime(
+        engine_url=settings.engine,
+        cluster_id=cluster_id,
+        state_dir=settings.state_dir / "tasks",
+        files_dir=settings.runtime_dir,
+        hostname=settings.hostname,
+    )
+
+
+def _dnsd(settings: NodeSettings, on_start: Callable[[], None]) -> DnsdProcess:
+    directory = settings.state_dir
+    return DnsdProcess(control=settings.dns_control, state_file=directory / "dnsd.json", log_file=directory / "dnsd.log", on_start=on_start)

@@ -114,6 +114,14 @@ class Backend(Protocol):
         """Stop the tasks, forget the cluster. A manager is asked only with force (the API has said Docker's text otherwise)."""
         ...
 
+    async def unlock(self, key: str) -> None:
+        """A locked node goes on as what it was. ApiError(409): it isn't locked; ApiError(401): it is another key; ConfigError: none."""
+        ...
+
+    async def follow_unlock_key(self) -> None:
+        """After the cluster's unlock key was changed: when it returns, this manager's disk is sealed with it."""
+        ...
+
     async def engine_session(self, node_id: str) -> tuple[aiohttp.ClientSession, str]:
         """A session and base URL (no trailing slash) at which `node_id`'s Engine API answers; managers only. The session stays the
         backend's: the API never closes it. ApiError(500) when that node can't be reached."""

@@ -12,6 +12,7 @@ from aiohttp import web
 from orchestrator.api import access
 from orchestrator.errors import ApiError
 from orchestrator.managers import backup
+from orchestrator.security import keyring
 from orchestrator.version import VERSION
 
 # unpacked it is some twenty times as much
@@ -34,7 +35,9 @@ async def restore_backup(request: web.Request) -> web.Response:
         packed += piece
         if len(packed) > _MAX_BACKUP_BYTES:
             raise ApiError(413, f"a backup has at most {_MAX_BACKUP_BYTES} bytes")
-    loaded = await asyncio.to_thread(backup.load, bytes(packed))
+    # in a header, not in the query, which may be logged on its way
+    key = request.headers.get("X-Unlock-Key", "")
+    loaded = await asyncio.to_thread(backup.load, bytes(packed), keyring.parsed(key) if key else b"")
     node_id = await asyncio.shield(daemon.restore(loaded, request.query.get("advertise-addr", "")))
     return access.answer({"NodeID": node_id, "ClusterID": loaded.header.cluster, "Objects": loaded.header.objects})
 

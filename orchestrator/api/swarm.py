@@ -26,11 +26,13 @@ from orchestrator.model import (
     OrchestrationConfig,
     RaftConfig,
 )
+from orchestrator.security import keyring
 from orchestrator.store.base import Change, Put
 from orchestrator.store.snapshot import Snapshot
 
 _ALREADY = 'This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.'
 _NOT_PART = "This node is not part of a swarm"
+_LOCKED = "Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message."
 _LEAVING = "You are attempting to leave the swarm on a node that is participating as a manager. "
 
 # swarmkit api/defaults, moby cluster/convert: what `docker swarm init` alone gives.
@@ -66,6 +68,10 @@ class _Join(msgspec.Struct, rename="pascal"):
     availability: str = ""
 
 
+class _Unlock(msgspec.Struct, rename="pascal"):
+    unlock_key: str = ""
+
+
 async def init_swarm(request: web.Request) -> web.Response:
     sent = await access.body_as(request, _Init)
     backend = access.backend_of(request)
@@ -74,8 +80,6 @@ async def init_swarm(request: web.Request) -> web.Response:
     validate.first_ca(spec.ca_config)
     validate.availability(sent.availability or "active")
     validate.address_pools(sent.default_addr_pool, sent.subnet_size)
-    if sent.auto_lock_managers:
-        raise validate.unsupported("autolock is not supported: managers keep their keys readable by root only")
     if sent.data_path_port and not 1024 <= sent.data_path_port <= 49151:
         raise ApiError(400, "Datapath port number must be between 1024 and 49151 inclusive")
     if sent.force_new_cluster and backend.state in ("manager", "error"):
@@ -91,6 +95,7 @@ async def init_swarm(request: web.Request) -> web.Response:
         default_addr_pool=tuple(sent.default_addr_pool),
         subnet_size=sent.subnet_size,
         availability=sent.availability or "active",
+        auto_lock_managers=sent.auto_lock_managers or spec.encryption_config.auto_lock_managers,
     )
     # A client that goes away must not leave half a cluster behind.
     node_id = await asyncio.shield(backend.init(order))
@@ -124,6 +129,8 @@ async def leave_swarm(request: web.Request) -> web.Response:
     force = access.flag(request, "force")
     if backend.state == "inactive":
         raise ApiError(503, _NOT_PART)
+    if backend.state == "locked" and not force:
+        raise ApiError(503, _LOCKED)
     if backend.state == "manager" and not force:
         raise ApiError(503, _leaving_text(backend.store.snapshot() if backend.store is not None else None))
     await asyncio.shield(backend.leave(force))
@@ -144,8 +151,7 @@ async def update_swarm(request: web.Request) -> web.Response:
         roles.append("worker")
     if access.flag(request, "rotateManagerToken"):
         roles.append("manager")
-    if access.flag(request, "rotateManagerUnlockKey"):
-        raise validate.unsupported("autolock is not supported: there is no unlock key to rotate")
+    rotate_unlock_key = access.flag(request, "rotateManagerUnlockKey")
 
     known = _cluster(store.snapshot())
     access.in_sequence(known.version.index, seen)
@@ -158,25 +164,33 @@ async def update_swarm(request: web.Request) -> web.Response:
         raise validate.invalid(str(error)) from None
 
     def plan(snapshot: Snapshot) -> Sequence[Change]:
-        access.in_sequence(_cluster(snapshot).version.index, seen)
-        changed = replace(ordered, updated_at=access.now())
+        current = _cluster(snapshot)
+        access.in_sequence(current.version.index, seen)
+        key = unlock_key_of(current, autolock=spec.encryption_config.auto_lock_managers, rotate=rotate_unlock_key)
+        changed = replace(ordered, mesh_unlock_key=key, updated_at=access.now())
         for role in roles:
             changed = replace(changed, join_tokens=backend.rotate_token(changed, role))
         return [Put(changed)]
 
     await access.commit(store, plan)
+    await backend.follow_unlock_key()
     return web.Response(status=200)
 
 
 async def unlock_key(request: web.Request) -> web.Response:
-    access.store_of(request)
-    return access.answer({"UnlockKey": ""})
+    return access.answer({"UnlockKey": keyring.shown(_cluster(access.store_of(request).snapshot()).mesh_unlock_key)})
 
 
 async def unlock_swarm(request: web.Request) -> web.Response:
-    if access.backend_of(request).state == "inactive":
+    sent = await access.body_as(request, _Unlock)
+    backend = access.backend_of(request)
+    if backend.state == "inactive":
         raise ApiError(503, _NOT_PART)
-    raise ApiError(409, "swarm is not locked")
+    if backend.state != "locked":
+        raise ApiError(409, "swarm is not locked")
+    await asyncio.shield(backend.unlock(sent.unlock_key))
+    request.app[JOURNAL].wake.set()
+    return web.Response(status=200)
 
 
 ROUTES = [
@@ -214,6 +228,13 @@ def merged(old: ClusterSpec, sent: ClusterSpec) -> ClusterSpec:
         task_defaults=old.task_defaults if sent.task_defaults.log_driver is None else sent.task_defaults,
         encryption_config=sent.encryption_config,
     )
+
+
+def unlock_key_of(cluster: Cluster, *, autolock: bool, rotate: bool) -> bytes:
+    """The cluster's unlock key after an update. A rotation without autolock changes nothing, as in SwarmKit."""
+    if not autolock:
+        return b""
+    return keyring.new_unlock_key() if rotate or not cluster.mesh_unlock_key else cluster.mesh_unlock_key
 
 
 def _cluster(snapshot: Snapshot) -> Cluster:

@@ -400,8 +400,6 @@ def cluster_spec(spec: ClusterSpec) -> None:
     limit = spec.orchestration.task_history_retention_limit
     if limit is not None and limit < 0:
         raise invalid("task history retention limit cannot be negative")
-    if spec.encryption_config.auto_lock_managers:
-        raise unsupported("autolock is not supported: managers keep their keys readable by root only")
 
 
 def first_ca(config: CAConfig) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -30,12 +31,14 @@ class NoDaemon(ConfigError):
     """Nobody answers on the socket."""
 
 
-def ask(path: str, method: str, target: str, body: object = None, *, timeout_s: float = 60.0) -> bytes:
+def ask(
+    path: str, method: str, target: str, body: object = None, *, timeout_s: float = 60.0, headers: Mapping[str, str] | None = None
+) -> bytes:
     """The answer's body. body: bytes as they are, else as JSON. NoDaemon: start it; ConfigError: what the daemon said against it."""
     connection = _UnixConnection(path, timeout_s)
     try:
         sent = body if body is None or isinstance(body, bytes) else msgspec.json.encode(body)
-        connection.request(method, target, sent, {"Content-Type": "application/json"})
+        connection.request(method, target, sent, {"Content-Type": "application/json", **(headers or {})})
         response = connection.getresponse()
         content = response.read()
     except (OSError, http.client.HTTPException) as error:

@@ -12,7 +12,8 @@ import msgspec
 
 from orchestrator.cli.ask import ask
 from orchestrator.local_state import write_private
-from orchestrator.managers.backup import load
+from orchestrator.managers.backup import SealedBackup, header, load, sealed
+from orchestrator.security.keyring import parsed
 
 _SOCKET = click.option("--socket", default="/run/meshd/meshd.sock", show_default=True, help="The meshd of this machine.")
 
@@ -27,28 +28,43 @@ def backup(file: Path, socket: str) -> None:
     Managers also keep backups by themselves (`meshd daemon --backup-every`), in backups/ of their state directory.
     """
     packed = ask(socket, "GET", "/mesh/v1/backup", timeout_s=600)
-    header = load(packed).header
+    written = header(packed)
+    try:
+        load(packed)
+        state = "checked"
+    except SealedBackup:
+        state = "sealed with the unlock key, which you need to restore it: docker swarm unlock-key"
     write_private(file, packed)
-    click.echo(f"{file}: cluster {header.cluster}, {header.objects} objects at revision {header.revision}, {len(packed)} bytes, checked")
+    click.echo(f"{file}: cluster {written.cluster}, {written.objects} objects at revision {written.revision}, {len(packed)} bytes, {state}")
 
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--advertise-addr", default="", help="Address other nodes reach this one at; chosen when there is only one.")
+@click.option(
+    "--unlock-key", default="", envvar="MESHD_UNLOCK_KEY", help="Of a sealed backup; asked for otherwise.  [env: MESHD_UNLOCK_KEY]"
+)
 @click.option("--check", is_flag=True, help="Only say what is in FILE.")
 @_SOCKET
-def restore(file: Path, advertise_addr: str, check: bool, socket: str) -> None:
+def restore(file: Path, advertise_addr: str, unlock_key: str, check: bool, socket: str) -> None:
     """Make the cluster in FILE again, with this node as its only manager.
 
     The node must be in no cluster. Workers come back by themselves if this manager has the address of an old one; others join anew.
     Tasks that still run on them go on.
     """
     packed = file.read_bytes()
-    header = load(packed).header
-    click.echo(f"{file}: cluster {header.cluster} of {header.created_at:%Y-%m-%d %H:%M:%S} UTC, {header.objects} objects")
+    told = header(packed)
+    click.echo(f"{file}: cluster {told.cluster} of {told.created_at:%Y-%m-%d %H:%M:%S} UTC, {told.objects} objects")
+    if sealed(packed) and not unlock_key:
+        unlock_key = click.prompt("Unlock key of its time", hide_input=True)
+    load(packed, parsed(unlock_key) if unlock_key else b"")
     if check:
         return
-    answer = msgspec.json.decode(ask(socket, "POST", f"/mesh/v1/restore?advertise-addr={advertise_addr}", packed, timeout_s=600))
+    answer = msgspec.json.decode(
+        ask(
+            socket, "POST", f"/mesh/v1/restore?advertise-addr={advertise_addr}", packed, timeout_s=600, headers={"X-Unlock-Key": unlock_key}
+        )
+    )
     click.echo(f"restored: this node ({answer['NodeID']}) is the manager; add others with `docker swarm join-token manager`")
 
 

@@ -1,11 +1,13 @@
 """A backup: all objects of a cluster at one revision, as one file that can prove it is whole; and what a cluster made of one starts with.
 
 Pure: bytes in, bytes out. Not etcd's own snapshot: it can be read with zcat, doesn't depend on etcd's version, and leaves out what
-belongs to the machines (members, revisions). It holds the cluster's keys, as etcd's data does: keep it as you keep those.
+belongs to the machines (members, revisions). It holds the cluster's keys: keep it as you keep those. With autolock it is sealed with the
+unlock key of its time, which `load` then wants; what it is a backup of can be read without.
 
     gzip of lines:  {"format": 1, "cluster": ..., "revision": ..., "created_at": ..., "objects": N}
                     {"kind": "service", "object": {...}}            N times
                     {"sha256": "of all lines before"}
+    sealed:         {"sealed": "which unlock key", "header": its first line}, a line feed, AES-256-GCM of that
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ from msgspec.structs import replace
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import KINDS, Cluster, Kind, Leadership, ManagerStatus, Node, NodeStatus, Object, Version
+from orchestrator.security import secretbox
 from orchestrator.store.base import Change, Delete, Put
 from orchestrator.store.snapshot import Snapshot
 
 FORMAT = 1
+_MAX_HEADER_BYTES = 4096
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +51,17 @@ class _End(msgspec.Struct, frozen=True):
     sha256: str
 
 
+class _Seal(msgspec.Struct, frozen=True):
+    """sealed: the beginning of the unlock key's hash, to tell it from others."""
+
+    sealed: str
+    header: Header
+
+
+class SealedBackup(ConfigError):
+    """Another unlock key is needed, or one at all."""
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Backup:
     """objects: with versions of 0, as if never stored."""
@@ -60,24 +75,84 @@ class Backup:
 
 
 def dump(snapshot: Snapshot, now: datetime, meshd: str) -> bytes:
-    """Whatever leads just now is left out: it is true of running managers only. ConfigError: the snapshot holds no cluster."""
+    """Sealed if the cluster has an unlock key. Whatever leads just now is left out: it is true of running managers only.
+
+    ConfigError: the snapshot holds no cluster."""
     if snapshot.cluster is None:
         raise ConfigError("there is no cluster to back up")
     objects = [
         (kind, obj) for kind in sorted(KINDS) if KINDS[kind] is not Leadership for _, obj in sorted(snapshot.tables.get(kind, {}).items())
     ]
-    header = Header(
+    first = Header(
         format=FORMAT, cluster=snapshot.cluster.id, revision=snapshot.revision, created_at=now, meshd=meshd, objects=len(objects)
     )
-    lines = [msgspec.json.encode(header)]
+    lines = [msgspec.json.encode(first)]
     lines += [b'{"kind":"%s","object":%s}' % (kind.encode(), msgspec.json.encode(replace(obj, version=Version()))) for kind, obj in objects]
     body = b"".join(line + b"\n" for line in lines)
     end = msgspec.json.encode(_End(hashlib.sha256(body).hexdigest()))
-    return gzip.compress(body + end + b"\n", compresslevel=6, mtime=0)
+    return _sealed(gzip.compress(body + end + b"\n", compresslevel=6, mtime=0), first, snapshot.cluster.mesh_unlock_key)
 
 
-def load(packed: bytes) -> Backup:
-    """ConfigError, one sentence: not a backup, damaged, cut off, or of a newer meshd."""
+def resealed(packed: bytes, old: bytes, new: bytes) -> bytes | None:
+    """Under the unlock key `new` instead of `old` (b"": open); None: it is already. SealedBackup: under neither. ConfigError as `load`."""
+    seal = _seal(packed)
+    if (seal.sealed if seal else "") == _name(new):
+        return None
+    return _sealed(_unsealed(packed, old), header(packed), new)
+
+
+def header(packed: bytes) -> Header:
+    """What it is a backup of, without its key; nothing else is checked. ConfigError: it is none."""
+    seal = _seal(packed)
+    if seal is not None:
+        return seal.header
+    try:
+        return msgspec.json.decode(zlib.decompressobj(wbits=31).decompress(packed, _MAX_HEADER_BYTES).partition(b"\n")[0], type=Header)
+    except (zlib.error, msgspec.MsgspecError):
+        raise ConfigError("this is no backup of meshd, or it is cut off") from None
+
+
+def sealed(packed: bytes) -> bool:
+    return _seal(packed) is not None
+
+
+def _name(unlock_key: bytes) -> str:
+    return hashlib.sha256(b"meshd unlock key" + unlock_key).hexdigest()[:16] if unlock_key else ""
+
+
+def _seal(packed: bytes) -> _Seal | None:
+    """None: it is open."""
+    if not packed.startswith(b"{"):
+        return None
+    try:
+        return msgspec.json.decode(packed.partition(b"\n")[0], type=_Seal)
+    except msgspec.MsgspecError:
+        raise ConfigError("this is no backup of meshd, or it is cut off") from None
+
+
+def _sealed(packed: bytes, header: Header, unlock_key: bytes) -> bytes:
+    if not unlock_key:
+        return packed
+    return msgspec.json.encode(_Seal(_name(unlock_key), header)) + b"\n" + secretbox.encrypt(unlock_key, packed)
+
+
+def _unsealed(packed: bytes, unlock_key: bytes) -> bytes:
+    seal = _seal(packed)
+    if seal is None:
+        return packed
+    if not unlock_key:
+        raise SealedBackup("the backup is sealed: give the unlock key of its time (docker swarm unlock-key)")
+    if seal.sealed != _name(unlock_key):
+        raise SealedBackup("the backup is sealed with another unlock key: give the one of its time")
+    try:
+        return secretbox.decrypt(unlock_key, packed.partition(b"\n")[2])
+    except ConfigError:
+        raise ConfigError("the backup is damaged: its seal is broken") from None
+
+
+def load(packed: bytes, unlock_key: bytes = b"") -> Backup:
+    """SealedBackup; ConfigError, one sentence: not a backup, damaged, cut off, or of a newer meshd."""
+    packed = _unsealed(packed, unlock_key)
     try:
         body, _, end = gzip.decompress(packed).rstrip(b"\n").rpartition(b"\n")
     except (OSError, EOFError, zlib.error):

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator.errors import MeshdError
-from orchestrator.local_state import write_private
+from orchestrator.local_state import replace_private, write_private
 from orchestrator.managers import backup
 from orchestrator.store.snapshot import Snapshot
 from orchestrator.version import VERSION
@@ -59,11 +59,16 @@ async def keep_backups(
     """Until cancelled. A failure is told and tried again; the old ones stay."""
     while True:
         await asyncio.sleep(due_in_s(kept(directory), every_s, now()))
+        taken = snapshot()
         try:
-            path = await asyncio.to_thread(write_one, directory, snapshot(), now())
+            path = await asyncio.to_thread(write_one, directory, taken, now())
         except (OSError, MeshdError) as error:
             log.error("backup=failed directory=%s error=%s retry_in_s=%g", directory, error, _RETRY_S)
             await asyncio.sleep(_RETRY_S)
+            continue
+        if _unlock_key(snapshot()) != _unlock_key(taken):
+            # written while the unlock key changed, past `reseal_all`
+            path.unlink(missing_ok=True)
             continue
         log.info("backup=%s size_bytes=%d", path, path.stat().st_size)
         for old in surplus(kept(directory), keep):
@@ -77,5 +82,23 @@ def write_one(directory: Path, snapshot: Snapshot, moment: datetime) -> Path:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = directory / moment.strftime(_NAME)
     write_private(path, packed)
-    backup.load(path.read_bytes())
+    backup.load(path.read_bytes(), _unlock_key(snapshot))
     return path
+
+
+def reseal_all(directory: Path, old: bytes, new: bytes) -> None:
+    """Every backup under the unlock key `new` (b"": open), each whole at any moment. One that `old` doesn't open stays as it is."""
+    for unfinished in directory.glob(".meshd-*.tmp"):
+        unfinished.unlink(missing_ok=True)
+    for path in kept(directory):
+        try:
+            packed = backup.resealed(path.read_bytes(), old, new)
+        except MeshdError as error:
+            log.warning("backup=%s state=not-resealed error=%s", path, error)
+            continue
+        if packed is not None:
+            replace_private(path, packed)
+
+
+def _unlock_key(snapshot: Snapshot) -> bytes:
+    return snapshot.cluster.mesh_unlock_key if snapshot.cluster is not None else b""

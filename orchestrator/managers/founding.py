@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+import msgspec
+
 from orchestrator.api.backend import InitRequest
 from orchestrator.errors import ConfigError
 from orchestrator.ids import new_id
@@ -15,7 +17,8 @@ from orchestrator.local_state import LocalState
 from orchestrator.managers import backup as backups
 from orchestrator.managers.backup import Backup
 from orchestrator.managers.genesis import FirstNode, Keys, first_objects
-from orchestrator.security import ca, secretbox, tokens
+from orchestrator.model import EncryptionConfig
+from orchestrator.security import ca, keyring, secretbox, tokens
 from orchestrator.security.admission import first_certificate, join_endpoint, split_endpoint
 from orchestrator.security.identity import Identity
 from orchestrator.store import etcd_tls
@@ -45,11 +48,14 @@ class Founding:
     identity: Identity
     etcd_ca: etcd_tls.KeyPair
     changes: list[Change]
+    unlock_key: bytes
 
 
 def found(request: InitRequest, place: Place, now: datetime) -> Founding:
     """`swarm init`."""
     cluster_id = new_id()
+    autolock = request.auto_lock_managers or request.spec.encryption_config.auto_lock_managers
+    spec = msgspec.structs.replace(request.spec, encryption_config=EncryptionConfig(auto_lock_managers=autolock))
     root = ca.new_root(cluster_id, now)
     identity = _identity(root, cluster_id, place, now)
     etcd_ca = etcd_tls.create_ca(f"meshd etcd {cluster_id}", now)
@@ -61,12 +67,13 @@ def found(request: InitRequest, place: Place, now: datetime) -> Founding:
         secret_key=secretbox.new_key(),
         tokens=tokens.make_both(root.certificate),
         tls_info=ca.tls_info(root.certificate),
+        unlock_key=keyring.new_unlock_key() if autolock else b"",
     )
     pool = tuple(request.default_addr_pool)
     changes = first_objects(
         cluster_id,
         new_id(),
-        request.spec,
+        spec,
         keys,
         FirstNode(
             identity.node_id,
@@ -82,7 +89,7 @@ def found(request: InitRequest, place: Place, now: datetime) -> Founding:
         subnet_size=request.subnet_size if pool else 0,
         data_path_port=request.data_path_port,
     )
-    return Founding(_local(identity, place), identity, etcd_ca, changes)
+    return Founding(_local(identity, place), identity, etcd_ca, changes, keys.unlock_key)
 
 
 def refound(backup: Backup, place: Place, now: datetime) -> Founding:
@@ -95,7 +102,7 @@ def refound(backup: Backup, place: Place, now: datetime) -> Founding:
     identity = _identity(ca.RootCA(cluster.mesh_ca_cert, cluster.mesh_ca_key), cluster.id, place, now)
     me = backups.manager_node(backup, identity.node_id, place.hostname, place.addr, place.data_addr, now)
     etcd_ca = etcd_tls.KeyPair(cluster.mesh_etcd_ca_cert, cluster.mesh_etcd_ca_key)
-    return Founding(_local(identity, place), identity, etcd_ca, backups.first_objects(backup, me, now))
+    return Founding(_local(identity, place), identity, etcd_ca, backups.first_objects(backup, me, now), cluster.mesh_unlock_key)
 
 
 def _identity(root: ca.RootCA, cluster_id: str, place: Place, now: datetime) -> Identity:

@@ -41,7 +41,7 @@ DEFAULT_DATA_PATH_PORT = 4789
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Keys:
-    """Made once for a cluster; PEM but secret_key. No `repr`: keys stay out of logs."""
+    """Made once for a cluster; PEM but secret_key and unlock_key (b"" without autolock). No `repr`: keys stay out of logs."""
 
     ca_cert: str
     ca_key: str
@@ -50,6 +50,7 @@ class Keys:
     secret_key: bytes
     tokens: JoinTokens
     tls_info: TLSInfo
+    unlock_key: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,7 @@ def first_objects(
         mesh_etcd_ca_cert=keys.etcd_ca_cert,
         mesh_etcd_ca_key=keys.etcd_ca_key,
         mesh_secret_key=keys.secret_key,
+        mesh_unlock_key=keys.unlock_key,
     )
     manager = Node(
         id=node.id,

@@ -6,10 +6,12 @@ Edge: starts, watches and ends them in order. `meshd` builds one when the node b
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from orchestrator.diagnose.finding import Finding
 from orchestrator.diagnose.peers import etcd_findings
 from orchestrator.dispatcher.connection import Connect
 from orchestrator.dispatcher.tls_app import ManagerSide
-from orchestrator.errors import ConfigError, MemberRemoved, MeshdError, StoreError, StoreUnavailable
+from orchestrator.errors import Compacted, ConfigError, MemberRemoved, MeshdError, StoreError, StoreUnavailable
 from orchestrator.managers.backup_files import keep_backups
 from orchestrator.managers.leading import Leading
 from orchestrator.managers.quorum import PROMOTION_TIMEOUT_S, Quorum
@@ -30,6 +32,7 @@ from orchestrator.store.base import Change
 from orchestrator.store.etcd import EtcdStore
 from orchestrator.store.etcd_client import EtcdClient
 from orchestrator.store.etcd_process import EtcdConfig, EtcdProcess
+from orchestrator.store.sealing import sealing
 from orchestrator.store.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -37,12 +40,16 @@ log = logging.getLogger(__name__)
 # far from etcd's limits of operations and bytes a transaction
 _CHUNK = 500
 BUNDLE_CA_CERT, BUNDLE_CA_KEY, BUNDLE_CLUSTER = "etcd-ca.crt", "etcd-ca.key", "etcd-initial-cluster"
+# base64
+BUNDLE_STORE_KEY, BUNDLE_UNLOCK_KEY = "store-key", "unlock-key"
+_RESEAL_RETRY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class ManagerConfig:
     """addr: "ip:port" of this node's TLS server. initial_cluster: etcd's, "" for a cluster of its own; only its first start reads it.
-    force_new_cluster: this member's data go on without the others. backups: where, every how many seconds (0: never), how many."""
+    force_new_cluster: this member's data go on without the others. backups: where, every how many seconds (0: never), how many.
+    store_key: of the values in etcd; passphrase: of etcd's private key on disk; b"": they lie open. Neither is shown."""
 
     node_id: str
     addr: str
@@ -55,6 +62,8 @@ class ManagerConfig:
     backups: Path | None = None
     backup_every_s: float = 0.0
     backup_keep: int = 1
+    store_key: bytes = field(default=b"", repr=False)
+    passphrase: bytes = field(default=b"", repr=False)
 
     @property
     def host(self) -> str:
@@ -64,7 +73,7 @@ class ManagerConfig:
 def write_etcd_certificate(config: ManagerConfig, ca: etcd_tls.KeyPair, now: datetime) -> None:
     """Once, before the first start."""
     pair = etcd_tls.issue(ca, config.node_id, [config.host, config.node_id], now)
-    etcd_tls.write_files(config.directory / "tls", ca.cert, pair)
+    etcd_tls.write_files(config.directory / "tls", ca.cert, pair, config.passphrase)
 
 
 def parse_cluster(text: str) -> tuple[tuple[str, str], ...]:
@@ -81,9 +90,18 @@ def parse_cluster(text: str) -> tuple[tuple[str, str], ...]:
 class Manager:
     """`await start()`, then it runs by itself until `stop()`. `store` and `side` are there in between."""
 
-    def __init__(self, config: ManagerConfig, connect: Connect, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        """connect: to other managers, for what agents say to this one while another leads."""
+    def __init__(
+        self,
+        config: ManagerConfig,
+        connect: Connect,
+        *,
+        follow_unlock_key: Callable[[bytes], Awaitable[None]] | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """connect: to other managers, for what agents say to this one while another leads. follow_unlock_key: told the cluster's at the
+        start and whenever it changes."""
         self._config, self._connect = config, connect
+        self._follow = follow_unlock_key
         self._now = now
         tls = config.directory / "tls"
         self._tls = etcd_tls.TLSFiles(ca=tls / "ca.crt", cert=tls / "etcd.crt", key=tls / "etcd.key")
@@ -100,6 +118,7 @@ class Manager:
                 force_new_cluster=config.force_new_cluster,
             )
         )
+        self._key_fd = -1
         self._tasks: list[asyncio.Task[None]] = []
         self._client: EtcdClient | None = None
         self._store: EtcdStore | None = None
@@ -137,12 +156,13 @@ class Manager:
         Nothing is left running then.
         """
         try:
+            self._open_key()
             await self._etcd.start()
             await self._etcd.wait_healthy()
             self._tasks.append(asyncio.create_task(self._etcd.run(), name="etcd"))
             if self._config.joining:
                 await self._until_voting()
-            self._store = await EtcdStore.open([self._etcd.config.endpoint], self._tls)
+            self._store = await EtcdStore.open([self._etcd.config.endpoint], self._etcd.config.tls, sealing=sealing(self._config.store_key))
             self._etcd.config = replace(self._etcd.config, force_new_cluster=False)
             for chunk in _chunks(first_changes(self._store.snapshot())):
                 await self._store.commit(chunk)
@@ -174,6 +194,8 @@ class Manager:
         self._leading.also(self._quorum.lead, "quorum")
         self._leading.also(RootRotation(self._store, fence=self._leading.fence, now=self._now).lead, "root-rotation")
         self._tasks.append(asyncio.create_task(self._leading.run(), name="leading"))
+        if self._follow is not None:
+            self._tasks.append(asyncio.create_task(self._follow_unlock_key(self._follow), name="unlock-key"))
         if self._config.backups is not None and self._config.backup_every_s:
             keeping = keep_backups(
                 self._config.backups,
@@ -201,6 +223,7 @@ class Manager:
         if self._client is not None:
             await self._client.close()
         await self._etcd.stop()
+        self._close_key()
         for task in self._tasks:
             await _cancelled(task)
         self._tasks.clear()
@@ -234,7 +257,34 @@ class Manager:
             BUNDLE_CA_CERT: cluster.mesh_etcd_ca_cert,
             BUNDLE_CA_KEY: cluster.mesh_etcd_ca_key,
             BUNDLE_CLUSTER: await self._quorum.welcome(node_id, addr),
+            BUNDLE_STORE_KEY: base64.b64encode(self._config.store_key).decode(),
+            BUNDLE_UNLOCK_KEY: base64.b64encode(cluster.mesh_unlock_key).decode(),
         }
+
+    def _open_key(self) -> None:
+        """etcd reads its key from memory: on disk it has a passphrase."""
+        tls, self._key_fd = etcd_tls.opened(self._tls, self._config.passphrase)
+        self._etcd.config = replace(self._etcd.config, tls=tls, pass_fds=(self._key_fd,))
+
+    def _close_key(self) -> None:
+        if self._key_fd >= 0:
+            os.close(self._key_fd)
+            self._key_fd = -1
+
+    async def _follow_unlock_key(self, follow: Callable[[bytes], Awaitable[None]]) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                watch = self.store.watch()
+                await follow(self._cluster().mesh_unlock_key)
+                async for snapshot, events in watch:
+                    if snapshot.cluster is not None and any(event.kind == "cluster" for event in events):
+                        await follow(snapshot.cluster.mesh_unlock_key)
+            except Compacted:
+                continue
+            except (OSError, StoreError) as error:
+                log.error("keyring=unchanged error=%s retry_in_s=%g", error, _RESEAL_RETRY_S)
+            await asyncio.sleep(_RESEAL_RETRY_S)
 
     async def _until_voting(self) -> None:
         client = self._etcd.client()

@@ -7,6 +7,7 @@ etcd's data below `directory` are what makes a node with a manager's certificate
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
 import logging
 import shutil
@@ -22,6 +23,7 @@ from orchestrator.dispatcher.connection import Connect
 from orchestrator.errors import ConfigError, MemberRemoved, MeshdError, StoreUnavailable
 from orchestrator.local_state import LocalState
 from orchestrator.managers.backup import sole_manager
+from orchestrator.managers.lock import Lock
 from orchestrator.security.admission import join_endpoint, split_endpoint
 from orchestrator.store.base import Change
 from orchestrator.store.snapshot import Snapshot
@@ -41,9 +43,9 @@ class Seat:
     lost: the other managers have let it go; on_lost is called then.
     """
 
-    def __init__(self, config: DaemonConfig, connect: Connect, on_lost: Callable[[], None] = lambda: None) -> None:
-        """connect: to other managers, see `Manager`."""
-        self._config, self._connect = config, connect
+    def __init__(self, config: DaemonConfig, connect: Connect, lock: Lock, on_lost: Callable[[], None] = lambda: None) -> None:
+        """connect: to other managers, see `Manager`. lock: this node's keys."""
+        self._config, self._connect, self._lock = config, connect, lock
         self._on_lost = on_lost
         self._resuming: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -97,6 +99,14 @@ class Seat:
         from orchestrator.managers.manager import BUNDLE_CLUSTER
 
         return msgspec.structs.replace(local, etcd_cluster=bundle[BUNDLE_CLUSTER])
+
+    @staticmethod
+    def keys_of(bundle: Mapping[str, str]) -> tuple[bytes, bytes]:
+        """(store key, unlock key) that a new manager was given."""
+        from orchestrator.managers.manager import BUNDLE_STORE_KEY, BUNDLE_UNLOCK_KEY
+
+        store_key, unlock_key = (base64.b64decode(bundle.get(name, "")) for name in (BUNDLE_STORE_KEY, BUNDLE_UNLOCK_KEY))
+        return store_key, unlock_key
 
     # ---- keeping it ----------------------------------------------------------------------------------------------------------
 
@@ -162,7 +172,7 @@ class Seat:
     async def _serve(self, config: ManagerConfig, first_changes: Callable[[Snapshot], Sequence[Change]] | None = None) -> None:
         from orchestrator.managers.manager import Manager
 
-        manager = Manager(config, self._connect)
+        manager = Manager(config, self._connect, follow_unlock_key=self._lock.follow)
         await (manager.start(first_changes) if first_changes else manager.start())
         self.manager, self.error = manager, ""
         self._watching = asyncio.create_task(self._watch(manager.removed), name="seat")
@@ -185,6 +195,8 @@ class Seat:
     def _manager_config(self, local: LocalState, *, joining: bool = False) -> ManagerConfig:
         from orchestrator.managers.manager import ManagerConfig
 
+        keys = self._lock.keys
+        assert keys is not None, "a node that is or becomes a manager has its keys"
         return ManagerConfig(
             node_id=local.node_id,
             addr=join_endpoint(local.advertise_addr, split_endpoint(local.listen)[1]),
@@ -193,7 +205,9 @@ class Seat:
             peer_port=self._config.etcd_peer_port,
             initial_cluster=local.etcd_cluster,
             joining=joining,
-            backups=self._config.state_dir / "backups",
+            backups=self._lock.backups,
             backup_every_s=self._config.backup_every * 60.0,
             backup_keep=self._config.backup_keep,
+            store_key=keys.store_key,
+            passphrase=keys.passphrase,
         )

@@ -310,6 +310,26 @@ def authority_key(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(named)
 
 
+def pem_sealed(key: str, passphrase: bytes) -> str:
+    """The private key under a passphrase (PKCS #8, PBES2); b"": as it is."""
+    if not passphrase:
+        return key
+    sealed = serialization.BestAvailableEncryption(passphrase)
+    return load_key(key).private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, sealed).decode()
+
+
+def pem_opened(key: str, passphrase: bytes) -> str:
+    """The private key without its passphrase. ConfigError: it has another one."""
+    if "ENCRYPTED" not in key:
+        return key
+    try:
+        opened = serialization.load_pem_private_key(key.encode(), passphrase or None)
+    except (ValueError, TypeError):
+        raise ConfigError("the private key can't be opened with this node's passphrase") from None
+    assert isinstance(opened, ec.EllipticCurvePrivateKey), "only such keys are sealed"
+    return key_pem(opened)
+
+
 def key_usage(*, ca: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=not ca, content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=False,

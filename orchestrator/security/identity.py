@@ -76,31 +76,32 @@ class Identity:
 class Credentials:
     """The identity in a state directory. `install` replaces it, on disk and in the contexts. renewing: held while one is asked for."""
 
-    def __init__(self, directory: Path, identity: Identity) -> None:
+    def __init__(self, directory: Path, identity: Identity, passphrase: bytes = b"") -> None:
         self._directory = directory
+        self._passphrase = passphrase
         self._identity = identity
         self.renewing = asyncio.Lock()
         self._server: ssl.SSLContext | None = None
         self._clients: dict[str, ssl.SSLContext] = {}
 
     @classmethod
-    def load(cls, directory: Path) -> Credentials | None:
-        """None: this node has no identity. ConfigError: it has one that can't be used."""
+    def load(cls, directory: Path, passphrase: bytes = b"") -> Credentials | None:
+        """None: this node has no identity. ConfigError: it has one that can't be used. passphrase: of the key on disk; b"": it has none."""
         directory = Path(directory)
-        _finish_interrupted_install(directory)
+        _finish_interrupted_install(directory, passphrase)
         paths = [directory / name for name in (CERT_FILE, KEY_FILE, ROOT_FILE)]
         if not any(path.exists() for path in paths[:2]):
             return None
         try:
             certificate, key, root = (path.read_text() for path in paths)
-            return cls(directory, Identity.of(certificate, key, root))
+            return cls(directory, Identity.of(certificate, ca.pem_opened(key, passphrase), root), passphrase)
         except (OSError, MeshdError) as error:
             raise ConfigError(f"the node's identity in {directory} can't be used: {error}; leave the cluster and join again") from None
 
     @classmethod
-    def create(cls, directory: Path, identity: Identity) -> Credentials:
+    def create(cls, directory: Path, identity: Identity, passphrase: bytes = b"") -> Credentials:
         """Written to disk before it returns."""
-        credentials = cls(Path(directory), identity)
+        credentials = cls(Path(directory), identity, passphrase)
         credentials.install(identity)
         return credentials
 
@@ -114,7 +115,7 @@ class Credentials:
         _write(self._directory / ROOT_FILE, identity.root_certificate)
         new_key, new_cert = self._directory / f"{KEY_FILE}.new", self._directory / f"{CERT_FILE}.new"
         _write(new_cert, identity.certificate)
-        _write(new_key, identity.key)
+        _write(new_key, ca.pem_sealed(identity.key, self._passphrase))
         new_key.rename(self._directory / KEY_FILE)
         new_cert.rename(self._directory / CERT_FILE)
         _sync_directory(self._directory)
@@ -150,7 +151,7 @@ class Credentials:
 
     def show_in(self, context: ssl.SSLContext) -> None:
         """Connections of this context show the node's certificate."""
-        context.load_cert_chain(self._directory / CERT_FILE, self._directory / KEY_FILE)
+        context.load_cert_chain(self._directory / CERT_FILE, self._directory / KEY_FILE, self._passphrase)
 
 
 def joining_context(root_certificate: str) -> ssl.SSLContext:
@@ -208,11 +209,16 @@ def _context(context: ssl.SSLContext, root_certificate: str) -> ssl.SSLContext:
     return context
 
 
-def _finish_interrupted_install(directory: Path) -> None:
+def _finish_interrupted_install(directory: Path, passphrase: bytes) -> None:
     cert, key = directory / CERT_FILE, directory / KEY_FILE
     new_cert, new_key = directory / f"{CERT_FILE}.new", directory / f"{KEY_FILE}.new"
     try:
-        if new_cert.exists() and key.exists() and not new_key.exists() and ca.belongs(new_cert.read_text(), key.read_text()):
+        if (
+            new_cert.exists()
+            and key.exists()
+            and not new_key.exists()
+            and ca.belongs(new_cert.read_text(), ca.pem_opened(key.read_text(), passphrase))
+        ):
             new_cert.rename(cert)
     except MeshdError:
         pass

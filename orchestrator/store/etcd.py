@@ -29,6 +29,7 @@ from orchestrator.store.etcd_client import call, open_channel, translate
 from orchestrator.store.etcd_codec import PREFIX, PREFIX_END, decode, key, parse_key, transaction
 from orchestrator.store.etcd_tls import TLSFiles
 from orchestrator.store.group_commit import GroupCommit
+from orchestrator.store.sealing import Open, Sealing
 from orchestrator.store.snapshot import Snapshot, SnapshotEdit
 from orchestrator.store.subscription import MAX_BACKLOG, Subscribers, Subscription
 from orchestrator.store.transaction import MAX_CHANGES, check_conflicts, check_shape, key_of, stored_at, surely_not_stored
@@ -56,6 +57,7 @@ class EtcdStore:
         endpoints: Sequence[str],
         tls: TLSFiles,
         *,
+        sealing: Sealing = Open(),
         timeout_s: float = 5.0,
         max_changes: int = MAX_CHANGES,
         max_backlog: int = MAX_BACKLOG,
@@ -63,6 +65,7 @@ class EtcdStore:
         if not endpoints:
             raise ConfigError("the store needs at least one etcd endpoint")
         self.max_changes = max_changes
+        self._sealing = sealing
         self._timeout_s = timeout_s
         self._channels = [open_channel(endpoint, tls) for endpoint in endpoints]
         self._stubs = [stubs.KVStub(channel) for channel in self._channels]
@@ -87,13 +90,14 @@ class EtcdStore:
         endpoints: Sequence[str],
         tls: TLSFiles,
         *,
+        sealing: Sealing = Open(),
         timeout_s: float = 5.0,
         open_timeout_s: float = 30.0,
         max_changes: int = MAX_CHANGES,
         max_backlog: int = MAX_BACKLOG,
     ) -> EtcdStore:
         """Connected and holding the whole state; StoreUnavailable if that takes longer than open_timeout_s."""
-        store = cls(endpoints, tls, timeout_s=timeout_s, max_changes=max_changes, max_backlog=max_backlog)
+        store = cls(endpoints, tls, sealing=sealing, timeout_s=timeout_s, max_changes=max_changes, max_backlog=max_backlog)
         store._follower = asyncio.create_task(store._follow(), name="store-follow")
         try:
             async with asyncio.timeout(open_timeout_s):
@@ -127,7 +131,7 @@ class EtcdStore:
 
     async def commit(self, changes: Sequence[Change]) -> int:
         check_shape(changes, self.max_changes)
-        request = transaction(changes)
+        request = transaction(changes, self._sealing)
         if self._closed:
             raise StoreUnavailable("the store is closed")
         touched = frozenset(key_of(change) for change in changes)
@@ -301,7 +305,7 @@ class EtcdStore:
                 edit.set(kind, id, None)
                 events.append(Event(kind=kind, id=id, revision=revision, old=old, new=None))
                 continue
-            new = _decoded(kind, id, change.kv)
+            new = self._decoded(kind, id, change.kv)
             if new is not None:
                 new = _sharing(new, old, edit)
                 edit.set(kind, id, new)
@@ -321,7 +325,7 @@ class EtcdStore:
             before = old.raw(*name)
             if before is not None and before.version.index == kv.mod_revision and not restored:
                 continue
-            after = _decoded(*name, kv)
+            after = self._decoded(*name, kv)
             if after is not None and after != before:
                 after = _sharing(after, before, edit)
                 edit.set(*name, after)
@@ -349,6 +353,14 @@ class EtcdStore:
                 return found, revision
             start = answer.kvs[-1].key + b"\0"
 
+    def _decoded(self, kind: Kind, id: str, kv: Any) -> Object | None:
+        try:
+            return decode(kind, self._sealing.open(kv.key, kv.value), Version(index=kv.mod_revision))
+        except (msgspec.MsgspecError, ConfigError) as error:
+            # written by a meshd that knows more than this one: what we have of it stays, its key can't be taken
+            log.error("store=etcd key=%s state=unreadable error=%s", key(kind, id).decode(), error)
+            return None
+
 
 def _sharing(new: Object, old: Object | None, edit: SnapshotEdit) -> Object:
     """A task with the very spec of its former self or of its service, where equal: most of a task is its spec, and what is the same object
@@ -358,12 +370,3 @@ def _sharing(new: Object, old: Object | None, edit: SnapshotEdit) -> Object:
     service = edit.raw("service", new.service_id) if old is None else None
     known = old.spec if isinstance(old, Task) else service.spec.task_template if isinstance(service, Service) else None
     return msgspec.structs.replace(new, spec=known) if known == new.spec else new
-
-
-def _decoded(kind: Kind, id: str, kv: Any) -> Object | None:
-    try:
-        return decode(kind, kv.value, Version(index=kv.mod_revision))
-    except msgspec.MsgspecError as error:
-        # written by a meshd that knows more than this one: what we have of it stays, its key can't be taken
-        log.error("store=etcd key=%s state=unreadable error=%s", key(kind, id).decode(), error)
-        return None

@@ -1,7 +1,7 @@
 """Objects as etcd keeps them, changes as etcd's transactions.
 
-Pure: no I/O. Source: etcd API v3 (rpc.proto, kv.proto). Key `/meshd/<kind>/<id>`, value the object's JSON; its version is the key's
-ModRevision and is therefore not in the value.
+Pure: no I/O. Source: etcd API v3 (rpc.proto, kv.proto). Key `/meshd/<kind>/<id>`, value the object's JSON, sealed (`sealing`); its
+version is the key's ModRevision and is therefore not in the value.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from aetcd import rpc
 
 from orchestrator.model import KINDS, Kind, Object, Version
 from orchestrator.store.base import Change, Delete, Guard, Put
+from orchestrator.store.sealing import Open, Sealing
 from orchestrator.store.transaction import key_of
 
 PREFIX = b"/meshd/"
@@ -50,14 +51,14 @@ def decode(kind: Kind, value: bytes, version: Version) -> Object:
     return msgspec.structs.replace(_DECODERS[kind].decode(value), version=version)
 
 
-def transaction(changes: Sequence[Change]) -> Any:
+def transaction(changes: Sequence[Change], sealing: Sealing = Open()) -> Any:
     """The TxnRequest: all conditions, all writes. ValueError if the values are more than a request may carry."""
     compares, writes, size_bytes = [], [], 0
     for change in changes:
         name = key(*key_of(change))
         match change:
             case Put(obj):
-                value = encode(obj)
+                value = sealing.seal(name, encode(obj))
                 size_bytes += len(name) + len(value)
                 compares.append(_at(name, obj.version.index))
                 writes.append(rpc.RequestOp(request_put=rpc.PutRequest(key=name, value=value)))

@@ -62,6 +62,8 @@ class EtcdConfig:
     log_level: str = "warn"
     binary: str = "etcd"
     force_new_cluster: bool = False
+    # descriptors that the TLS files' paths name
+    pass_fds: tuple[int, ...] = ()
 
     @property
     def data_dir(self) -> Path:
@@ -280,6 +282,7 @@ class EtcdProcess:
                 start_new_session=True,
                 env=_environment(),
                 cwd="/",
+                pass_fds=self.config.pass_fds,
             )
         pid = self._process.pid
         started = _start_time(pid)

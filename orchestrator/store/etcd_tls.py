@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from orchestrator.errors import ConfigError
+from orchestrator.security.ca import pem_opened, pem_sealed
 
 # The name clients check, whatever address they dial: every member's certificate carries it.
 SERVER_NAME = "localhost"
@@ -89,16 +90,28 @@ def issue(ca: KeyPair, common_name: str, sans: Sequence[str], now: datetime) -> 
     return _pem(certificate, key)
 
 
-def write_files(directory: Path, ca_cert: str, pair: KeyPair) -> TLSFiles:
-    """Written whole or not at all; the key is readable by its owner only."""
+def write_files(directory: Path, ca_cert: str, pair: KeyPair, passphrase: bytes = b"") -> TLSFiles:
+    """Written whole or not at all; the key is readable by its owner only, and with the passphrase, if there is one (`opened`)."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     files = TLSFiles(ca=directory / "ca.crt", cert=directory / "etcd.crt", key=directory / "etcd.key")
-    for path, text in ((files.ca, ca_cert), (files.cert, pair.cert), (files.key, pair.key)):
+    for path, text in ((files.ca, ca_cert), (files.cert, pair.cert), (files.key, pem_sealed(pair.key, passphrase))):
         fresh = path.with_suffix(path.suffix + ".new")
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
             file.write(text)
         fresh.replace(path)
     return files
+
+
+def opened(files: TLSFiles, passphrase: bytes) -> tuple[TLSFiles, int]:
+    """The files as etcd can read them: the key without its passphrase, in memory, at a path that is good in this process and in children
+    that inherit the descriptor. The descriptor is the caller's to close. ConfigError: the key can't be opened."""
+    try:
+        key = pem_opened(files.key.read_text(encoding="ascii"), passphrase)
+    except OSError as error:
+        raise ConfigError(f"etcd's key {files.key} can't be read: {error.strerror}") from None
+    descriptor = os.memfd_create("etcd.key", os.MFD_CLOEXEC)
+    os.write(descriptor, key.encode("ascii"))
+    return replace(files, key=Path(f"/proc/self/fd/{descriptor}")), descriptor
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime) -> x509.CertificateBuilder:

@@ -133,6 +133,13 @@ class FakeBackend:
         self.calls.append(("leave", force))
         self.state, self.node_id, self.store = "inactive", "", None
 
+    async def unlock(self, key: str) -> None:
+        self.calls.append(("unlock", key))
+        self.state = "manager"
+
+    async def follow_unlock_key(self) -> None:
+        self.calls.append("follow unlock key")
+
     async def engine_session(self, node_id: str) -> tuple[aiohttp.ClientSession, str]:
         if node_id not in self.engines:
             raise ApiError(500, f"node {node_id} can't be reached")

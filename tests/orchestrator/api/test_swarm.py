@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -258,3 +259,56 @@ async def test_an_answer_says_how_fresh_it_is_and_is_as_fresh_as_it_is_asked_to_
         assert await ask("/services") == (200, revision, "true")
         assert (await ask("/v1.44/services", **{"Cache-Control": "no-cache"}))[0] == 503
         assert (await ask("/version", **{"Cache-Control": "no-cache"}))[0] == 200
+
+
+# ---- autolock ----------------------------------------------------------------------------------------------------------------------
+
+
+async def test_autolock_is_turned_on_rotated_and_off(manager: Setup) -> None:
+    assert await manager.ok("GET", "/swarm/unlockkey") == {"UnlockKey": ""}
+
+    async def updated(autolock: bool, query: str = "") -> str:
+        swarm = await manager.ok("GET", "/swarm")
+        spec = {**swarm["Spec"], "EncryptionConfig": {"AutoLockManagers": autolock}}
+        await manager.ok("POST", f"/swarm/update?version={swarm['Version']['Index']}{query}", spec)
+        # its own disk follows before the client hears of it
+        assert manager.backend.calls[-1] == "follow unlock key"
+        shown = await manager.ok("GET", "/swarm")
+        assert shown["Spec"]["EncryptionConfig"] == {"AutoLockManagers": autolock}
+        assert "UnlockKey" not in json.dumps(shown)
+        return str((await manager.ok("GET", "/swarm/unlockkey"))["UnlockKey"])
+
+    first = await updated(True)
+    assert first.startswith("SWMKEY-1-") and await updated(True) == first
+    second = await updated(True, "&rotateManagerUnlockKey=true")
+    assert second.startswith("SWMKEY-1-") and second != first
+    assert await updated(False, "&rotateManagerUnlockKey=true") == ""
+    third = await updated(True)
+    assert third not in ("", first, second)
+
+
+@pytest.mark.parametrize("body", [{"AutoLockManagers": True}, {"Spec": {"EncryptionConfig": {"AutoLockManagers": True}}}])
+async def test_a_cluster_may_begin_with_autolock(node: Setup, body: dict[str, Any]) -> None:
+    await node.ok("POST", "/swarm/init", {"AdvertiseAddr": "10.0.0.1", **body})
+    assert node.backend.calls[0].auto_lock_managers
+
+
+async def test_unlock_is_for_locked_nodes(node: Setup) -> None:
+    key = {"UnlockKey": "SWMKEY-1-RfDxeu2iq7nGIBLBahUOld4hn9jzUyY4uoUl7RqIr80"}
+    assert await node.refused("POST", "/swarm/unlock", key) == (503, "This node is not part of a swarm")
+    await node.init()
+    assert await node.refused("POST", "/swarm/unlock", key) == (409, "swarm is not locked")
+    node.backend.state = "locked"
+    locked = 'Swarm is encrypted and needs to be unlocked before it can be used. Please use "docker swarm unlock" to unlock it.'
+    paths = ("/swarm", "/nodes", "/services", "/tasks", "/secrets", "/configs", "/swarm/unlockkey", "/mesh/v1/backup")
+    assert [await node.refused("GET", path) for path in paths] == [(503, locked)] * len(paths)
+    assert (await node.refused("POST", "/swarm/init", {}))[0] == (await node.refused("POST", "/swarm/join", {}))[0] == 503
+    info = await node.ok("GET", "/info")
+    assert (info["Swarm"]["LocalNodeState"], info["Swarm"]["ControlAvailable"]) == ("locked", False)
+    async with node.session.get("http://d/_ping") as response:
+        assert response.headers["Swarm"] == "locked"
+    assert "Please unlock it first or use `--force`" in (await node.refused("POST", "/swarm/leave"))[1]
+    await node.ok("POST", "/swarm/unlock", key)
+    assert node.backend.calls[-1] == ("unlock", key["UnlockKey"])
+    node.backend.state = "locked"
+    await node.ok("POST", "/swarm/leave?force=1")
