@@ -161,10 +161,10 @@ def test_a_manager_demoted_and_promoted_again_at_once_is_one(lab: Lab) -> None:
     leader = three_managers(lab)
     other = others(lab, leader)[0]
     with nobody_notices(lab, leader):
-        for number, pause_s in enumerate((0.0, 0.1, 0.4)):
+        for number, moment in enumerate((lambda: True, lambda: other.pid_of("etcd") == 0)):
             Cli(leader).ok("node", "demote", other.name)
-            # not to wait for anything: to meet the demotion at different moments
-            time.sleep(pause_s)
+            # at once, which nearly always is before its etcd was let go, and as soon as that has ended
+            wait_until(moment, 60, "its etcd has ended")
             Cli(leader).ok("node", "promote", other.name)
             wait_until(lambda: managers(leader).get(other.name) == "Reachable", 60, "it is a manager")
             wait_until(lambda: leader_seen_by(other) == leader.name, 60, "it answers as one")
