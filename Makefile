@@ -6,7 +6,7 @@
 # make bench-mesh      the data plane's figures: programming the kernel
 # make bench-dns       the DNS server beside others: Debian's, the Docker Engine's, the bare system calls; every answer is checked
 # make bench-orchestrator  the orchestrator's figures against their targets: scheduler, store, API, leader, and those of make bench;
-#                  1,000 agents that lose a manager
+#                  1,000 agents that lose a manager; meshd killed and restarted everywhere under load
 # make vagrant-rehearse  vagrant up and its smoke test on this machine, without boxes, KVM or systemd: ten minutes
 # make fuzz-dns        a million mutated packets against the DNS server: minutes
 .PHONY: demo test check simulate chaos bench bench-mesh bench-dns bench-orchestrator fuzz-dns vagrant-rehearse bootstrap
@@ -32,6 +32,7 @@ bench-dns: bootstrap
 bench-orchestrator: bootstrap
 	@$(BIN)/python -m tests.orchestrator.bench
 	@$(BIN)/python -m tests.orchestrator.dispatcher.bench_attach
+	@$(BIN)/python -m tests.lab.bench_managers
 	@$(BIN)/meshd demo --figures
 
 fuzz-dns: bootstrap

@@ -425,21 +425,26 @@ async def test_a_new_leader_marks_who_does_not_come_back(lab: Lab) -> None:
     assert lab.node("w3").mesh_disconnected_since is None
 
 
-async def test_a_slow_agent_costs_no_queue_and_gets_one_merged_delta(lab: Lab) -> None:
-    """Its connection is stuffed while 600 changes of 20 KB pass; what the manager keeps is the state, not the changes."""
-    manager = await lab.manager(heartbeat_s=30.0)
-    agent = await lab.agent("w1", held=True)
-    quick = await lab.agent("w2")
-    await lab.assign("t1", "w1", ())
-    await until(lambda: manager.dispatcher.connected == {"w1", "w2"})
+async def stuffed(lab: Lab, slow: Agent, quick: Agent) -> None:
+    """The connection of `slow`, a held agent on w1, is stuffed while 600 changes of 20 KB pass; `quick`, on w2, is served meanwhile."""
     for number in range(600):
         await lab.change("t1", labels={"filler": f"{number}" + "x" * 20_000})
         if number % 20 == 0:
             await asyncio.sleep(0.025)
     await lab.assign("t2", "w2", ())
     await until(lambda: lab.in_sync(quick))
-    agent.gate.set()
-    await until(lambda: lab.in_sync(agent))
+    slow.gate.set()
+    await until(lambda: lab.in_sync(slow))
+
+
+async def test_a_slow_agent_costs_no_queue_and_gets_one_merged_delta(lab: Lab) -> None:
+    """What the manager keeps is the state, not the changes."""
+    manager = await lab.manager(heartbeat_s=30.0)
+    agent = await lab.agent("w1", held=True)
+    quick = await lab.agent("w2")
+    await lab.assign("t1", "w1", ())
+    await until(lambda: manager.dispatcher.connected == {"w1", "w2"})
+    await stuffed(lab, agent, quick)
     assert agent.completes == 1
     assert agent.deltas < 60
 

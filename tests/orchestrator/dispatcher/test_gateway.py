@@ -19,7 +19,7 @@ from orchestrator.store.base import Delete
 
 from .lab import Agent, Lab, Manager, until
 from .pair import Pair, peer
-from .test_dispatch import report
+from .test_dispatch import report, stuffed
 
 
 async def attached(lab: Lab, to: Manager, node_id: str = "w1") -> Agent:
@@ -116,20 +116,13 @@ async def test_without_a_leader_an_agent_is_sent_elsewhere_in_the_end(lab: Lab) 
 
 
 async def test_a_slow_agent_holds_up_neither_the_others_nor_the_leaders_memory(lab: Lab) -> None:
-    """As with one of the leader's own: 600 changes of 20 KB become a few merged ones."""
+    """As with one of the leader's own."""
     leader, follower, _ = await three_managers(lab)
     slow = await lab.agent("w1", [follower], held=True)
     quick = await attached(lab, follower, "w2")
     await lab.assign("t1", "w1", ())
     await until(lambda: leader.dispatcher.connected == {"w1", "w2"})
-    for number in range(600):
-        await lab.change("t1", labels={"filler": f"{number}" + "x" * 20_000})
-        if number % 20 == 0:
-            await asyncio.sleep(0.025)
-    await lab.assign("t2", "w2", ())
-    await until(lambda: lab.in_sync(quick))
-    slow.gate.set()
-    await until(lambda: lab.in_sync(slow))
+    await stuffed(lab, slow, quick)
     assert (slow.completes, slow.deltas < 60) == (1, True)
 
 
