@@ -172,6 +172,7 @@ class FakeEngine:
         self.log_queries: list[dict[str, str]] = []
         self.stdin = b""
         self.client_gone = asyncio.Event()
+        self.flooded = 0
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._remember])
@@ -306,6 +307,13 @@ class FakeEngine:
             b"HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\n"
             b"Connection: Upgrade\r\nUpgrade: tcp\r\n\r\nhello\n"
         )
+        if request.match_info["id"] == "flood":
+            with suppress(ConnectionError):
+                while True:
+                    writer.write(b"z" * 65536)
+                    await writer.drain()
+                    self.flooded += 65536
+            self.client_gone.set()
         with suppress(ConnectionError):
             while data := await reader.read(65536):
                 self.stdin += data

@@ -237,6 +237,24 @@ async def test_a_killed_client_frees_the_engines_stream(manager: Setup, remote: 
         await remote.client_gone.wait()
 
 
+async def test_a_client_that_reads_nothing_stops_the_container_instead_of_filling_memory(manager: Setup, remote: FakeEngine) -> None:
+    """What is under way between the two is kernel buffers and a chunk a hop; the Engine here would write for ever."""
+    async with asyncio.timeout(30):
+        reader, writer = await attach(manager, b"flood")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.pause_reading()
+        written = -1
+        while written != remote.flooded or not written:
+            written = remote.flooded
+            await asyncio.sleep(0.5)
+        assert written < 16 * 1024 * 1024
+        writer.transport.resume_reading()
+        while remote.flooded < 2 * written:
+            assert await reader.read(1024 * 1024)
+        writer.transport.abort()
+        await remote.client_gone.wait()
+
+
 async def test_the_head_of_wait_comes_before_its_body(manager: Setup, remote: FakeEngine) -> None:
     async with asyncio.timeout(20):
         async with manager.session.post("http://d/v1.44/containers/c1/wait?node=node-b") as response:
