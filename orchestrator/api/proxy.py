@@ -55,7 +55,7 @@ async def forward(
             kept.popall(name, None)
 
         def words(beginning: bytes) -> bytes | None:
-            return _last_words(request.path, beginning, f"{engine.name} is lost: the answer is incomplete")
+            return _last_words(request.path, beginning, f"the connection to {engine.name} is lost: the answer is incomplete")
 
         return await relay(request, answer, kept, words)
 

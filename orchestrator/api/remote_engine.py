@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
@@ -18,6 +19,8 @@ from yarl import URL
 from orchestrator.dispatcher.engine_proxy import PREAMBLE_BYTES, UPGRADE, UPGRADED_HEAD
 from orchestrator.engine_http import AUTOMATIC_HEADERS, CHUNK_BYTES, Answer, Body, Duplex, Engine, EngineAway, slow
 from orchestrator.errors import ApiError
+
+log = logging.getLogger(__name__)
 
 SessionOf = Callable[[], Awaitable[tuple[aiohttp.ClientSession, str]]]
 _OTHERS_HEADERS = frozenset({"connection", "upgrade", "host", "content-length", "transfer-encoding"})
@@ -127,7 +130,8 @@ class _RequestDuplex:
         try:
             return await self._response.content.readany()
         except (aiohttp.ClientError, OSError) as error:
-            raise ConnectionResetError(f"the connection to node {self._node_name} is lost ({_reason(error)})") from None
+            log.info("stream broke node=%s error=%s", self._node_name, error)
+            raise ConnectionResetError(f"the connection to node {self._node_name} is lost: the output is incomplete") from None
 
     async def write(self, data: bytes) -> None:
         await self._input.put(data)
