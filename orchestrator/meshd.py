@@ -460,8 +460,15 @@ class Meshd:
         )
 
     def _remember_managers(self, managers: tuple[str, ...]) -> None:
-        if self._local is not None and managers and managers != self._local.managers:
-            self._remember(msgspec.structs.replace(self._local, managers=managers))
+        """A full disk must not end the session that told them: they are told again with the next one."""
+        local = self._local
+        if local is None or not managers or managers == local.managers:
+            return
+        try:
+            self._remember(msgspec.structs.replace(local, managers=managers))
+        except OSError as error:
+            log.warning("managers=%s state=not-written error=%s", ",".join(managers), error)
+            self._local = local
 
     def _remember(self, local: LocalState) -> None:
         """Only a node that is in its cluster already has it on disk."""

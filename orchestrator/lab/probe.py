@@ -146,7 +146,11 @@ class Probe:
         self._thread.start()
 
     def _run(self) -> None:
-        enter_network(self._netns)
+        try:
+            enter_network(self._netns)
+        except FileNotFoundError:
+            # the container has ended meanwhile: there is nobody to ask for
+            return
         due = time.monotonic()
         while not self._stop.is_set():
             started = time.monotonic()

@@ -190,7 +190,10 @@ class EtcdProcess:
         # before the start, or what answers on the port could be taken for our etcd
         _check_bindable("127.0.0.1", self.config.client_port)
         _check_bindable(self.config.peer_addr, self.config.peer_port)
-        await self._spawn()
+        try:
+            await self._spawn()
+        except OSError as error:
+            raise ConfigError(f"etcd can't be started in {self.config.directory}: {error.strerror or error}") from error
 
     async def wait_healthy(self, timeout_s: float = 30.0) -> None:
         """It answers and knows a leader; a voting member also reads through the quorum.

@@ -100,6 +100,18 @@ async def test_no_binary_and_no_directory(tmp_path: Path) -> None:
         await EtcdProcess(replace(config, directory=tmp_path / "file")).start()
 
 
+async def test_a_disk_without_room_for_its_pid_is_told_and_nothing_is_left_running(tmp_path: Path, start: Start) -> None:
+    config = config_in(tmp_path)
+    # what can't be written stands for a full disk
+    (config.directory / "etcd.new").mkdir(parents=True)
+    etcd = EtcdProcess(config)
+    with pytest.raises(ConfigError, match="etcd can't be started in .*: Is a directory"):
+        await etcd.start()
+    pid = etcd.pid
+    await etcd.stop()
+    assert etcd.pid == 0 and (not pid or not Path(f"/proc/{pid}").exists())
+
+
 @pytest.mark.parametrize("port", ["client_port", "peer_port"])
 async def test_a_taken_port_and_a_foreign_address_are_told(tmp_path: Path, start: Start, port: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -1,0 +1,53 @@
+"""What the daemon remembers, and what must not stop it."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from orchestrator import local_state
+from orchestrator.daemon_config import DaemonConfig
+from orchestrator.meshd import Meshd
+from tests.orchestrator.test_local_state import STATE
+
+
+def _daemon(directory: Path) -> Meshd:
+    config = DaemonConfig(
+        state_dir=directory,
+        socket=directory / "meshd.sock",
+        group="",
+        engine="unix:///nowhere",
+        advertise_addr="",
+        listen_addr="",
+        hostname="a",
+        netns_prefix="x",
+        etcd_client_port=1,
+        etcd_peer_port=2,
+        backup_every=0,
+        backup_keep=1,
+        metrics="",
+        log_level="info",
+    )
+    return Meshd(config, "nftables")
+
+
+async def test_managers_that_a_full_disk_did_not_keep_are_kept_when_they_are_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local_state.save(tmp_path, STATE)
+    daemon = _daemon(tmp_path)
+    daemon._local = STATE
+    told = ("192.0.2.1:2377", "192.0.2.2:2377")
+
+    def full(directory: Path, state: local_state.LocalState) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(local_state, "save", full)
+        daemon._remember_managers(told)
+    assert local_state.load(tmp_path) == STATE
+    daemon._remember_managers(told)
+    kept = local_state.load(tmp_path)
+    assert kept is not None and kept.managers == told
