@@ -6,12 +6,14 @@ Edge: terminal.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import sys
 import tempfile
 from pathlib import Path
 
 import click
+import msgspec
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -32,46 +34,34 @@ SUBNET = "198.51.100.0/24"
 @click.option("--workers", default=2, show_default=True)
 @click.option("--subnet", default=SUBNET, show_default=True)
 @click.option("--picture", type=click.Path(path_type=Path), default=Path("chaos.svg"), show_default=True, help="Where the timeline goes.")
-@click.option("--keep-logs", type=click.Path(path_type=Path), default=None, help="Copy the nodes' logs there at the end.")
-def main(seed: int | None, minutes: float, managers: int, workers: int, subnet: str, picture: Path, keep_logs: Path | None) -> None:
+@click.option("--keep", type=click.Path(path_type=Path), default=None, help="Leave there the nodes' logs and all that was asked and told.")
+def main(seed: int | None, minutes: float, managers: int, workers: int, subnet: str, picture: Path, keep: Path | None) -> None:
     """Kill, stop, cut off and starve a cluster of this machine's own for MINUTES, and check every word it said meanwhile."""
     console = Console()
     seed = random.randrange(10_000) if seed is None else seed
+    console.print(f"[bold]chaos, seed {seed}[/]: {managers} managers and {workers} workers for {minutes:g} minutes")
     with tempfile.TemporaryDirectory(prefix="lab-") as directory:
         lab = Lab(Path(directory) / "x", subnet, lambda text: console.print(f"  [dim]· {text}[/]"), environment=faults.environment)
         try:
-            report = _play(lab, console, seed, minutes * 60, managers, workers)
+            faults.prepare(lab, managers + workers)
+            lab.up(managers + workers, managers=managers)
+
+            def tell(text: str) -> None:
+                console.print(f"[dim]{run.elapsed_s:7.1f} s[/]  {text}", highlight=False, soft_wrap=True)
+
+            run = Run(lab, managers, seed, minutes * 60, converges_within_s=180.0, tell=tell)
+            with Live(console=console, get_renderable=lambda: _progress(run)) if console.is_terminal else contextlib.nullcontext():
+                report = asyncio.run(run.play())
             picture.write_text(svg(report.story))
-            if keep_logs is not None:
-                faults.copy_logs(lab, keep_logs)
+            if keep is not None:
+                faults.copy_logs(lab, keep)
+                record = [*run.clients.ops, *run.log.answers]
+                (keep / "record.jsonl").write_bytes(b"".join(msgspec.json.encode(entry) + b"\n" for entry in record))
         finally:
             console.print("cleaning up")
             lab.down()
     _tell(console, report, picture, seed)
     sys.exit(0 if report.good else 1)
-
-
-def _play(lab: Lab, console: Console, seed: int, duration_s: float, managers: int, workers: int) -> Report:
-    count = managers + workers
-    console.print(f"[bold]chaos, seed {seed}[/]: {managers} managers and {workers} workers for {duration_s / 60:g} minutes")
-    faults.prepare(lab, count)
-    lab.up(count, managers=managers)
-    if not console.is_terminal:
-        return asyncio.run(_made(lab, managers, seed, duration_s, console).play())
-    with Live(console=console, refresh_per_second=4) as live:
-        run = _made(lab, managers, seed, duration_s, console)
-        live.get_renderable = lambda: _progress(run)  # type: ignore[method-assign]
-        return asyncio.run(run.play())
-
-
-def _made(lab: Lab, managers: int, seed: int, duration_s: float, console: Console) -> Run:
-    run: Run
-
-    def tell(text: str) -> None:
-        console.print(f"[dim]{run.elapsed_s:7.1f} s[/]  {text}", highlight=False, soft_wrap=True)
-
-    run = Run(lab, managers, seed, duration_s, converges_within_s=180.0, tell=tell)
-    return run
 
 
 def _progress(run: Run) -> Table:

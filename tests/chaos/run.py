@@ -31,7 +31,6 @@ _PROBE_RATE, _HTTP_TIMEOUT_S, _DNS_TIMEOUT_S = 4.0, 10.0, 10.0
 _LEADER_POLL_S = 0.3
 # the store forgets what is 10,000 revisions old
 _TERMS_EVERY_S = 60.0
-_CALM_S = 3.0
 _THREADS = 32
 
 
@@ -99,9 +98,9 @@ class Run:
             healed_s = self.elapsed_s
             self._tell("healed; waiting for it to converge")
             await _cancelled(load)
-            lacks = await self._converge()
+            lacks = await self._until_nothing(self._convergence.lacks)
             converged_s = None if lacks else self.elapsed_s - healed_s
-            await asyncio.sleep(_CALM_S)
+            lacks += await self._until_nothing(self._convergence.complaints)
             await self.clients.finish()
             await asyncio.to_thread(self._read_terms)
         finally:
@@ -205,16 +204,16 @@ class Run:
             if task.done():
                 task.result()
 
-    async def _converge(self) -> list[str]:
+    async def _until_nothing(self, lacks: Callable[[], list[str]]) -> list[str]:
         """What it lacks at the deadline; [] as soon as it lacks nothing."""
         end = time.monotonic() + self._converges_within_s
         told = ""
         while True:
-            lacks = await asyncio.to_thread(self._convergence.lacks)
-            if not lacks or time.monotonic() > end:
-                return lacks
-            if lacks[0] != told:
-                told = lacks[0]
+            found = await asyncio.to_thread(lacks)
+            if not found or time.monotonic() > end:
+                return found
+            if found[0] != told:
+                told = found[0]
                 self._tell(f"not yet: {told}")
             await asyncio.sleep(0.5)
 

@@ -105,7 +105,7 @@ async def test_a_disk_without_room_for_its_pid_is_told_and_nothing_is_left_runni
     # what can't be written stands for a full disk
     (config.directory / "etcd.new").mkdir(parents=True)
     etcd = EtcdProcess(config)
-    with pytest.raises(ConfigError, match="etcd can't be started in .*: Is a directory"):
+    with pytest.raises(ConfigError, match=r"etcd can't be started in .*: Is a directory"):
         await etcd.start()
     pid = etcd.pid
     await etcd.stop()
