@@ -1,6 +1,6 @@
 """Who led and who renewed, out of the store's own history.
 
-Edge: gRPC to one etcd. A program of its own, to be run inside a manager's namespaces: `python -m tests.chaos.leaders ENDPOINT TLS_DIR
+Edge: gRPC to one etcd. A program of its own, to be run inside a manager's namespaces: `python -m tests.chaos.leaders ENDPOINT STATE_DIR
 FIRST_REVISION` prints a JSON line for every change of the leadership since, up to now.
 """
 
@@ -18,9 +18,11 @@ from aetcd.rpc import rpc_pb2_grpc as stubs
 
 from orchestrator.lab.lab import Lab, LabError
 from orchestrator.model import Leadership, Version
+from orchestrator.security import keyring
+from orchestrator.store import etcd_tls
 from orchestrator.store.etcd_client import EtcdClient, open_channel
 from orchestrator.store.etcd_codec import decode, key
-from orchestrator.store.etcd_tls import TLSFiles
+from orchestrator.store.sealing import Sealing, sealing
 
 from .history import Term
 
@@ -32,8 +34,7 @@ def terms_since(lab: Lab, managers: list[str], first_revision: int) -> list[Term
     errors = []
     for name in managers:
         node = lab.node(name)
-        tls = node.layout.meshd_dir / "etcd" / "tls"
-        command = [sys.executable, "-m", "tests.chaos.leaders", "127.0.0.1:2379", str(tls), str(first_revision)]
+        command = [sys.executable, "-m", "tests.chaos.leaders", "127.0.0.1:2379", str(node.layout.meshd_dir), str(first_revision)]
         try:
             lines = node.exec("env", f"PYTHONPATH={Path(__file__).parents[2]}", "timeout", "20", *command).splitlines()
             return [Term(**json.loads(line)) for line in lines]
@@ -42,7 +43,7 @@ def terms_since(lab: Lab, managers: list[str], first_revision: int) -> list[Term
     raise LabError("; ".join(errors))
 
 
-async def _read(endpoint: str, tls: TLSFiles, first_revision: int) -> list[Term]:
+async def _read(endpoint: str, tls: etcd_tls.TLSFiles, seal: Sealing, first_revision: int) -> list[Term]:
     client = EtcdClient(endpoint, tls)
     try:
         last = await client.read_linearizable()
@@ -63,7 +64,7 @@ async def _read(endpoint: str, tls: TLSFiles, first_revision: int) -> list[Term]
                     if response.compact_revision:
                         first_revision = response.compact_revision
                         break
-                    for term in _terms(response.events):
+                    for term in _terms(response.events, seal):
                         # both keys are written when the leadership is taken
                         if term.revision not in terms or term.taken:
                             terms[term.revision] = term
@@ -75,19 +76,22 @@ async def _read(endpoint: str, tls: TLSFiles, first_revision: int) -> list[Term]
         await channel.close()
 
 
-def _terms(events: list[kv_pb2.Event]) -> Iterator[Term]:
+def _terms(events: list[kv_pb2.Event], seal: Sealing) -> Iterator[Term]:
     for event in events:
         if event.type == kv_pb2.Event.PUT:
-            held = decode("leader", event.kv.value, Version(index=event.kv.mod_revision))
+            held = decode("leader", seal.open(event.kv.key, event.kv.value), Version(index=event.kv.mod_revision))
             assert isinstance(held, Leadership)
             yield Term(event.kv.mod_revision, held.node_id, event.kv.key == key("leader", "leader"))
 
 
 def main() -> None:
     endpoint, directory, first_revision = sys.argv[1:]
-    tls = Path(directory)
-    files = TLSFiles(ca=tls / "ca.crt", cert=tls / "etcd.crt", key=tls / "etcd.key")
-    for term in asyncio.run(_read(endpoint, files, int(first_revision))):
+    keys = keyring.load(Path(directory))
+    assert keys is not None, f"{directory} is no manager's"
+    place = Path(directory) / "etcd" / "tls"
+    files = etcd_tls.TLSFiles(ca=place / "ca.crt", cert=place / "etcd.crt", key=place / "etcd.key")
+    tls, _ = etcd_tls.opened(files, keys.passphrase)
+    for term in asyncio.run(_read(endpoint, tls, sealing(keys.store_key), int(first_revision))):
         print(json.dumps({"revision": term.revision, "holder": term.holder, "taken": term.taken}))
 
 
