@@ -139,13 +139,16 @@ class Run:
             return
         if netns == self._netns.get(node.name):
             return
-        for probe in self._probes.pop(f"{node.name} inside", ()):
-            probe.stop()
+        self._stop_inside(node.name)
         self._netns[node.name] = netns
         self._probes[f"{node.name} inside"] = [
             Probe(self.log, node.name, "vip", netns, _PROBE_RATE, _asks_http(vip, 80)),
             Probe(self.log, node.name, "dns", netns, _PROBE_RATE, _asks_dns),
         ]
+
+    def _stop_inside(self, node: str) -> None:
+        for probe in self._probes.pop(f"{node} inside", ()):
+            probe.stop()
 
     def _stop_probes(self) -> None:
         for probes in self._probes.values():
@@ -179,6 +182,9 @@ class Run:
     async def _play(self, fault: Fault) -> None:
         await self._until(fault.at_s)
         nodes = self._doing.nodes_of(fault)
+        if fault.kind == "power":
+            # who has no power asks nothing
+            await asyncio.to_thread(self._stop_inside, nodes[0])
         started_s = self.elapsed_s
         try:
             await asyncio.to_thread(self._doing.begin, fault)
