@@ -214,6 +214,27 @@ async def test_an_agent_that_comes_back_is_sent_the_difference(lab: Lab) -> None
     assert (agent.put, agent.completes) == ([], 1)
 
 
+@pytest.mark.parametrize("token", [bytes(16), bytes(range(128)), bytes(16 * 256), b"odd", bytes(16 * 3)])
+async def test_a_token_that_is_not_true_costs_its_agent_what_it_has(lab: Lab, token: bytes) -> None:
+    """And nobody else anything: it is sent all that it may know, and nothing more."""
+    manager = await lab.manager()
+    await lab.cluster.node("w1")
+    await lab.cluster.node("w2")
+    await lab.assign("t1", "w1", ())
+    await lab.assign("t2", "w2", ())
+    wire = Wire()
+    peer = Peer(node_id="w1", role="worker", cluster_id="c", address="192.0.2.7", expires_unix_s=4e9)
+    session = asyncio.create_task(manager.gateway.converse(wire, peer))
+    await until(lambda: manager.dispatcher._parts and manager.dispatcher._parts.snapshot.task("t2"))
+    wire.say(Hello(description=NodeDescription(hostname="w1"), version=PROTOCOL, have=token))
+    await until(lambda: wire.sent)
+    complete = wire.sent[0]
+    assert isinstance(complete, Complete)
+    assert {msgspec.msgpack.decode(row, type=Row).key for row in complete.rows} == {"task/t1"}
+    session.cancel()
+    await asyncio.gather(session, return_exceptions=True)
+
+
 # ---- acknowledgements --------------------------------------------------------------------------------------------------------------
 
 

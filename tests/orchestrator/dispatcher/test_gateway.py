@@ -91,6 +91,29 @@ async def test_agents_of_a_manager_that_ends_go_to_another(lab: Lab, lost: str) 
     assert lab.node("w1").mesh_disconnected_since is None
 
 
+async def test_a_manager_that_is_cut_off_from_the_leader_loses_its_agents(lab: Lab) -> None:
+    """It could still talk to them; what it could say is old."""
+    lab.patience_s = 0.2
+    leader, follower, _ = await three_managers(lab)
+    agent = await attached(lab, follower)
+    await lab.assign("t1", "w1", ())
+    await until(lambda: lab.in_sync(agent) and "task/t1" in agent.rows)
+
+    @contextlib.asynccontextmanager
+    async def cut(manager: str) -> AsyncIterator[Connection]:
+        raise ConnectionError("network is unreachable")
+        yield
+
+    follower.gateway._connect = cut
+    assert follower.gateway._trunk is not None
+    await follower.gateway._trunk.close()
+    await until(lambda: agent.session.connected_to not in ("", follower.addr))
+    await lab.assign("t2", "w1", ())
+    await until(lambda: lab.in_sync(agent) and "task/t2" in agent.rows)
+    assert leader.dispatcher.connected == {"w1"}
+    assert agent.completes == 1
+
+
 async def test_what_a_relayed_agent_loses_with_its_connection_is_noted(lab: Lab) -> None:
     leader, follower, _ = await three_managers(lab)
     agent = await attached(lab, follower)
