@@ -133,6 +133,13 @@ class Network:
         for link in list(self._links):
             link.look()
 
+    def reset(self, machine: str) -> None:
+        """Its connections are lost, both ends see that; nothing else happens to it."""
+        for link in self._links:
+            if machine in (link.client.machine, link.server.machine):
+                link.client.end()
+                link.server.end()
+
     def power_lost(self, machine: str) -> None:
         self.off.add(machine)
         for link in self._links:

@@ -246,6 +246,11 @@ class _Script:
 
         self._after(0.5, 60.0, join)
 
+    async def reset(self) -> None:
+        machine = self._machine()
+        self.cluster.note(f"connections lost {machine.name}")
+        self.cluster.network.reset(machine.name)
+
     async def engine(self) -> None:
         machine, how = self._machine(), self.random.choice(("engine_down", "engine_hangs", "kernel_fails"))
         self._fault(machine, how, True, False, 30.0)
@@ -296,6 +301,6 @@ class _Script:
     async def nothing(self) -> None:
         await asyncio.sleep(self.random.uniform(1.0, 8.0))
 
-    _actions = (create, scale, update, remove, availability, kill, power_off, partition, engine, lost_answers, slow_pulls, clock,
+    _actions = (create, scale, update, remove, availability, kill, power_off, partition, reset, engine, lost_answers, slow_pulls, clock,
                 container_dies, etcd, nothing)  # fmt: skip
-    _weights = (4, 5, 5, 1, 3, 3, 1, 2, 2, 1, 1, 1, 6, 2, 8)
+    _weights = (4, 5, 5, 1, 3, 3, 1, 2, 3, 2, 1, 1, 1, 6, 2, 8)
