@@ -132,6 +132,7 @@ class NodeRuntime:
             connected=lambda: self._session is not None and self._session.connected_to != "",
             on_change=self._certificate_changed,
         )
+        self._root = credentials.identity.root_certificate
         self._describe_now = asyncio.Event()
 
     async def start(self) -> None:
@@ -216,6 +217,10 @@ class NodeRuntime:
         self._renewal.told(trust)
 
     def _certificate_changed(self) -> None:
+        root = self._credentials.identity.root_certificate
+        if root != self._root:
+            self._root = root
+            self._server.end_old_root()
         self._describe_now.set()
 
     def _told(self) -> NodeState | None:

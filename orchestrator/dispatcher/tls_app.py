@@ -18,6 +18,7 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from cryptography import x509
 
 from orchestrator.diagnose.node_side import NodeTracing
 from orchestrator.dispatcher.connection import AGENTS, RELAY
@@ -26,7 +27,7 @@ from orchestrator.dispatcher.gateway import Gateway
 from orchestrator.errors import MeshdError, StoreUnavailable
 from orchestrator.formation.door import PATH as FORMATION_PATH
 from orchestrator.model import Node
-from orchestrator.security import admission
+from orchestrator.security import admission, ca
 from orchestrator.security.admission import JoinQuestion, PromoteAnswer, PromoteQuestion, ReadmitQuestion, RenewQuestion
 from orchestrator.security.identity import Credentials
 from orchestrator.security.listener import TlsListener
@@ -120,6 +121,12 @@ class NodeServer:
         await self._listener.stop()
         await self._runner.cleanup()
         await self._engine.close()
+
+    def end_old_root(self) -> None:
+        """The root was replaced: what was opened with certificates of another ends, whoever has made them."""
+        root = ca.load_certificate(self._credentials.identity.root_certificate)
+        ended = self._listener.end_unless(lambda der: ca.signed(x509.load_der_x509_certificate(der), root))
+        log.info("connections under the old root ended count=%d", ended)
 
     def _peer(self, request: web.Request) -> Peer | None:
         return peer_of(request.transport, self._credentials.identity.cluster_id)

@@ -40,11 +40,12 @@ class Refused(MeshdError):
 
 
 class Trust(msgspec.Struct, frozen=True, kw_only=True):
-    """What managers tell every node: the root to trust, PEM; the public key that signs certificates now, as in `TLSInfo`; the ids of
-    the nodes that are managers."""
+    """What managers tell every node: the root to trust, PEM; the public key that signs certificates now, as in `TLSInfo`; how long they
+    live; the ids of the nodes that are managers."""
 
     root_certificate: str = ""
     issuer: str = ""
+    life_s: int = 0
     managers: tuple[str, ...] = ()
 
 
@@ -233,7 +234,12 @@ def trust_of(snapshot: Snapshot) -> Trust:
     managers = tuple(sorted(node.id for node in snapshot.all(Node) if node.spec.role == "manager"))
     if cluster is None or cluster.tls_info is None:
         return Trust(managers=managers)
-    return Trust(root_certificate=cluster.mesh_ca_cert, issuer=cluster.tls_info.cert_issuer_public_key, managers=managers)
+    return Trust(
+        root_certificate=cluster.mesh_ca_cert,
+        issuer=cluster.tls_info.cert_issuer_public_key,
+        life_s=int(node_life(cluster).total_seconds()),
+        managers=managers,
+    )
 
 
 def managers_of(snapshot: Snapshot) -> tuple[str, ...]:
@@ -245,7 +251,7 @@ def managers_of(snapshot: Snapshot) -> tuple[str, ...]:
 
 def node_life(cluster: Cluster) -> timedelta:
     expiry_ns = cluster.spec.ca_config.node_cert_expiry
-    return timedelta(microseconds=expiry_ns / 1000) if expiry_ns > 0 else ca.NODE_LIFE
+    return max(timedelta(microseconds=expiry_ns / 1000), ca.MIN_NODE_LIFE) if expiry_ns > 0 else ca.NODE_LIFE
 
 
 def split_endpoint(text: str) -> tuple[str, int]:
@@ -281,7 +287,7 @@ def _key_of(csr: str) -> str:
 
 
 def _record(keys: tuple[str, ...], order: Order, now: datetime) -> NodeCertificate:
-    return NodeCertificate(keys=list(dict.fromkeys(keys)), not_after=now + max(order.life, ca.MIN_NODE_LIFE))
+    return NodeCertificate(keys=list(dict.fromkeys(keys)), not_after=now + order.life)
 
 
 def _signer_of(question: ReadmitQuestion, cluster_id: str) -> str:

@@ -33,6 +33,7 @@ MAX_PENDING = 2048
 MAX_PENDING_PER_ADDRESS = 512
 MAX_ANONYMOUS = 512
 ANONYMOUS_LIFE_S = 30.0
+_TIDY_LEAST = 64
 _TLS_HANDSHAKE_RECORD = b"\x16"
 _PLAIN_HTTP_ANSWER = (
     b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
@@ -53,6 +54,8 @@ class TlsListener:
         self._pending_by_address: Counter[str] = Counter()
         self._slots = asyncio.Semaphore(HANDSHAKE_SLOTS)
         self._anonymous: set[asyncio.BaseTransport] = set()
+        self._certified: list[asyncio.BaseTransport] = []
+        self._tidy_at = _TIDY_LEAST
 
     @property
     def address(self) -> tuple[str, int]:
@@ -140,11 +143,12 @@ class TlsListener:
                 self._slots.release()
 
         timer = loop.call_later(SLOT_HOLD_S, release)
+        context = self._context()
         try:
             server = self._runner.server
             assert server is not None
             transport, _ = await loop.connect_accepted_socket(
-                server, connection, ssl=self._context(), ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S, ssl_shutdown_timeout=2.0
+                server, connection, ssl=context, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S, ssl_shutdown_timeout=2.0
             )
         except (OSError, EOFError) as error:
             # ssl.SSLError is an OSError. The text names the reason (expired, unknown CA), never key material.
@@ -157,8 +161,28 @@ class TlsListener:
         finally:
             timer.cancel()
             release()
-        if not transport.get_extra_info("peercert"):
+        if context is not self._context():
+            # The root was replaced during the handshake: by the old one nobody is let in any more.
+            _abort(transport)
+        elif transport.get_extra_info("peercert"):
+            self._remember(transport)
+        else:
             self._bound_anonymous(transport)
+
+    def _remember(self, transport: asyncio.BaseTransport) -> None:
+        self._certified.append(transport)
+        if len(self._certified) > self._tidy_at:
+            self._certified = [known for known in self._certified if not known.is_closing()]
+            self._tidy_at = 2 * len(self._certified) + _TIDY_LEAST
+
+    def end_unless(self, good: Callable[[bytes], bool]) -> int:
+        """End the connections of those whose certificate (DER) isn't good; how many."""
+        ended = 0
+        for transport in self._certified:
+            if not transport.is_closing() and not good(transport.get_extra_info("ssl_object").getpeercert(binary_form=True)):
+                _abort(transport)
+                ended += 1
+        return ended
 
     def _bound_anonymous(self, transport: asyncio.BaseTransport) -> None:
         self._anonymous = {known for known in self._anonymous if not known.is_closing()}

@@ -45,6 +45,11 @@ def due(identity: Identity, trust: Trust, renew_at: datetime, alone_since: datet
     return "renew" if now >= renew_at else ""
 
 
+def lives_too_long(identity: Identity, life_s: int, now: datetime) -> bool:
+    """Longer than a certificate would that was issued now, clocks aside: `swarm update --cert-expiry` takes effect."""
+    return identity.subject.not_after > now + timedelta(seconds=life_s) * 1.1
+
+
 def told_to_renew(identity: Identity, trust: Trust) -> bool:
     """Another CA signs now."""
     return bool(trust.issuer) and identity.tls_info.cert_issuer_public_key != trust.issuer
@@ -81,12 +86,18 @@ class Renewal:
     async def run(self) -> None:
         certificate, renew_at = "", self._now()
         alone_since: datetime | None = None
+        life_s = 0
         pause_s = RETRY_FIRST_S
         while True:
             identity = self._credentials.identity
             if identity.certificate != certificate:
                 # also when something else, such as a promotion, has renewed it
                 certificate, renew_at = identity.certificate, renewal_due(identity.subject, self._random)
+            if life_s != self._trust.life_s:
+                life_s = self._trust.life_s
+                if lives_too_long(identity, life_s, self._now()):
+                    # once: an external CA has its own mind about lives
+                    renew_at = self._now()
             alone_since = None if self._connected() else alone_since or self._now()
             step = due(identity, self._trust, renew_at, alone_since, self._now())
             if not step:

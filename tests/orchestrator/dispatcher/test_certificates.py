@@ -36,7 +36,8 @@ class Member:
     """A node as `node.NodeRuntime` puts it together, without an Engine: session and renewal, each knowing of the other."""
 
     def __init__(self, lab: Lab, node_id: str, credentials: Credentials, managers: list[Manager], own: Manager | None = None) -> None:
-        self.lab, self.node_id, self.credentials, self.managers = lab, node_id, credentials, managers
+        self.lab, self.node_id, self.credentials, self.managers, self.own = lab, node_id, credentials, managers, own
+        self.root = credentials.identity.root_certificate
         self.agent: Agent | None = None
         registrar = Registrar(lab.store, credentials)
         self.renewal = Renewal(
@@ -44,7 +45,7 @@ class Member:
             lambda: [manager.addr for manager in managers],
             registrar=lambda: registrar if own is not None else None,
             connected=lambda: self.connected,
-            on_change=self._describe,
+            on_change=self._changed,
         )
         self.task: asyncio.Task[None] | None = None
 
@@ -65,7 +66,10 @@ class Member:
             self.lab.agents.remove(self.agent)
             self.agent = None
 
-    def _describe(self) -> None:
+    def _changed(self) -> None:
+        if self.own is not None and self.credentials.identity.root_certificate != self.root:
+            self.own.server.end_old_root()
+        self.root = self.credentials.identity.root_certificate
         if self.agent is not None:
             description = NodeDescription(hostname=self.node_id, mesh_data_addr="127.0.0.1", tls_info=self.credentials.identity.tls_info)
             self.agent.session.describe(description)
@@ -120,7 +124,7 @@ async def rotated(lab: Lab, manager: Manager, *members: Member) -> None:
         await until(lambda member=member: lab.node(member.node_id).description.tls_info == lab.cluster.cluster.tls_info, "all say so")
 
 
-async def test_the_root_is_rotated_without_a_session_lost(lab: Lab, at_once: None, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_root_is_rotated_and_agents_are_back_at_once(lab: Lab, at_once: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     manager = await lab.manager("m1")
     async with running(lab, manager, "a", "b") as members:
@@ -131,7 +135,8 @@ async def test_the_root_is_rotated_without_a_session_lost(lab: Lab, at_once: Non
             agent = member.agent
             assert agent is sessions[name]
             assert agent is not None
-            assert (agent.completes, member.connected) == (1, True)
+            # with its certificate of the new root
+            await until(lambda member=member: member.connected)
             # on disk, too: as after a restart
             loaded = Credentials.load(member.credentials._directory)
             assert loaded is not None
@@ -149,6 +154,25 @@ async def test_the_root_is_rotated_without_a_session_lost(lab: Lab, at_once: Non
         secrets = [old.mesh_ca_key, lab.cluster.cluster.mesh_ca_key, old_tokens.worker, lab.cluster.tokens.manager, joined.identity.key]
     for secret in [*secrets, "PRIVATE KEY"]:
         assert secret not in caplog.text
+
+
+async def test_who_has_the_old_roots_key_loses_what_is_open(lab: Lab, at_once: None, tmp_path: Path) -> None:
+    """The reason to rotate: somebody makes certificates of his own, for years."""
+    engine = tmp_path / "engine.sock"
+    manager = await lab.manager("m1", engine_socket=str(engine))
+    async with endless_engine(engine), running(lab, manager, "a") as members:
+        old = ca.RootCA(lab.cluster.cluster.mesh_ca_cert, lab.cluster.cluster.mesh_ca_key)
+        forged = lab.cluster.installed(lab.cluster.identity("m1", "manager", root=old))
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=forged.client_context())) as session:
+            stream = await session.get(f"https://{manager.addr}/v1/engine/logs")
+            assert await stream.content.readline() == b"line\n"
+            await rotated(lab, manager, *members.values())
+            async with asyncio.timeout(5):
+                with pytest.raises((aiohttp.ClientError, ConnectionError)):
+                    while await stream.content.readline():
+                        pass
+                    raise ConnectionError("ended")
+            stream.close()
 
 
 async def test_nodes_that_were_away_come_back_after_any_number_of_rotations(lab: Lab, at_once: None) -> None:
@@ -289,6 +313,22 @@ async def test_a_manager_renews_itself_when_its_own_certificate_has_expired(lab:
     await until(lambda: all(member.connected for member in members), "all are back")
     for member in members:
         await member.stop()
+
+
+async def test_a_shorter_life_takes_effect_at_once(lab: Lab, at_once: None) -> None:
+    manager = await lab.manager("m1")
+    async with running(lab, manager, "a", "b") as members:
+        sessions = {name: member.agent for name, member in members.items()}
+        cluster = lab.cluster.cluster
+        config = replace(cluster.spec.ca_config, node_cert_expiry=2 * 3600 * 10**9)
+        await lab.put(await ordered(cluster, replace(cluster.spec, ca_config=config), manager.credentials, now()))
+
+        def short(member: Member) -> bool:
+            return member.credentials.identity.subject.not_after < now() + timedelta(hours=3)
+
+        await until(lambda: all(short(member) for name, member in members.items() if name != "m1"))
+        assert {name: member.agent for name, member in members.items()} == sessions
+        assert all(member.connected for member in members.values())
 
 
 # ---- revocation ------------------------------------------------------------------------------------------------------------------------
