@@ -4,25 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from orchestrator.api.app import serve_unix
 from orchestrator.errors import ConfigError
-from tests.orchestrator.api.fakes import Setup
+from tests.orchestrator.api.fakes import FakeEngine, Setup, a_node, other_node
 
 ATTACH = (
-    b"POST /v1.44/containers/%s/attach?stdin=1&stream=1 HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+    b"POST /v1.44/containers/%s/attach?stdin=1&stream=1%s HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
     b"Content-Type: text/plain\r\n%s\r\n"
 )
 
 
-async def attach(
-    node: Setup, container: bytes, extra: bytes = b"Content-Length: 0\r\n"
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    reader, writer = await asyncio.open_unix_connection(node.socket)
-    writer.write(ATTACH % (container, extra))
-    return reader, writer
+@dataclass
+class Way:
+    """To an Engine through `setup`: this node's, or, with `query`, another's."""
+
+    setup: Setup
+    engine: FakeEngine
+    query: str
+
+    async def attach(self, container: bytes, extra: bytes = b"Content-Length: 0\r\n") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_unix_connection(self.setup.socket)
+        writer.write(ATTACH % (container, self.query.encode(), extra))
+        return reader, writer
+
+
+@pytest.fixture(params=["this node", "another node"])
+async def way(request: pytest.FixtureRequest, manager: Setup, tmp_path: Path) -> AsyncIterator[Way]:
+    if request.param == "this node":
+        yield Way(manager, manager.engine, "")
+        return
+    engine = FakeEngine()
+    async with other_node(manager, tmp_path, a_node("nb", "node-b"), engine.app()):
+        yield Way(manager, engine, "&node=node-b")
 
 
 async def test_the_version_is_lowered_to_the_engines(node: Setup) -> None:
@@ -42,33 +61,33 @@ async def test_answers_carry_our_headers_once(node: Setup) -> None:
         assert (response.status, response.headers["Swarm"], await response.read()) == (200, "inactive", b"")
 
 
-async def test_the_head_of_wait_comes_before_its_body(node: Setup) -> None:
-    async with asyncio.timeout(5):
-        async with node.session.post("http://d/v1.44/containers/c1/wait?condition=next-exit") as response:
+async def test_the_head_of_wait_comes_before_its_body(way: Way) -> None:
+    async with asyncio.timeout(20):
+        async with way.setup.session.post(f"http://d/v1.44/containers/c1/wait?condition=next-exit{way.query}") as response:
             assert response.status == 200
-            assert not node.engine.waiting.is_set()
-            node.engine.waiting.set()
+            assert not way.engine.waiting.is_set()
+            way.engine.waiting.set()
             assert await response.json() == {"StatusCode": 7}
 
 
-async def test_head_and_headers_pass(node: Setup) -> None:
-    async with node.session.head("http://d/v1.44/containers/c1/archive?path=/x") as response:
+async def test_head_and_headers_pass(way: Way) -> None:
+    async with way.setup.session.head(f"http://d/v1.44/containers/c1/archive?path=/x{way.query}") as response:
         assert (response.status, response.headers["X-Docker-Container-Path-Stat"]) == (200, "e30=")
 
 
-async def test_large_uploads_are_streamed(node: Setup) -> None:
+async def test_large_uploads_are_streamed(way: Way) -> None:
     async def chunks():  # type: ignore[no-untyped-def]
         for _ in range(64):
             yield b"x" * 1024 * 1024
 
-    async with node.session.put("http://d/v1.44/containers/c1/archive?path=/x", data=chunks()) as response:
+    async with way.setup.session.put(f"http://d/v1.44/containers/c1/archive?path=/x{way.query}", data=chunks()) as response:
         assert response.status == 200
-    assert node.engine.bodies[-1] == str(64 * 1024 * 1024).encode()
+    assert way.engine.bodies[-1] == str(64 * 1024 * 1024).encode()
 
 
-async def test_half_closed_input_reaches_the_container_and_output_goes_on(node: Setup) -> None:
-    async with asyncio.timeout(5):
-        reader, writer = await attach(node, b"c1")
+async def test_half_closed_input_reaches_the_container_and_output_goes_on(way: Way) -> None:
+    async with asyncio.timeout(20):
+        reader, writer = await way.attach(b"c1")
         head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 101")
         assert b"Upgrade: tcp" in head
@@ -79,23 +98,23 @@ async def test_half_closed_input_reaches_the_container_and_output_goes_on(node: 
         writer.write_eof()
         assert await reader.read() == b"X" * 1_000_000 + b"bye\n"
         writer.close()
-    assert len(node.engine.stdin) == 1_000_004
+    assert len(way.engine.stdin) == 1_000_004
 
 
-async def test_a_body_before_the_upgrade_is_not_taken_for_input(node: Setup) -> None:
-    async with asyncio.timeout(5):
-        reader, writer = await attach(node, b"c1", b"Content-Length: 2\r\n")
+async def test_a_body_before_the_upgrade_is_not_taken_for_input(way: Way) -> None:
+    async with asyncio.timeout(20):
+        reader, writer = await way.attach(b"c1", b"Content-Length: 2\r\n")
         writer.write(b"{}")
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
         writer.write_eof()
         assert await reader.read() == b"hello\nbye\n"
         writer.close()
-    assert node.engine.stdin == b""
+    assert way.engine.stdin == b""
 
 
-async def test_an_upgrade_that_the_engine_refuses_is_an_ordinary_answer(node: Setup) -> None:
-    async with asyncio.timeout(5):
-        reader, writer = await attach(node, b"nosuch")
+async def test_an_upgrade_that_the_engine_refuses_is_an_ordinary_answer(way: Way) -> None:
+    async with asyncio.timeout(20):
+        reader, writer = await way.attach(b"nosuch")
         head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 404")
         length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
@@ -106,12 +125,30 @@ async def test_an_upgrade_that_the_engine_refuses_is_an_ordinary_answer(node: Se
         writer.close()
 
 
-async def test_a_killed_client_frees_the_engines_stream(node: Setup) -> None:
-    async with asyncio.timeout(8):
-        reader, writer = await attach(node, b"silent")
+async def test_a_killed_client_frees_the_engines_stream(way: Way) -> None:
+    async with asyncio.timeout(20):
+        reader, writer = await way.attach(b"silent")
         await reader.readuntil(b"\r\n\r\n")
         writer.transport.abort()
-        await node.engine.client_gone.wait()
+        await way.engine.client_gone.wait()
+
+
+async def test_a_client_that_reads_nothing_stops_the_container_instead_of_filling_memory(way: Way) -> None:
+    """What is under way between the two is kernel buffers and a chunk a hop; the Engine here would write for ever."""
+    async with asyncio.timeout(30):
+        reader, writer = await way.attach(b"flood")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.pause_reading()
+        written = -1
+        while written != way.engine.flooded or not written:
+            written = way.engine.flooded
+            await asyncio.sleep(0.5)
+        assert written < 16 * 1024 * 1024
+        writer.transport.resume_reading()
+        while way.engine.flooded < 2 * written:
+            assert await reader.read(1024 * 1024)
+        writer.transport.abort()
+        await way.engine.client_gone.wait()
 
 
 async def test_an_engine_that_hangs_on_a_registry_is_not_waited_for(node: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
