@@ -128,7 +128,7 @@ async def serve(
                     await _listen_unix(runner, path, group)
                 case TcpEndpoint(host, port, tls=True):
                     assert tls is not None, "an endpoint with TLS comes with its certificates"
-                    listener = TlsListener(runner, ServerContext(tls.ca, tls.certificate, tls.key), host, port)
+                    listener = TlsListener(runner, ServerContext(tls.ca, tls.certificate, tls.key), host, port, half_closing=True)
                     await listener.start()
                     runner.listeners.append(listener)
                 case TcpEndpoint(host, port):

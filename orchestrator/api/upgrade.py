@@ -66,6 +66,14 @@ class _Hijacked(web.StreamResponse):
         return None
 
 
+class _KeptOpen(asyncio.StreamReaderProtocol):
+    """The end of the client's input is not the end of the connection, over TLS neither (`security.half_closing`)."""
+
+    def eof_received(self) -> bool:
+        super().eof_received()
+        return True
+
+
 async def _carry(request: web.Request, connection: Duplex) -> web.StreamResponse:
     loop = asyncio.get_running_loop()
     transport = request.transport
@@ -73,7 +81,7 @@ async def _carry(request: web.Request, connection: Duplex) -> web.StreamResponse
     if transport is None:
         raise ConnectionResetError("the client is gone")
     client_in = asyncio.StreamReader(limit=_CHUNK_BYTES, loop=loop)
-    ours = asyncio.StreamReaderProtocol(client_in, loop=loop)
+    ours = _KeptOpen(client_in, loop=loop)
     # From here the connection speaks no HTTP. A stream protocol keeps it half open when the client closes its direction.
     transport.set_protocol(ours)
     ours.connection_made(transport)

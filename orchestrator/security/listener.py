@@ -20,6 +20,7 @@ from aiohttp import web
 
 from orchestrator.errors import ConfigError
 from orchestrator.keepalive import keep_alive
+from orchestrator.security import half_closing
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ BACKLOG = 4096
 HANDSHAKE_SLOTS = 32
 SLOT_HOLD_S = 0.5
 HANDSHAKE_TIMEOUT_S = 10.0
+_SHUTDOWN_TIMEOUT_S = 2.0
 FIRST_BYTE_TIMEOUT_S = 5.0
 MAX_PENDING = 2048
 MAX_PENDING_PER_ADDRESS = 512
@@ -42,11 +44,15 @@ _PLAIN_HTTP_ANSWER = (
 
 
 class TlsListener:
-    """`address` is (ip, port) after `start`; port 0 asks for a free one. `context` is read at every handshake."""
+    """`address` is (ip, port) after `start`; port 0 asks for a free one. `context` is read at every handshake. half_closing: clients
+    may end their own direction only (`half_closing`); it costs more memory and time than uvloop's TLS."""
 
-    def __init__(self, runner: web.AppRunner, context: Callable[[], ssl.SSLContext], host: str, port: int) -> None:
+    def __init__(
+        self, runner: web.AppRunner, context: Callable[[], ssl.SSLContext], host: str, port: int, *, half_closing: bool = False
+    ) -> None:
         self._runner = runner
         self._context = context
+        self._half_closing = half_closing
         self._host, self._port = host, port
         self._sockets: list[socket.socket] = []
         self._acceptors: list[asyncio.Task[None]] = []
@@ -147,9 +153,19 @@ class TlsListener:
         try:
             server = self._runner.server
             assert server is not None
-            transport, _ = await loop.connect_accepted_socket(
-                server, connection, ssl=context, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S, ssl_shutdown_timeout=2.0
-            )
+            transport: asyncio.BaseTransport
+            if self._half_closing:
+                transport = await half_closing.accept(
+                    connection, server(), self._context(), handshake_timeout_s=HANDSHAKE_TIMEOUT_S, shutdown_timeout_s=_SHUTDOWN_TIMEOUT_S
+                )
+            else:
+                transport, _ = await loop.connect_accepted_socket(
+                    server,
+                    connection,
+                    ssl=self._context(),
+                    ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+                    ssl_shutdown_timeout=_SHUTDOWN_TIMEOUT_S,
+                )
         except (OSError, EOFError) as error:
             # ssl.SSLError is an OSError. The text names the reason (expired, unknown CA), never key material.
             log.info("handshake refused reason=%s", _reason(error))
