@@ -233,7 +233,10 @@ async def as_fresh_as_asked(request: web.Request, handler: Handler) -> web.Strea
     """`Cache-Control: no-cache` as HTTP means it (RFC 9111, 5.2.1.4): the copy of the cluster is confirmed before it is shown."""
     store = request.app[access.BACKEND].store
     if store is not None and _of_cluster(request):
-        if "no-cache" in request.headers.get("Cache-Control", ""):
+        version = request.query.get("version", "")
+        # a version from another manager, which this one has not heard of yet: it would be refused as out of sequence, and is not
+        unheard = version.isdecimal() and len(version) < 20 and int(version) > store.snapshot().revision
+        if unheard or "no-cache" in request.headers.get("Cache-Control", ""):
             await store.sync()
         # what the handler shows is this or newer
         request[_REVISION] = store.snapshot().revision

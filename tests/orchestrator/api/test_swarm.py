@@ -312,3 +312,24 @@ async def test_unlock_is_for_locked_nodes(node: Setup) -> None:
     assert node.backend.calls[-1] == ("unlock", key["UnlockKey"])
     node.backend.state = "locked"
     await node.ok("POST", "/swarm/leave?force=1")
+
+
+async def test_a_version_that_only_another_manager_has_shown_is_not_out_of_sequence(
+    manager: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await manager.ok("POST", "/configs/create", {"Name": "c", "Data": "eA=="})
+    first = await manager.ok("GET", "/configs/c")
+    behind = [manager.store.snapshot()]
+    await manager.ok("POST", f"/configs/c/update?version={first['Version']['Index']}", {**first["Spec"], "Labels": {"a": "1"}})
+    newest = await manager.ok("GET", "/configs/c")
+
+    async def catch_up() -> None:
+        behind.clear()
+
+    followed = manager.store.snapshot
+    monkeypatch.setattr(manager.store, "snapshot", lambda: behind[0] if behind else followed())
+    monkeypatch.setattr(manager.store, "sync", catch_up)
+    await manager.ok("POST", f"/configs/c/update?version={newest['Version']['Index']}", {**newest["Spec"], "Labels": {"a": "2"}})
+    # one that was replaced is out of sequence as ever
+    status, message = await manager.refused("POST", f"/configs/c/update?version={newest['Version']['Index']}", newest["Spec"])
+    assert (status, message) == (500, "rpc error: code = Unknown desc = update out of sequence")
