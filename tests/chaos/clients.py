@@ -9,6 +9,7 @@ import asyncio
 import base64
 import itertools
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ PREFIX = "chaos-"
 _TIMEOUT_S = 6.0
 _PAUSE_S = (0.05, 0.4)
 _MOST = {"configs": 8, "services": 4}
+# requests that wait for one manager at a time
+_MOST_WAITING = 2
 _FRESH = {"Cache-Control": "no-cache"}
 
 Collection = Literal["configs", "services"]
@@ -61,12 +64,13 @@ class _Answer:
 class Clients:
     """`run()` until cancelled; `ops` is the record. `finish()` asks every manager for everything, once it is well again."""
 
-    def __init__(self, seed: int, sockets: Mapping[str, Path], count: int = 5) -> None:
+    def __init__(self, seed: int, sockets: Mapping[str, Path], count: int = 6) -> None:
         self.ops: list[Op] = []
         self._seed, self._sockets, self._count = seed, sockets, count
         self._keys: dict[str, _Key] = {}
         self._numbers = itertools.count(1)
         self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._waiting: Counter[str] = Counter()
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -91,9 +95,9 @@ class Clients:
                 await self._ask(server, "DELETE", f"/{key.collection}/{key.name}")
 
     async def leader(self) -> str:
-        """Host name of the node that leads, as any manager shows it; "" if none says."""
+        """Host name of the node that leads; "" if no manager can say for sure."""
         for server in Random().sample(sorted(self._sockets), len(self._sockets)):
-            answer = await self._ask(server, "GET", "/nodes", timeout_s=1.0)
+            answer = await self._ask(server, "GET", "/nodes", fresh=True, timeout_s=1.0)
             for node in answer.body if answer.status == 200 else ():
                 if (node.get("ManagerStatus") or {}).get("Leader"):
                     return str(node["Description"]["Hostname"])
@@ -105,7 +109,11 @@ class Clients:
         random = Random(f"{self._seed} {name}")
         while True:
             await asyncio.sleep(random.uniform(*_PAUSE_S))
-            server = random.choice(sorted(self._sockets))
+            # one that doesn't answer must not keep all clients from asking the others
+            free = [server for server in sorted(self._sockets) if self._waiting[server] < _MOST_WAITING]
+            if not free:
+                continue
+            server = random.choice(free)
             collection: Collection = random.choice(("configs", "configs", "services"))
             living = [key for key in self._keys.values() if key.collection == collection and key.version]
             action = random.choices(("create", "update", "read", "list", "delete"), (6, 45, 38, 6, 5))[0]
@@ -196,6 +204,7 @@ class Clients:
         if session is None:
             session = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self._sockets[server]), limit=0))
             self._sessions[server] = session
+        self._waiting[server] += 1
         try:
             async with asyncio.timeout(timeout_s):
                 async with session.request(method, f"http://meshd{path}", json=body, headers=_FRESH if fresh else None) as response:
@@ -206,3 +215,5 @@ class Clients:
             return _Answer(0, sent=False)
         except (aiohttp.ClientError, OSError, TimeoutError):
             return _Answer(0)
+        finally:
+            self._waiting[server] -= 1
