@@ -6,19 +6,16 @@ Edge: the managers' API, the Engines, requests from inside containers.
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-import msgspec
 from docker import DockerClient
 
-from orchestrator.diagnose.finding import Finding
 from orchestrator.lab.lab import Lab, LabError, Node
 from orchestrator.lab.probe import dns_addresses, http_get, in_network
+from tests.lab.cli import examined
 
 # a node that is about to be asked may be about to be killed
 _TIMEOUT_S = 10
@@ -150,11 +147,3 @@ class Convergence:
 
 def _doctor(node: Node) -> list[str]:
     return [f"doctor on {node.name}: {finding.check}: {finding.what}" for finding in examined(node) if finding.level == "bad"]
-
-
-def examined(node: Node) -> list[Finding]:
-    spec = node.layout
-    flags = {"--engine": f"unix://{spec.engine_socket}", "--socket": str(spec.meshd_socket), "--state-dir": str(spec.meshd_dir)}
-    command = [sys.executable, "-m", "orchestrator.cli", "doctor", "--json", *(word for flag in flags.items() for word in flag)]
-    done = subprocess.run([*node.exec_prefix(), *command], capture_output=True, text=True, timeout=120)
-    return msgspec.json.decode(done.stdout, type=list[Finding])

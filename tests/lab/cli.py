@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 
+import msgspec
+
+from orchestrator.diagnose.finding import Finding
 from orchestrator.lab.lab import Node, wait_until
 
 IMAGE = "meshd/demo:v1"
@@ -52,3 +56,11 @@ def task_containers(node: Node, service: str = "") -> list[str]:
         return [str(found["Id"]) for found in engine.api.containers(filters={"label": label})]
     finally:
         engine.close()
+
+
+def examined(node: Node) -> list[Finding]:
+    """What `meshd doctor` finds on the node."""
+    spec = node.layout
+    flags = {"--engine": f"unix://{spec.engine_socket}", "--socket": str(spec.meshd_socket), "--state-dir": str(spec.meshd_dir)}
+    command = [sys.executable, "-m", "orchestrator.cli", "doctor", "--json", *(word for flag in flags.items() for word in flag)]
+    return msgspec.json.decode(node.exec(*command, check=False), type=list[Finding])

@@ -16,11 +16,11 @@ import msgspec
 import pytest
 
 from dnsd.model import Explanation
-from orchestrator.diagnose.finding import Finding, is_well
+from orchestrator.diagnose.finding import is_well
 from orchestrator.diagnose.report import TraceReport
 from orchestrator.lab.lab import Lab, Node, run, wait_until
 from orchestrator.lab.probe import Log, Probe, dns_addresses, http_get, in_network
-from tests.lab.cli import IMAGE, Cli, task_containers
+from tests.lab.cli import IMAGE, Cli, examined, task_containers
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -133,21 +133,6 @@ def test_trace_follows_a_packet_there_and_back_and_says_where_it_is_lost(lab: La
     assert "arrived on node-2's eth0 in its VXLAN capsule and never came out of the tunnel" in lost.paths[0].verdict
     port = traced(lab.nodes[0], "node-2:8086", "--from", "node-1", "--count", "1")
     assert (port.kind, port.nodes[port.entry], port.paths[0].outcome) == ("published port", "node-2", "answered"), port
-
-
-def examined(node: Node) -> list[Finding]:
-    spec = node.layout
-    command = [
-        "doctor",
-        "--json",
-        "--engine",
-        f"unix://{spec.engine_socket}",
-        "--socket",
-        str(spec.meshd_socket),
-        "--state-dir",
-        str(spec.meshd_dir),
-    ]
-    return msgspec.json.decode(node.exec(sys.executable, "-m", "orchestrator.cli", *command, check=False), type=list[Finding])
 
 
 def test_doctor_finds_nothing_on_a_healthy_node_and_what_the_network_between_nodes_lacks(lab: Lab) -> None:
