@@ -15,11 +15,12 @@ import aiohttp
 from aiohttp import WSMsgType, web
 
 from orchestrator.errors import RemoteProtocolError
+from orchestrator.keepalive import impatient
 from orchestrator.security.identity import Credentials
 from orchestrator.security.join import dial_failure
 
 CONNECT_TIMEOUT_S = 5.0
-# Pings find out that the manager's machine is gone: nothing else would be noticed for minutes.
+# Pings find out that a manager hangs; that its machine is gone is noticed by the kernel (`keepalive`).
 PING_S = 5.0
 AGENTS, RELAY = "/v1/dispatcher", "/v1/relay"
 
@@ -91,7 +92,7 @@ def over_tls(credentials: Credentials, path: str = AGENTS) -> Connect:
     @contextlib.asynccontextmanager
     async def connect(manager: str) -> AsyncIterator[Connection]:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
-        connector = aiohttp.TCPConnector(ssl=credentials.client_context(), force_close=True)
+        connector = aiohttp.TCPConnector(ssl=credentials.client_context(), force_close=True, socket_factory=impatient)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as http:
             url = f"https://{manager}{path}"
             try:
