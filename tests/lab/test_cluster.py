@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -231,21 +231,59 @@ def test_a_killed_container_is_replaced(lab: Lab, cli: Cli) -> None:
     assert "non-zero exit (137)" in cli.ok("service", "ps", "web", "--no-trunc", "--format", "{{.Error}}")
 
 
-@pytest.mark.parametrize("what", ["meshd", "dnsd"])
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_killed_program_comes_back_and_nobody_notices(lab: Lab, cli: Cli, what: str, index: int) -> None:
+def test_a_killed_dnsd_comes_back_and_nobody_notices(lab: Lab, cli: Cli, index: int) -> None:
     cli.create("web", "--replicas", "3", "-p", "8082:80")
     before = {node.name: task_containers(node) for node in lab.nodes}
     victim = lab.nodes[index]
-    pid = victim.pid_of(what)
+    pid = victim.pid_of("dnsd")
     log = Log()
     with load(log, switch(lab), lambda: http_get(victim.address, 8082)):
-        victim.kill(what)
-        wait_until(lambda: victim.pid_of(what) not in (0, pid), 20, f"{what} is back")
+        victim.kill("dnsd")
+        wait_until(lambda: victim.pid_of("dnsd") not in (0, pid), 20, "dnsd is back")
         victim.wait_ready(20)
         wait_until(lambda: _ready(cli, victim.name), 30, f"{victim.name} is ready")
     assert [a.error for a in log.failed(0)] == []
     assert {node.name: task_containers(node) for node in lab.nodes} == before
+    cli.ok("service", "scale", "-d", "web=4")
+    cli.wait_replicas("web", "4/4")
+
+
+def test_meshd_is_restarted_everywhere_one_by_one_and_at_once_and_nobody_notices(lab: Lab, cli: Cli) -> None:
+    """Through a published port, through a VIP from inside the network, and names: no connection and no answer fails."""
+    cli.ok("network", "create", "-d", "overlay", "front")
+    cli.create("web", "--replicas", "3", "--network", "front", "-p", "8092:80")
+    cli.create("client", "--mode", "global", "--network", "front", command=("idle",))
+    before = {node.name: sorted(task_containers(node)) for node in lab.nodes}
+    inside = netns_of(lab.nodes[2], "client")
+    (vip,) = resolves(inside, "web")
+
+    def named() -> tuple[str, ...]:
+        if (found := dns_addresses("web", timeout_s=3.0)) != (vip,):
+            raise ValueError(f"web is {found}")
+        return found
+
+    def restarted(nodes: Iterable[Node], number: signal.Signals) -> None:
+        pids = {node: node.pid_of("meshd") for node in nodes}
+        for pid in pids.values():
+            os.kill(pid, number)
+        for node, pid in pids.items():
+            wait_until(lambda node=node, pid=pid: node.pid_of("meshd") not in (0, pid), 30, f"meshd of {node.name} is back")
+            node.wait_ready(30)
+        wait_until(lambda: all(_ready(cli, node.name) for node in lab.nodes), 30, "every node is ready")
+
+    logs = [Log(), Log(), Log()]
+    with (
+        load(logs[0], switch(lab), lambda: http_get(lab.nodes[1].address, 8092)),
+        load(logs[1], inside, lambda: http_get(vip, 80)),
+        load(logs[2], inside, named),
+    ):
+        for node, number in zip(lab.nodes, (signal.SIGKILL, signal.SIGTERM, signal.SIGTERM), strict=True):
+            restarted([node], number)
+        restarted(lab.nodes, signal.SIGKILL)
+    assert [answer.error for log in logs for answer in log.failed(0)] == []
+    assert all(log.count(0) > 0 for log in logs)
+    assert {node.name: sorted(task_containers(node)) for node in lab.nodes} == before
     cli.ok("service", "scale", "-d", "web=4")
     cli.wait_replicas("web", "4/4")
 
