@@ -64,26 +64,16 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def replace_private(path: Path, content: bytes) -> None:
-    """`write_private`, the new name durable, and what the file held before overwritten where it lay, as far as its file system writes in
-    place."""
+    """`write_private`; what the file held before is overwritten where it lay, as far as its file system writes in place."""
     with contextlib.ExitStack() as stack:
         before = None
         with contextlib.suppress(FileNotFoundError):
             before = stack.enter_context(open(path, "r+b"))
         write_private(path, content)
-        _sync_directory(path.parent)
         if before is not None:
             before.write(bytes(os.fstat(before.fileno()).st_size))
             before.flush()
             os.fsync(before.fileno())
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def erase(directory: Path) -> None:

@@ -246,7 +246,14 @@ class Meshd:
                 self._lock.open(keyring.parsed(key))
             except keyring.WrongKey as error:
                 raise ApiError(401, str(error)) from None
-            await self._take_up()
+            try:
+                await self._take_up()
+            except ConfigError as error:
+                # locked as before: the next try begins anew
+                self._roles.stop()
+                await self._seat.stop()
+                self._credentials = None
+                raise ApiError(500, str(error)) from error
             self._locked = False
             log.info("unlocked node=%s", self.node_id)
             # the next command of who unlocks is one for a manager

@@ -32,7 +32,7 @@ _STORED: dict[str, type[Service] | type[Node] | type[Network] | type[Secret] | t
     "service": Service, "node": Node, "network": Network, "secret": Secret, "config": Config,
 }  # fmt: skip
 # POST requests that change nothing
-_READING = re.compile(r"/(containers/[^/]+/(wait|resize)|exec/[^/]+/resize|auth|session|grpc|mesh/v1/trace)")
+_READING = re.compile(r"/(containers/[^/]+/(wait|resize)|exec/[^/]+/resize|auth|session|grpc|mesh/v1/(trace|stacks/[^/]+/plan))")
 # GET requests whose answer is the keys of the cluster
 _REVEALING = re.compile(r"/(mesh/v1/backup|swarm/unlockkey)")
 _COLLECTION_ACTIONS = frozenset({"create", "prune", "load", "pull"})
@@ -62,7 +62,7 @@ def target(method: str, path: str) -> Target | None:
         return None
     root, *rest = path.strip("/").split("/")
     if root == "mesh":
-        return Target(rest[-1] if len(rest) > 1 else "", "cluster")
+        return _own(method, rest[1:])
     if root == "swarm":
         return Target("/".join(rest), "cluster")
     kind = _KINDS.get(root, root)
@@ -74,6 +74,17 @@ def target(method: str, path: str) -> Target | None:
         return Target(rest[0], kind) if rest[0] in _COLLECTION_ACTIONS else Target(method.lower(), kind, rest[0])
     # names of images have slashes in them
     return Target(rest[-1], kind, "/".join(rest[:-1]))
+
+
+def _own(method: str, parts: list[str]) -> Target:
+    """Below /mesh/v1."""
+    match parts:
+        case ["stacks", name]:
+            return Target("remove" if method == "DELETE" else "deploy", "stack", name)
+        case ["stacks", name, action]:
+            return Target(action, "stack", name)
+        case _:
+            return Target("/".join(parts), "cluster")
 
 
 @web.middleware
