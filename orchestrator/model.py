@@ -225,15 +225,26 @@ class Placement(_Struct):
 
 
 class NetworkAttachmentConfig(_Struct):
+    """mesh_addresses: those that it is to have there (`docker run --ip`), no prefix length; only attachments ask for them."""
+
     target: str = ""
     aliases: list[str] | None = None
     driver_opts: dict[str, str] | None = None
+    mesh_addresses: list[str] | None = None
+
+
+class NetworkAttachmentSpec(_Struct):
+    """A container that somebody started by hand. container_id: "" until its Engine has made it. mesh_environment: those of its variables
+    that its held start has to know (`agent.hold`)."""
+
+    container_id: str = ""
+    mesh_environment: list[str] | None = None
 
 
 class TaskSpec(_Struct):
     container_spec: ContainerSpec | None = None
     plugin_spec: dict[str, Any] | None = None
-    network_attachment_spec: dict[str, Any] | None = None
+    network_attachment_spec: NetworkAttachmentSpec | None = None
     resources: ResourceRequirements | None = None
     restart_policy: RestartPolicy | None = None
     placement: Placement | None = None
@@ -452,6 +463,10 @@ class Task(_Struct):
     mesh_running_since: when it was first reported RUNNING (kept after it ended: an update's monitor asks how long it ran).
     mesh_lost_since: when it was replaced because its node was lost. If the node returns, it serves until its successor does.
     mesh_fence: its agent stops it when it has heard of no leader for so long (ns): it must not run beside a successor. None: never.
+
+    An *attachment* (`is_attachment`) is a container started by hand on overlay networks. It has no service; `name` is its container's; its
+    node is given by whoever made it and its networks may change. RUNNING: it is attached whenever its container runs, which is while
+    `status.container_status` has a pid.
     """
 
     id: str
@@ -477,6 +492,10 @@ class Task(_Struct):
     mesh_running_since: datetime | None = None
     mesh_lost_since: datetime | None = None
     mesh_fence: int | None = None
+
+
+def is_attachment(task: Task) -> bool:
+    return task.spec.network_attachment_spec is not None
 
 
 # ---- node ----------------------------------------------------------------------------------------------------------------------
@@ -513,6 +532,7 @@ class NodeDescription(_Struct):
     mesh_engine_error: why the node's Engine can't be worked with just now, "" = it answers.
     mesh_facts: what the Engine says of its machine, by the names that classic constraints use (`storagedriver`, `kernelversion`, ...).
     mesh_permits: what the node's owner permits containers (`permissions`); None: not said.
+    mesh_tasks_dir: where on the node the gates of held containers lie (`agent.task_files`).
     """
 
     hostname: str = ""
@@ -526,6 +546,7 @@ class NodeDescription(_Struct):
     mesh_engine_error: str = ""
     mesh_permits: list[str] | None = None
     mesh_facts: dict[str, str] | None = None
+    mesh_tasks_dir: str = ""
 
 
 class NodeStatus(_Struct):

@@ -17,8 +17,9 @@ from orchestrator.model import ContainerSpec, Mount, Node, Service, Task, TaskSp
 
 
 def task_name(task: Task) -> str:
-    """`web.1.<task id>`, or `web.<node id>.<task id>` for a global service: also the name of the task's container."""
-    return f"{task.mesh_service_name}.{task.slot or task.node_id}.{task.id}"
+    """`web.1.<task id>`, or `web.<node id>.<task id>` for a global service: also the name of the task's container. That of a container
+    started by hand is its own."""
+    return task.name or f"{task.mesh_service_name}.{task.slot or task.node_id}.{task.id}"
 
 
 def is_template(spec: TaskSpec) -> bool:

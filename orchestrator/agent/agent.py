@@ -20,6 +20,7 @@ from pathlib import Path
 
 from mesh.model import Balancer, NodeState
 from orchestrator import permissions
+from orchestrator.agent.attachments import plan_attachment, plan_foreign
 from orchestrator.agent.container_spec import grace_s, uses_host_network
 from orchestrator.agent.errors import EngineUnavailable
 from orchestrator.agent.lease import Lease
@@ -33,7 +34,7 @@ from orchestrator.agent.runtime import Container, Runtime
 from orchestrator.agent.tasks import Facts, Said, Step, further, plan_orphan, plan_task, task_status
 from orchestrator.dispatcher.messages import Row, TaskReport
 from orchestrator.errors import TaskError
-from orchestrator.model import SECOND, STATE_ORDER, Task, TaskState, terminal
+from orchestrator.model import SECOND, STATE_ORDER, Task, TaskState, is_attachment, terminal
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,11 @@ class _Memory:
     said: TaskState = TaskState.NEW
     failure: str = ""
     ready_pid: int = 0
+    # of attachments: see `Facts`. prepared: also that there is something to forget. None: this process has said nothing, so what is
+    # stored counts
+    prepared: bool = False
+    released_pid: int = 0
+    said_pid: int | None = None
     step: asyncio.Task[None] | None = None
     running_step: Step | None = None
     watch: asyncio.Task[None] | None = None
@@ -115,6 +121,8 @@ class Agent:
         self._rows_known = False
         self._containers: dict[str, Container] = {}
         self._containers_known = False
+        # attachments whose containers the last look asked for by their ids
+        self._looked_for: frozenset[str] = frozenset()
         self._looks = 0
         self._memories: dict[str, _Memory] = {}
         self._wake = asyncio.Event()
@@ -158,7 +166,10 @@ class Agent:
         """For the session. Returns at once; `session.applied(revision, ...)` follows when the node shows it."""
         if not complete and not self._rows_known:
             return
+        joined = self._rows.joined()
         self._rows.update(revision, put, removed, complete)
+        if self._rows.joined() != joined:
+            self._look.set()
         self._rows_known = True
         if self._containers_known:
             self._translate(owed=True)
@@ -198,7 +209,8 @@ class Agent:
             if self._asked_at_s is None:
                 self._asked_at_s = asyncio.get_running_loop().time()
             try:
-                found = await self._runtime.containers()
+                joined = self._rows.joined()
+                found = await self._runtime.containers(joined)
             except EngineUnavailable as error:
                 if not self._engine_lost:
                     log.warning("engine_lost error=%s", error)
@@ -212,14 +224,15 @@ class Agent:
                 log.info("engine_found containers=%d", len(found))
             self._engine_lost = False
             self._asked_at_s = None
-            self._found(found, self._looks)
+            self._found(found, frozenset(joined.values()), self._looks)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_EVERY_S):
                     await self._look.wait()
 
-    def _found(self, found: Iterable[Container], look: int) -> None:
+    def _found(self, found: Iterable[Container], joined: frozenset[str], look: int) -> None:
         seen = {container.task_id: container for container in found}
-        for task_id in seen.keys() | self._containers.keys():
+        told = set()
+        for task_id in seen.keys() | self._containers.keys() | joined:
             memory = self._memories.get(task_id)
             if memory is not None and memory.step is not None:
                 memory.overlooked = True
@@ -228,6 +241,8 @@ class Agent:
                 self._look.set()
                 continue
             self._tell(task_id, seen.get(task_id))
+            told.add(task_id)
+        self._looked_for = joined & told
         self._lease.forget(frozenset(seen))
         first = not self._containers_known
         self._containers_known = True
@@ -288,7 +303,10 @@ class Agent:
                     memory.step.cancel()
                 continue
             if task is None and task_id not in self._containers:
-                self._forget(task_id)
+                if memory.prepared:
+                    self._begin(task_id, None, memory, Step.FORGET)
+                else:
+                    self._forget(task_id)
                 continue
             wait_s = memory.retry_at_s - asyncio.get_running_loop().time()
             if wait_s > 0:
@@ -304,7 +322,9 @@ class Agent:
             container = self._containers.get(task_id)
             if task is None:
                 assert container is not None
-                decision = plan_orphan(container)
+                decision = plan_foreign(container) if container.attachment else plan_orphan(container)
+            elif is_attachment(task):
+                decision = plan_attachment(task, container, self._facts(task, container, memory), self._now())
             else:
                 decision = plan_task(task, container, self._facts(task, container, memory), self._now())
             if decision.failure:
@@ -317,11 +337,12 @@ class Agent:
             if decision.wake_at is not None:
                 self._wake_in((decision.wake_at - self._now()) / timedelta(seconds=1))
             if decision.said is None:
-                if task is not None and container is not None:
+                if task is not None and container is not None and not container.attachment:
                     self._watch_readiness(task, container, memory)
                 return
 
     def _facts(self, task: Task, container: Container | None, memory: _Memory) -> Facts:
+        stored = task.status.container_status
         return Facts(
             state=further(task.status.state, memory.said),
             attached=container is not None and (place(task.id, container.pid) in self._network.attached or uses_host_network(task)),
@@ -330,10 +351,15 @@ class Agent:
             failure=memory.failure,
             cut_off=task.mesh_fence is not None and self._lease.age_s() >= task.mesh_fence / SECOND,
             fenced=task.id in self._lease.fenced,
+            prepared=memory.prepared,
+            looked_for=task.id in self._looked_for,
+            released_pid=memory.released_pid,
+            said_pid=memory.said_pid if memory.said_pid is not None else stored.pid if stored is not None else 0,
         )
 
     def _say(self, task: Task, container: Container | None, memory: _Memory, said: Said) -> TaskReport:
         memory.said = further(memory.said, said.state)
+        memory.said_pid = container.pid if container is not None else 0
         log.info("task=%s state=%s%s", task.id, said.state, f" err={said.err!r}" if said.err else "")
         return TaskReport(task_id=task.id, status=task_status(task, container, said, self._now()))
 
@@ -397,6 +423,12 @@ class Agent:
 
     async def _do(self, task_id: str, task: Task | None, step: Step) -> None:
         match step:
+            case Step.PREPARE if task is not None and is_attachment(task):
+                await self._runtime.prepare_attachment(task)
+                self._memories[task_id].prepared = True
+            case Step.FORGET:
+                await self._runtime.forget_attachment(task_id)
+                self._memories[task_id].prepared = False
             case Step.PREPARE if task is not None and task.spec.container_spec is not None:
                 if refusal := permissions.refusal(task.spec, self._permits):
                     raise TaskError(refusal, rejected=True)
@@ -409,6 +441,9 @@ class Agent:
             case Step.RELEASE:
                 await self._runtime.release(task_id)
                 container = self._containers.get(task_id)
+                if container is not None and container.attachment:
+                    memory = self._memories[task_id]
+                    memory.released_pid, memory.prepared = container.pid, True
                 if container is not None and container.state == "held":
                     self._tell(task_id, replace(container, state="running"))
             case Step.STOP:

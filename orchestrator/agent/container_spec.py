@@ -22,6 +22,8 @@ from orchestrator.run_options import gpu_request, host_config
 
 LABEL_CLUSTER = "io.meshd.cluster"
 LABEL_TASK = "io.meshd.task"
+# on a container that somebody started by hand on networks of the cluster: its attachment
+LABEL_ATTACHMENT = "io.meshd.attachment"
 # seconds: known also to an agent that has no rows
 LABEL_FENCE = "io.meshd.fence"
 LABEL_ADDRESS = "io.meshd.address"

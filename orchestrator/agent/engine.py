@@ -9,20 +9,23 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import docker
 import docker.errors
 import docker.utils
+import msgspec
 import requests
 
 from orchestrator.agent import hold
 from orchestrator.agent.container_spec import (
+    LABEL_ATTACHMENT,
     LABEL_CLUSTER,
     LABEL_FENCE,
     LABEL_TASK,
@@ -37,6 +40,8 @@ from orchestrator.agent.engine_description import description
 from orchestrator.agent.engine_requests import (
     EXIT_DEADLINE_S,
     OneConnection,
+    ask_engine_again,
+    ask_mesh,
     explanation,
     image_config,
     kill,
@@ -58,6 +63,7 @@ log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 120
 RELEASE_DEADLINE_S = 30.0
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class DockerRuntime:
@@ -90,6 +96,11 @@ class DockerRuntime:
         self._preparing: set[str] = set()
         # creating and starting take the Engine's time; half of the threads stay free for looking and stopping
         self._building = asyncio.Semaphore(max(1, workers // 2))
+        # of containers started by hand: container id -> attachment as last named, attachment -> container id, and the files by which they
+        # ask us for names
+        self._joined: dict[str, str] = {}
+        self._attached: dict[str, str] = {}
+        self._asking: dict[str, Path] = {}
         self._swept = False
         self._gpu_requests = False
 
@@ -104,15 +115,17 @@ class DockerRuntime:
         info: dict[str, Any] = await self._call(lambda client: client.info())
         # an Engine with NVIDIA's runtime has its hook too, which device requests need
         self._gpu_requests = "nvidia" in (info.get("Runtimes") or {})
-        return description(info, self._hostname)
+        return msgspec.structs.replace(description(info, self._hostname), mesh_tasks_dir=str(self._files.tasks_dir))
 
-    async def containers(self) -> list[Container]:
+    async def containers(self, joined: Mapping[str, str] = _NONE) -> list[Container]:
+        self._joined = dict(joined)
         seen = await self._call(self._read_all)
         self._seen = {entry.container.id: entry for entry in seen}
         self._container_ids = {entry.container.task_id: entry.container.id for entry in seen}
         for container_id in self._deaths.keys() - self._seen.keys():
             self._deaths.pop(container_id).close()
         found = [self._shown(entry.container) for entry in seen]
+        self._attached = {container.task_id: container.id for container in found if container.attachment}
         if not self._swept:
             self._swept = True
             self._files.sweep({container.task_id for container in found} | self._preparing)
@@ -149,6 +162,21 @@ class DockerRuntime:
         finally:
             self._preparing.discard(task.id)
 
+    async def prepare_attachment(self, task: Task) -> None:
+        attachment = task.spec.network_attachment_spec
+        environment = (attachment.mesh_environment if attachment is not None else None) or []
+        await self._call(lambda client: self._files.make_gate(task.id, environment))
+
+    async def forget_attachment(self, task_id: str) -> None:
+        path = self._asking.pop(task_id, None)
+
+        def forget(client: docker.APIClient) -> None:
+            if path is not None:
+                ask_engine_again(path)
+            self._files.remove(task_id)
+
+        await self._call(forget)
+
     async def start_held(self, task_id: str) -> Container:
         container_id = await self._container_id(task_id)
 
@@ -168,6 +196,9 @@ class DockerRuntime:
         return self._shown(entry.container)
 
     async def release(self, task_id: str) -> None:
+        entry = self._seen.get(self._container_ids.get(task_id, ""))
+        if entry is not None and entry.container.attachment:
+            await self._call(lambda client: self._introduce(client, entry.container))
         gate = self._files.gate(task_id)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + RELEASE_DEADLINE_S
@@ -220,7 +251,7 @@ class DockerRuntime:
     async def events(self) -> AsyncIterator[RuntimeEvent]:
         queue: asyncio.Queue[RuntimeEvent] = asyncio.Queue()
         self._queues.add(queue)
-        stream = EventStream(self._engine_url, self._cluster_id, asyncio.get_running_loop(), queue.put_nowait)
+        stream = EventStream(self._engine_url, self._task_of, asyncio.get_running_loop(), queue.put_nowait)
         stream.start()
         try:
             while True:
@@ -229,12 +260,25 @@ class DockerRuntime:
             self._queues.discard(queue)
             stream.close()
 
+    def _introduce(self, client: docker.APIClient, container: Container) -> None:
+        details: dict[str, Any] = client.inspect_container(container.id)
+        name_itself(details)
+        if path := ask_mesh(details):
+            self._asking[container.task_id] = path
+
     # ---- reading -------------------------------------------------------------------------------------------------------------
 
     def _list(self, client: docker.APIClient, task_id: str = "") -> list[dict[str, Any]]:
-        labels = [f"{LABEL_CLUSTER}={self._cluster_id}", f"{LABEL_TASK}={task_id}" if task_id else LABEL_TASK]
+        """All of ours, or those of one task or attachment."""
+        if (attached := self._attached.get(task_id)) is not None:
+            found: list[dict[str, Any]] = client.containers(all=True, filters={"id": [attached]})
+            return found
+        labels = [f"{LABEL_CLUSTER}={self._cluster_id}", *([f"{LABEL_TASK}={task_id}"] if task_id else ())]
         listed: list[dict[str, Any]] = client.containers(all=True, filters={"label": labels})
-        return listed
+        others = self._joined.keys() - {entry["Id"] for entry in listed}
+        if others and not task_id:
+            listed += client.containers(all=True, filters={"id": sorted(others)})
+        return [entry for entry in listed if _task_id(entry["Labels"], self._joined.get(entry["Id"], ""))]
 
     def _read_all(self, client: docker.APIClient) -> list[_Seen]:
         found = []
@@ -250,7 +294,7 @@ class DockerRuntime:
         known = self._seen.get(listed["Id"])
         if known is not None and known.mark == mark and not self._is_dead(listed["Id"]):
             return known
-        entry = _seen(client.inspect_container(listed["Id"]), mark)
+        entry = _seen(client.inspect_container(listed["Id"]), mark, self._joined.get(listed["Id"], ""))
         container = entry.container
         if container.state == "exited" and container.exit_code in (126, 127) and not container.error:
             with contextlib.suppress(docker.errors.APIError):
@@ -273,7 +317,14 @@ class DockerRuntime:
             self._deaths[container.id] = death
         if death.happened.is_set():
             return replace(container, pid=0)
-        return container if hold.is_released(self._files.gate(container.task_id)) else replace(container, state="held")
+        # an attachment's may be started again and again: whether it was ever released says nothing
+        released = not hold.is_waiting(container.pid) if container.attachment else hold.is_released(self._files.gate(container.task_id))
+        return container if released else replace(container, state="held")
+
+    def _task_of(self, container_id: str, labels: Mapping[str, str]) -> str:
+        """Whose container an event is about, "" = not ours. Called in the events' thread."""
+        own = labels if labels.get(LABEL_CLUSTER) == self._cluster_id else {}
+        return _task_id(own, self._joined.get(container_id, ""))
 
     def _died(self, container_id: str, task_id: str) -> None:
         self._seen.pop(container_id, None)
@@ -360,16 +411,21 @@ def _mark(listed: dict[str, Any]) -> str:
     return f"{listed['State']}{listed['Status'].partition('(')[2]}" if listed["State"] == "running" else str(listed["State"])
 
 
-def _seen(details: dict[str, Any], mark: str) -> _Seen:
+def _task_id(labels: Mapping[str, str], joined: str) -> str:
+    return labels.get(LABEL_TASK) or labels.get(LABEL_ATTACHMENT) or joined
+
+
+def _seen(details: dict[str, Any], mark: str, joined: str = "") -> _Seen:
     state = details["State"]
     status = state["Status"]
     shown = "created" if status == "created" else "running" if status in ("running", "paused", "restarting") else "exited"
     health = (state.get("Health") or {}).get("Status", "")
+    labels = details["Config"]["Labels"] or {}
     ports = sorted(int(port.partition("/")[0]) for port in details["Config"].get("ExposedPorts") or () if port.endswith("/tcp"))
     return _Seen(
         Container(
             id=details["Id"],
-            task_id=details["Config"]["Labels"][LABEL_TASK],
+            task_id=_task_id(labels, joined),
             name=details["Name"].lstrip("/"),
             state=shown,
             pid=state["Pid"] if shown == "running" else 0,
@@ -378,7 +434,9 @@ def _seen(details: dict[str, Any], mark: str) -> _Seen:
             health="" if health == "none" else health,
             tcp_ports=tuple(ports),
             started_at=_time(state.get("StartedAt", "")) if shown != "created" else None,
-            fence_s=float(fence) if (fence := details["Config"]["Labels"].get(LABEL_FENCE)) else None,
+            fence_s=float(fence) if (fence := labels.get(LABEL_FENCE)) else None,
+            attachment=not labels.get(LABEL_TASK),
+            own_network=details["HostConfig"]["NetworkMode"] not in ("none", "host"),
         ),
         mark,
     )

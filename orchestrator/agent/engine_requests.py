@@ -16,7 +16,7 @@ import docker.utils
 import requests
 from docker.transport import UnixHTTPAdapter
 
-from orchestrator.agent.container_spec import LABEL_ADDRESS, ImageConfig
+from orchestrator.agent.container_spec import DNS_ADDRESS, LABEL_ADDRESS, ImageConfig
 from orchestrator.agent.errors import EngineUnavailable
 from orchestrator.errors import ConfigError, TaskError
 from orchestrator.registry_auth import decoded as registry_auth_of
@@ -24,6 +24,8 @@ from orchestrator.registry_auth import decoded as registry_auth_of
 log = logging.getLogger(__name__)
 
 EXIT_DEADLINE_S = 30
+# what a container asked before it joined a network of the cluster, in its resolv.conf
+_SAVED = "#meshd: "
 # the Engine answers 500 with these while its containerd restarts: not the task's fault
 _TRANSIENT = ("connection refused: unavailable", "transport is closing", "ttrpc: closed", "code = Unavailable", "context deadline exceeded")
 
@@ -94,6 +96,30 @@ def name_itself(details: dict[str, Any]) -> None:
             if line not in path.read_text():
                 with path.open("a") as hosts:
                     hosts.write(line)
+
+
+def ask_mesh(details: dict[str, Any]) -> Path | None:
+    """Let a container that runs ask the node's DNS server instead of those it was given; None if it does. Returns the changed file."""
+    path = Path(details.get("ResolvConfPath") or "/nonexistent")
+    with contextlib.suppress(OSError):
+        lines = path.read_text().splitlines()
+        asked = [line for line in lines if line.startswith("nameserver")]
+        if asked != [f"nameserver {DNS_ADDRESS}"]:
+            kept = [_SAVED + line if line.startswith("nameserver") else line for line in lines]
+            # written in place: the container has this very file mounted
+            path.write_text("\n".join([f"nameserver {DNS_ADDRESS}", *kept, ""]))
+            return path
+        return path if any(line.startswith(_SAVED) for line in lines) else None
+    return None
+
+
+def ask_engine_again(path: Path) -> None:
+    """Undo `ask_mesh`."""
+    with contextlib.suppress(OSError):
+        lines = path.read_text().splitlines()
+        if any(line.startswith(_SAVED) for line in lines):
+            kept = [line.removeprefix(_SAVED) for line in lines if line != f"nameserver {DNS_ADDRESS}"]
+            path.write_text("\n".join([*kept, ""]))
 
 
 def stop_signal(client: docker.APIClient, container_id: str) -> str:

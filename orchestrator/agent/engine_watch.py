@@ -10,14 +10,13 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import docker
 import docker.errors
 import requests
 
-from orchestrator.agent.container_spec import LABEL_CLUSTER, LABEL_TASK
 from orchestrator.agent.runtime import RuntimeEvent
 
 log = logging.getLogger(__name__)
@@ -56,9 +55,16 @@ class Death:
 class EventStream:
     """A thread that reads the Engine's events, connecting again with back-off, until closed."""
 
-    def __init__(self, engine_url: str, cluster_id: str, loop: asyncio.AbstractEventLoop, put: Callable[[RuntimeEvent], None]) -> None:
+    def __init__(
+        self,
+        engine_url: str,
+        task_of: Callable[[str, Mapping[str, str]], str],
+        loop: asyncio.AbstractEventLoop,
+        put: Callable[[RuntimeEvent], None],
+    ) -> None:
+        """task_of: from a container's id and labels, whose it is; "" = nobody's of ours."""
         self._engine_url = engine_url
-        self._cluster_id = cluster_id
+        self._task_of = task_of
         self._loop = loop
         self._put = put
         self._closed = threading.Event()
@@ -93,13 +99,15 @@ class EventStream:
         # None: events may be days apart. The stubs know only numbers
         client = docker.APIClient(base_url=self._engine_url, version="auto", timeout=None)  # type: ignore[arg-type]
         try:
-            filters = {"type": ["container"], "event": _EVENTS, "label": [f"{LABEL_CLUSTER}={self._cluster_id}"]}
-            self._stream = client.events(decode=True, filters=filters)
+            # not by label: a container may have joined our networks long after it was made
+            self._stream = client.events(decode=True, filters={"type": ["container"], "event": _EVENTS})
             if self._closed.is_set():
                 return
             yield RuntimeEvent("", "connected")
             for event in self._stream:
-                yield RuntimeEvent(event["Actor"]["Attributes"].get(LABEL_TASK, ""), event["Action"])
+                actor = event["Actor"]
+                if task_id := self._task_of(actor["ID"], actor["Attributes"]):
+                    yield RuntimeEvent(task_id, event["Action"])
         finally:
             self._stream = None
             client.close()

@@ -59,11 +59,15 @@ ENTRYPOINT = (_BUSYBOX, "sh", f"{MOUNT}/start")
 
 def script(environment: Iterable[str]) -> str:
     """What the holder runs. environment: "NAME=value" of image and spec, the latter last."""
-    latest = {name: value for name, separator, value in (entry.partition("=") for entry in environment) if separator}
-    assignments = [f"{n}={v}" for n, v in latest.items() if n and (n in _SHELL_VARIABLES or not _IDENTIFIER.match(n))]
     return _SCRIPT.format(
-        mount=MOUNT, word=_WORD, complaint=_COMPLAINT, busybox=_BUSYBOX, environment=" ".join(map(shlex.quote, assignments))
+        mount=MOUNT, word=_WORD, complaint=_COMPLAINT, busybox=_BUSYBOX, environment=" ".join(map(shlex.quote, put_back(environment)))
     )
+
+
+def put_back(environment: Iterable[str]) -> list[str]:
+    """Those of the variables that the holder's shell would drop or change."""
+    latest = {name: value for name, separator, value in (entry.partition("=") for entry in environment) if separator}
+    return [f"{n}={v}" for n, v in latest.items() if n and (n in _SHELL_VARIABLES or not _IDENTIFIER.match(n))]
 
 
 def complaint(last_line: str) -> str:

@@ -1,4 +1,4 @@
-"""What a node does when it leaves its cluster: every container of that cluster is stopped and removed.
+"""What a node does when it leaves its cluster: every container of that cluster's services is stopped and removed.
 
 Edge: calls the runtime. The agent must not run any more; the data plane is flushed afterwards, so that stopping has its network.
 """
@@ -19,6 +19,10 @@ async def remove_all(runtime: Runtime, grace_s: float = 10.0) -> int:
 
     async def end(container: Container) -> None:
         async with turns:
+            if container.attachment:
+                # not ours to remove; it is without its networks from here on
+                await runtime.forget_attachment(container.task_id)
+                return
             await runtime.stop(container.task_id, grace_s, "")
             await runtime.remove(container.task_id)
 

@@ -144,6 +144,9 @@ def _host_ports(local: Iterable[LocalTask]) -> tuple[HostPort, ...]:
 
 
 def _has_way_out(one: LocalTask, rows: Rows) -> bool:
-    """A task that joined internal networks only has none; one without networks has."""
+    """A task that joined internal networks only has none; one without networks has. A container on a network of its Engine has the
+    Engine's."""
+    if one.own_network:
+        return False
     joined = [rows.networks[a.network.id] for a in one.attachments if a.network.id in rows.networks]
     return not joined or any(not network.internal for network in joined)

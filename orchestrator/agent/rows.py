@@ -79,6 +79,11 @@ class Rows:
                 found[file.source_id] = row.data
         return found
 
+    def joined(self) -> dict[str, str]:
+        """Container id -> attachment, of containers started by hand."""
+        attachments = ((task, task.spec.network_attachment_spec) for task in self.tasks.values())
+        return {spec.container_id: task.id for task, spec in attachments if spec is not None and spec.container_id}
+
     def sorted_endpoints(self) -> list[EndpointRow]:
         return [self.endpoints[key] for key in sorted(self.endpoints)]
 
@@ -92,6 +97,7 @@ class LocalTask:
 
     task: Task
     pid: int
+    own_network: bool = False
 
     @property
     def netns(self) -> str:
@@ -105,7 +111,7 @@ class LocalTask:
 def local_tasks(rows: Rows, containers: Mapping[str, Container]) -> list[LocalTask]:
     """Those with a namespace of their own (not the host's), by task id."""
     return [
-        LocalTask(rows.tasks[task_id], containers[task_id].pid)
+        LocalTask(rows.tasks[task_id], containers[task_id].pid, containers[task_id].own_network)
         for task_id in sorted(rows.tasks.keys() & containers.keys())
         if is_alive(containers[task_id]) and not uses_host_network(rows.tasks[task_id])
     ]

@@ -5,12 +5,15 @@ Pure: types only.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Protocol
 
 from orchestrator.model import NodeDescription, Task
+
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,8 @@ class Container:
     state: created | held (started, the application waits for its network) | running | exited. pid 0 unless held or running.
     running with pid 0: its process has just died and the engine hasn't said how; exited follows.
     fence_s: stopped when no leader has been heard of for so long (`Task.mesh_fence`); None = never.
+    attachment: somebody started it by hand; task_id is that of its attachment (`agent.attachments`).
+    own_network: its Engine has given it a network, so a way out and a resolv.conf of its own.
     health: "" (no check) | starting | healthy | unhealthy. tcp_ports: those its image exposes. Listening ports are asked for separately.
     """
 
@@ -34,6 +39,8 @@ class Container:
     tcp_ports: tuple[int, ...] = ()
     started_at: datetime | None = None
     fence_s: float | None = None
+    attachment: bool = False
+    own_network: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +56,21 @@ class Runtime(Protocol):
 
     async def describe(self) -> NodeDescription: ...
 
-    async def containers(self) -> list[Container]: ...
+    async def containers(self, joined: Mapping[str, str] = _NONE) -> list[Container]:
+        """All containers of ours. joined: container id -> id of the attachment, of containers that don't say themselves that they are."""
+        ...
 
     async def prepare(self, task: Task, files: dict[str, bytes], registry_auth: str = "") -> Container:
         """Pull the image if it is missing, create the container (not started). files: secret or config id -> content. registry_auth: as
         in X-Registry-Auth."""
+        ...
+
+    async def prepare_attachment(self, task: Task) -> None:
+        """Make the gate by which a container that is about to be made is held when it starts."""
+        ...
+
+    async def forget_attachment(self, task_id: str) -> None:
+        """Remove the gate; the container, if there still is one, asks its own Engine for names again."""
         ...
 
     async def start_held(self, task_id: str) -> Container:
@@ -61,7 +78,8 @@ class Runtime(Protocol):
         ...
 
     async def release(self, task_id: str) -> None:
-        """Let the application go on: it becomes PID 1 by exec."""
+        """Let the application go on: it becomes PID 1 by exec. One that was not held (an attachment may be so) is told who answers for
+        names."""
         ...
 
     async def stop(self, task_id: str, grace_s: float, signal: str) -> None:

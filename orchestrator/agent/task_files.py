@@ -23,8 +23,12 @@ class TaskFiles:
         self._files_dir = files_dir
         self._busybox = hold.install(state_dir, busybox or hold.find_busybox())
 
+    @property
+    def tasks_dir(self) -> Path:
+        return self._tasks_dir
+
     def gate(self, task_id: str) -> Path:
-        return self._tasks_dir / task_id / "gate"
+        return gate(self._tasks_dir, task_id)
 
     def make_gate(self, task_id: str, environment: Sequence[str]) -> Path:
         """environment: the container's, image's first."""
@@ -68,6 +72,10 @@ class TaskFiles:
                 for entry in sorted(directory.iterdir()):
                     if entry.name not in keep:
                         self.remove(entry.name)
+
+
+def gate(tasks_dir: Path, task_id: str) -> Path:
+    return tasks_dir / task_id / "gate"
 
 
 def _filesystem_type(path: Path) -> str:

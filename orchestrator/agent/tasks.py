@@ -35,6 +35,7 @@ class Step(enum.Enum):
     RELEASE = "release"
     STOP = "stop"
     REMOVE = "remove"
+    FORGET = "forget"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,9 @@ class Facts:
     place. attach_error: why not. listening: its ports rule is met (or the bound passed). failure: why the agent stops it.
     cut_off: no leader has been heard of for so long that it may not run. fenced: it was stopped for that (which is not decided here:
     it must happen without rows, too).
+
+    Of attachments only: prepared: the gate was made. looked_for: the Engine was asked for the very container that the row names.
+    released_pid, said_pid: the process that was last let go on, and told of; 0 = none.
     """
 
     state: TaskState
@@ -54,6 +58,10 @@ class Facts:
     failure: str = ""
     cut_off: bool = False
     fenced: bool = False
+    prepared: bool = False
+    looked_for: bool = False
+    released_pid: int = 0
+    said_pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +100,19 @@ def plan_task(task: Task, container: Container | None, facts: Facts, now: dateti
 
 def plan_orphan(container: Container) -> Decision:
     """A container of ours that no row names: its task is gone from the cluster."""
-    if _is_ending(container):
+    if is_ending(container):
         return NOTHING
     return Decision(step=Step.STOP if container.state in ("held", "running") else Step.REMOVE)
 
 
-def _is_ending(container: Container) -> bool:
+def is_ending(container: Container) -> bool:
     """Its process has ended and the engine hasn't said how."""
     return container.state == "running" and not container.pid
 
 
 def _after_the_end(task: Task, container: Container | None) -> Decision:
     """The task is over for the cluster. An exited container is kept for its logs until the row goes."""
-    if container is None or _is_ending(container):
+    if container is None or is_ending(container):
         return NOTHING
     if container.state in ("held", "running"):
         return Decision(step=Step.STOP)
@@ -117,7 +125,7 @@ def _towards_the_end(task: Task, container: Container | None, facts: Facts) -> D
     """Desired SHUTDOWN or REMOVE (or ORPHANED)."""
     if container is None or container.state in ("created", "exited"):
         return Decision(said=Said(TaskState.SHUTDOWN, "shutdown"))
-    if _is_ending(container):
+    if is_ending(container):
         return NOTHING
     served = STATE_ORDER[facts.state] >= STATE_ORDER[TaskState.RUNNING]
     if task.desired_state is TaskState.SHUTDOWN and served and not task.mesh_released:
@@ -171,7 +179,7 @@ def _held(container: Container, facts: Facts, now: datetime) -> Decision:
 
 
 def _running(container: Container, facts: Facts) -> Decision:
-    if _is_ending(container):
+    if is_ending(container):
         return NOTHING
     if facts.failure:
         return Decision(step=Step.STOP)

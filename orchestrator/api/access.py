@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -97,6 +97,11 @@ def in_sequence(current: int, seen: int) -> None:
 
 def answer(value: Any, status: int = 200) -> web.Response:
     return web.Response(body=codec.encode(value), status=status, content_type="application/json")
+
+
+def answer_lines(values: Iterable[Any]) -> web.Response:
+    """One JSON object a line, as streams of progress are."""
+    return web.Response(body=b"".join(codec.encode(value) for value in values), content_type="application/json")
 
 
 async def commit(store: Store, plan: Callable[[Snapshot], Sequence[Change]]) -> int:

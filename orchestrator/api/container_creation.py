@@ -15,7 +15,8 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from orchestrator.api import access, codec, networks
+from orchestrator.api import access, attachments, codec
+from orchestrator.api.attached import Join
 from orchestrator.api.container_names import held
 from orchestrator.api.container_placement import Candidate, Creation, Present, Wanted, choose, name_holder, rewritten, wanted_of
 from orchestrator.api.container_views import name_taken
@@ -63,9 +64,9 @@ async def create_container(request: web.Request) -> web.StreamResponse:
     raw = await access.body(request)
     engines = engines_of(request)
     snapshot = engines.snapshot()
-    networks.refuse_overlays(snapshot, raw)
     if snapshot is None:
         return await request.app[PROXY].forward(request, raw)
+    joining = attachments.asked(snapshot, raw)
     try:
         body: dict[str, Any] = codec.parse(raw)
         creation = codec.convert(body, Creation)
@@ -73,7 +74,8 @@ async def create_container(request: web.Request) -> web.StreamResponse:
         # malformed: the Engine says how
         return await request.app[PROXY].forward(request, raw)
     options: dict[str, Any] = next((value for key, value in body.items() if key.lower() == "hostconfig"), {})
-    wanted = wanted_of(creation, request.query.get("platform", ""), options, lambda name: networks.is_overlay(snapshot, name))
+    overlays = {join.called for join in joining}
+    wanted = wanted_of(creation, request.query.get("platform", ""), options, overlays.__contains__)
     name = request.query.get("name", "").lstrip("/")
     async with held(access.store_of(request), name):
         candidates, missing = await _candidates(request, engines, snapshot, wanted)
@@ -85,38 +87,48 @@ async def create_container(request: web.Request) -> web.StreamResponse:
             raise ApiError(error.status, error.message + (f" ({missing})" if missing else "")) from None
         changed = rewritten(body, creation)
         with request.app[UNDERWAY].on(chosen.node.id):
-            return await _create(request, chosen, candidates, raw if changed is None else codec.encode(changed))
+            return await _create(request, chosen, candidates, raw if changed is None else codec.encode(changed), joining)
 
 
 ROUTES = [web.post("/containers/create", create_container)]
 
 
-async def _create(request: web.Request, chosen: Candidate, candidates: Sequence[Candidate], body: bytes) -> web.Response:
-    engine = engines_of(request).engine(engines_of(request).find(chosen.node.id))
+async def _create(
+    request: web.Request, chosen: Candidate, candidates: Sequence[Candidate], body: bytes, joining: Sequence[Join]
+) -> web.Response:
+    member = engines_of(request).find(chosen.node.id)
+    engine = engines_of(request).engine(member)
     query = request.rel_url.raw_query_string
     headers = {header: request.headers[header] for header in _SENT_ON if header in request.headers}
     path = asked_path(request, "/containers/create") + (f"?{query}" if query else "")
-    answer = await engine.ask("POST", path, headers=headers, body=body, timeout_s=CHANGE.most_s)
+
+    async def make(body: bytes) -> Answer:
+        return await engine.ask("POST", path, headers=headers, body=body, timeout_s=CHANGE.most_s)
+
+    answer = await (attachments.create(request, member, body, joining, make) if joining else make(body))
     made = answer.json()
     if answer.ok and isinstance(made, dict) and isinstance(made.get("Id"), str):
         request.app[OWNERS].made(made["Id"], chosen.node.id)
         log.info("container placed id=%s node=%s image=%r", made["Id"], chosen.node.id, request.query.get("name", ""))
         if not request.query.get("name"):
             others = {name for one in candidates if one is not chosen for present in one.containers for name in present.names}
-            await _rename_if_taken(lambda method, path: engine.ask(method, path, timeout_s=CHANGE.most_s), made["Id"], others)
+            name = await _rename_if_taken(lambda method, path: engine.ask(method, path, timeout_s=CHANGE.most_s), made["Id"], others)
+            if joining:
+                await attachments.rename(access.store_of(request), made["Id"], name)
     response = web.Response(status=answer.status, body=answer.body)
     response.headers["Content-Type"] = answer.headers.get("Content-Type", "application/json")
     return response
 
 
-async def _rename_if_taken(ask: Callable[[str, str], Awaitable[Answer]], id: str, others: set[str]) -> None:
+async def _rename_if_taken(ask: Callable[[str, str], Awaitable[Answer]], id: str, others: set[str]) -> str:
     """An Engine makes up names that are unique on its node only. As it does itself, a digit is added to one that is taken."""
     shown = (await ask("GET", f"/containers/{id}/json")).json()
     name = str(shown.get("Name", "")).lstrip("/") if isinstance(shown, dict) else ""
     if name not in others:
-        return
+        return name
     free = next(f"{name}{number}" for number in range(1, len(others) + 2) if f"{name}{number}" not in others)
     await ask("POST", f"/containers/{id}/rename?name={free}")
+    return free
 
 
 async def _candidates(request: web.Request, engines: Engines, snapshot: Snapshot, wanted: Wanted) -> tuple[list[Candidate], str]:

@@ -7,11 +7,12 @@ manager speaks for its own Engine only. Creating is in `container_creation`, exe
 from __future__ import annotations
 
 from collections import OrderedDict
+from http import HTTPStatus
 from urllib.parse import quote, unquote
 
 from aiohttp import web
 
-from orchestrator.api import access, codec
+from orchestrator.api import access, attached_views, attachments, codec
 from orchestrator.api.container_names import held
 from orchestrator.api.container_views import FULL_ID, Found, Listing, choose, created_s, inspected, name_taken, split_path
 from orchestrator.api.engines import CHANGE, Engines, Member, asked_path, engines_of
@@ -58,7 +59,8 @@ OWNERS: web.AppKey[Owners] = web.AppKey("owners", Owners)
 
 async def list_containers(request: web.Request) -> web.StreamResponse:
     engines = engines_of(request)
-    if engines.snapshot() is None:
+    snapshot = engines.snapshot()
+    if snapshot is None:
         return await request.app[PROXY].forward(request)
     listing = await _listing(request)
     members = [member for member in engines.members() if listing.wants(member)]
@@ -69,7 +71,8 @@ async def list_containers(request: web.Request) -> web.StreamResponse:
             raise ApiError(refusal.status, refusal.message())
     if members:
         replies.require_one()
-    lists = [(member, entries) for member, entries in replies.values() if isinstance(entries, list)]
+    shown_as = attached_views.Attachments(snapshot)
+    lists = [(member, [shown_as.listed(entry) for entry in entries]) for member, entries in replies.values() if isinstance(entries, list)]
     for member, entries in lists:
         for entry in entries:
             request.app[OWNERS].learn(entry["Id"], member.node_id)
@@ -100,8 +103,11 @@ async def commit(request: web.Request) -> web.StreamResponse:
     reference = request.query.get("container", "")
     if engines.snapshot() is None or not reference:
         return await request.app[PROXY].forward(request)
-    found = await owner_of(request, reference)
-    return await forward(request, engines.engine(found.member), path=path_of(request).replace(quote(reference, safe=""), found.id))
+    found = await inspected_owner_of(request, reference)
+    path = path_of(request).replace(quote(reference, safe=""), found.id)
+    raw = await access.body(request)
+    body = attached_views.committed(found.shown, codec.parse(raw) if raw.strip() else None)
+    return await forward(request, engines.engine(found.member), path=path, body=raw if body is None else codec.encode(body))
 
 
 async def prune(request: web.Request) -> web.StreamResponse:
@@ -186,6 +192,12 @@ async def _listing(request: web.Request) -> Listing:
     )
 
 
+async def inspected_owner_of(request: web.Request, reference: str) -> Found:
+    """The same with its inspection."""
+    found = await owner_of(request, reference)
+    return found if found.name else await _inspection(request, found)
+
+
 async def _inspection(request: web.Request, found: Found) -> Found:
     answer = await _ask(request, found.member, f"/containers/{found.id}/json")
     if not answer.ok:
@@ -206,7 +218,8 @@ async def _inspect(request: web.Request, found: Found) -> web.StreamResponse:
         found = Found(found.member, answer.json())
     snapshot = engines_of(request).snapshot()
     node = snapshot.node(found.member.node_id) if snapshot is not None else None
-    return access.answer(inspected(found.shown, found.member, node))
+    shown = attached_views.Attachments(snapshot).inspected(found.shown) if snapshot is not None else found.shown
+    return access.answer(inspected(shown, found.member, node))
 
 
 async def _rename(request: web.Request, found: Found) -> web.StreamResponse:
@@ -218,7 +231,10 @@ async def _rename(request: web.Request, found: Found) -> web.StreamResponse:
     async with held(access.store_of(request), name):
         if (holder := await _holder(engines, request, name)) is not None and holder.id != found.id:
             raise name_taken(name, holder.id)
-        return await forward(request, engines.engine(found.member), path=_path(request, f"/containers/{found.id}/rename"))
+        answer = await forward(request, engines.engine(found.member), path=_path(request, f"/containers/{found.id}/rename"))
+        if answer.status == HTTPStatus.NO_CONTENT:
+            await attachments.rename(access.store_of(request), found.id, name)
+        return answer
 
 
 async def _holder(engines: Engines, request: web.Request, name: str) -> Found | None:

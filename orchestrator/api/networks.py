@@ -1,4 +1,4 @@
-"""Networks: overlays are the cluster's, all others this node's Engine's; lists show both.
+"""Networks: overlays are the cluster's, all others a node's (`local_networks`); lists show both.
 
 Edge: routes over the store and the Engine. Source: Docker Engine API 1.44 /networks; moby daemon/cluster/networks.go, swarmkit
 manager/controlapi/network.go.
@@ -10,17 +10,20 @@ import asyncio
 import ipaddress
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
-import msgspec
 from aiohttp import web
 from msgspec.structs import replace
 
-from orchestrator.api import access, codec, filters, references, validate, views
-from orchestrator.api.proxy import PROXY
+from orchestrator.api import access, broadcast, codec, connections, engines, filters, local_networks, references, validate, views
+from orchestrator.api.attachments import find_overlay
+from orchestrator.api.broadcast import NODE_FILTER
+from orchestrator.api.proxy import PROXY, forward
+from orchestrator.api.queries import same_path, with_filters
 from orchestrator.dns_options import dns_options
 from orchestrator.errors import ApiError, ConfigError
 from orchestrator.ids import new_id
-from orchestrator.model import IPAM, Claim, Network, Service, terminal
+from orchestrator.model import IPAM, Claim, Network, Service, is_attachment, terminal
 from orchestrator.store.base import Change, Delete, Put, Store
 from orchestrator.store.snapshot import Snapshot
 
@@ -29,24 +32,28 @@ _ALLOCATION_WAIT_S = 2.0
 _POLL_S = 0.01
 
 
-async def list_networks(request: web.Request) -> web.Response:
-    wanted = access.filters_of(request, filters.NETWORK_KEYS)
-    query = request.rel_url.raw_query_string
+async def list_networks(request: web.Request) -> web.StreamResponse:
     snapshot = _snapshot(request)
+    if snapshot is None:
+        # of the cluster's networks this node knows nothing
+        return await request.app[PROXY].forward(request)
+    wanted = access.filters_of(request, filters.NETWORK_KEYS | {NODE_FILTER})
     shown: list[dict[str, Any]] = []
-    if snapshot is not None:
+    if not wanted.get(NODE_FILTER):
         found = sorted(
             (network for network in snapshot.all(Network) if _matches(snapshot, network, wanted)), key=lambda network: network.name
         )
         shown = [views.network(network) for network in found]
     try:
-        local = await request.app[PROXY].get_json(f"/networks?{query}")
-    except ApiError:
-        # The cluster's networks can be shown without the Engine; a node that is in no cluster has nothing to show.
-        if snapshot is None:
+        local, replies = await local_networks.listed(request)
+    except ApiError as error:
+        if error.status < 500:
             raise
-        local = None
-    return access.answer([*shown, *(local if isinstance(local, list) else ())])
+        # the cluster's networks can be shown without any Engine
+        return access.answer(shown)
+    response = access.answer([*shown, *local])
+    replies.warn(response, "their own networks are not shown")
+    return response
 
 
 async def inspect_network(request: web.Request) -> web.StreamResponse:
@@ -54,7 +61,7 @@ async def inspect_network(request: web.Request) -> web.StreamResponse:
     reference = request.match_info["id"]
     scope = request.query.get("scope", "")
     if snapshot is not None and scope in ("", "swarm", "global"):
-        network = _find_overlay(snapshot, reference)
+        network = find_overlay(snapshot, reference)
         if network is not None:
             verbose = access.flag(request, "verbose")
             return access.answer(views.network_detail(snapshot, network, access.backend_of(request).node_id, verbose=verbose))
@@ -63,7 +70,7 @@ async def inspect_network(request: web.Request) -> web.StreamResponse:
             # the CLI asks for it before it creates a service on the node's own network
             return access.answer(views.network(Network(id="host", name="host", driver="host")))
         raise ApiError(404, f"network {reference} not found")
-    return await request.app[PROXY].forward(request)
+    return await _at_holder(request, reference)
 
 
 async def create_network(request: web.Request) -> web.StreamResponse:
@@ -76,7 +83,11 @@ async def create_network(request: web.Request) -> web.StreamResponse:
         if sent.get("Scope") == "swarm":
             raise ApiError(400, f"swarm-scoped networks of driver {driver} are not supported: use the overlay driver")
         # Clients of API 1.44 leave it out, and an Engine before that would then make a second network of one name.
-        return await request.app[PROXY].forward(request, codec.encode({**sent, "CheckDuplicate": True}))
+        sent["CheckDuplicate"] = True
+        if _snapshot(request) is None:
+            return await request.app[PROXY].forward(request, codec.encode(sent))
+        member, sent["Name"] = local_networks.place_of(request, str(sent.get("Name") or ""))
+        return await forward(request, engines.engines_of(request).engine(member), path=same_path(request), body=codec.encode(sent))
     store = access.store_of(request)
     network = checked(sent)
     await access.commit(store, lambda snapshot: creation(snapshot, network))
@@ -87,11 +98,11 @@ async def create_network(request: web.Request) -> web.StreamResponse:
 async def remove_network(request: web.Request) -> web.StreamResponse:
     snapshot = _snapshot(request)
     reference = request.match_info["id"]
-    found = _find_overlay(snapshot, reference) if snapshot is not None else None
+    found = find_overlay(snapshot, reference) if snapshot is not None else None
     if found is None:
         if reference in validate.PREDEFINED_NETWORKS - {"default"}:
             raise ApiError(403, f"{reference} is a pre-defined network and cannot be removed")
-        return await request.app[PROXY].forward(request)
+        return await _at_holder(request, reference)
 
     def plan(snapshot: Snapshot) -> Sequence[Change]:
         return removal(snapshot, references.find(snapshot, Network, found.id))
@@ -101,60 +112,33 @@ async def remove_network(request: web.Request) -> web.StreamResponse:
 
 
 async def connect_network(request: web.Request) -> web.StreamResponse:
-    snapshot = _snapshot(request)
-    network = _find_overlay(snapshot, request.match_info["id"]) if snapshot is not None else None
-    if network is not None:
-        raise _not_attachable(network)
-    return await request.app[PROXY].forward(request)
+    return await connections.connect(request) or await _at_holder(request, request.match_info["id"], "/connect")
 
 
-def refuse_overlays(snapshot: Snapshot | None, raw: bytes) -> None:
-    """ApiError(403): the request makes a container on a network of the cluster."""
-    if snapshot is not None:
-        for name in _networks_of_container(raw):
-            network = _find_overlay(snapshot, name)
-            if network is not None:
-                raise _not_attachable(network)
+async def disconnect_network(request: web.Request) -> web.StreamResponse:
+    return await connections.disconnect(request) or await _at_holder(request, request.match_info["id"], "/disconnect")
 
 
-def is_overlay(snapshot: Snapshot, reference: str) -> bool:
-    return _find_overlay(snapshot, reference) is not None
-
-
-def _networks_of_container(raw: bytes) -> list[str]:
-    """What is malformed is left for the Engine to refuse."""
-    try:
-        sent = codec.decode(raw, _ContainerNetworks)
-    except ApiError:
-        return []
-    names = {sent.host_config.network_mode, *(sent.networking_config.endpoints_config or {})}
-    return sorted(names - {"", *validate.PREDEFINED_NETWORKS})
-
-
-class _HostConfig(msgspec.Struct, rename="pascal", frozen=True):
-    network_mode: str = ""
-
-
-class _NetworkingConfig(msgspec.Struct, rename="pascal", frozen=True):
-    endpoints_config: dict[str, Any] | None = None
-
-
-class _ContainerNetworks(msgspec.Struct, rename="pascal"):
-    host_config: _HostConfig = _HostConfig()
-    networking_config: _NetworkingConfig = _NetworkingConfig()
-
-
-def _not_attachable(network: Network) -> ApiError:
-    return ApiError(403, f"network {network.name} not manually attachable: only the tasks of services are attached to overlay networks")
+async def _at_holder(request: web.Request, reference: str, rest: str = "") -> web.StreamResponse:
+    """A network of one node, at that node's Engine."""
+    if _snapshot(request) is None:
+        return await request.app[PROXY].forward(request)
+    member, id = await local_networks.holder(request, reference)
+    query = same_path(request).partition("?")[2]
+    path = engines.asked_path(request, f"/networks/{quote(id, safe='')}{rest}") + (f"?{query}" if query else "")
+    return await forward(request, engines.engines_of(request).engine(member), path=path)
 
 
 async def prune_networks(request: web.Request) -> web.StreamResponse:
-    """The Engine's unused networks and, on a manager, the cluster's: as Docker does."""
-    local = await request.app[PROXY].post_json(request)
-    deleted: list[str] = list(local.get("NetworksDeleted") or ())
+    """The Engines' unused networks and, on a manager, the cluster's: as Docker does."""
     snapshot = _snapshot(request)
-    wanted = filters.parse(request.query.get("filters", ""), None)
-    if snapshot is not None and not wanted.get("until"):
+    if snapshot is None:
+        return await request.app[PROXY].forward(request)
+    wanted = access.any_filters_of(request)
+    members = broadcast.members_of(request, wanted.get(NODE_FILTER))
+    replies = await broadcast.ask(request, "POST", f"/networks/prune{with_filters(request, wanted, without=NODE_FILTER)}", members=members)
+    deleted: list[str] = sorted({name for _, pruned in replies.values() for name in pruned.get("NetworksDeleted") or ()})
+    if not wanted.get("until") and not wanted.get(NODE_FILTER):
         store = access.store_of(request)
         for network in sorted(snapshot.all(Network), key=lambda network: network.name):
             if network.ingress or _users(snapshot, network) or not wanted.labels(network.labels):
@@ -163,17 +147,19 @@ async def prune_networks(request: web.Request) -> web.StreamResponse:
                 continue
             await access.commit(store, lambda snapshot, id=network.id: _prune_one(snapshot, id))  # type: ignore[misc]
             deleted.append(network.name)
-    return access.answer({"NetworksDeleted": deleted or None})
+    response = access.answer({"NetworksDeleted": deleted or None})
+    replies.warn(response, "their own networks were not pruned")
+    return response
 
 
 ROUTES = [
     web.get("/networks", list_networks),
     web.post("/networks/create", create_network),
     web.post("/networks/prune", prune_networks),
-    web.get("/networks/{id}", inspect_network),
-    web.delete("/networks/{id}", remove_network),
-    web.post("/networks/{id}/connect", connect_network),
-    web.post("/networks/{id}/disconnect", connect_network),
+    web.get("/networks/{id:.+}", inspect_network),
+    web.delete("/networks/{id:.+}", remove_network),
+    web.post("/networks/{id:.+}/connect", connect_network),
+    web.post("/networks/{id:.+}/disconnect", disconnect_network),
 ]
 
 
@@ -181,16 +167,6 @@ def _snapshot(request: web.Request) -> Snapshot | None:
     """None on a node that does not know the cluster's networks."""
     backend = access.backend_of(request)
     return backend.store.snapshot() if backend.state == "manager" and backend.store is not None else None
-
-
-def _find_overlay(snapshot: Snapshot, reference: str) -> Network | None:
-    """A short prefix may be a local network's too; Docker lets the cluster's win, and so does this."""
-    try:
-        return references.find(snapshot, Network, reference)
-    except ApiError as error:
-        if error.status == 404:
-            return None
-        raise
 
 
 def _matches(snapshot: Snapshot, network: Network, wanted: filters.Filters) -> bool:
@@ -292,7 +268,9 @@ def _users(snapshot: Snapshot, network: Network) -> list[str]:
     tasks = sorted(
         task.id
         for task in snapshot.tasks_of_network(network.id)
-        if not terminal(task.desired_state) and not terminal(task.status.state) and snapshot.service(task.service_id) is not None
+        if not terminal(task.desired_state)
+        and not terminal(task.status.state)
+        and (is_attachment(task) or snapshot.service(task.service_id) is not None)
     )
     return [*(f"service {id}" for id in services), *(f"task {id}" for id in tasks)]
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from orchestrator.api import access, filters, references, views
 from orchestrator.control.slots import dirty, is_job_task
 from orchestrator.errors import ApiError
-from orchestrator.model import Node, Service, Task
+from orchestrator.model import Node, Service, Task, is_attachment
 from orchestrator.store.snapshot import Snapshot
 
 
@@ -71,5 +71,5 @@ def _matches(snapshot: Snapshot, task: Task, wanted: filters.Filters) -> bool:
         and wanted.prefix("name", references.name_of(task), views.container_name(task))
         and wanted.labels(labels)
         and wanted.exact("desired-state", views.shown_desired_state(task).value)
-        and wanted.exact("runtime", task.spec.runtime or "container")
+        and (wanted.exact("runtime", task.spec.runtime or "container") if wanted.get("runtime") else not is_attachment(task))
     )

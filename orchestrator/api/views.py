@@ -31,6 +31,7 @@ from orchestrator.model import (
     ServiceStatus,
     Task,
     TaskState,
+    is_attachment,
     terminal,
 )
 from orchestrator.store.snapshot import Snapshot
@@ -193,11 +194,12 @@ def network(obj: Network) -> Json:
 
 
 def network_detail(snapshot: Snapshot, obj: Network, node_id: str, *, verbose: bool) -> Json:
-    """`docker network inspect`: also this node's containers; verbose: every service of the network on all nodes."""
+    """`docker network inspect`: also this node's containers and, of all nodes, those started by hand; verbose: every service of the
+    network on all nodes."""
     shown = network(obj)
     tasks = [task for task in snapshot.tasks_of_network(obj.id) if not terminal(task.status.state)]
     containers: Json = {}
-    for member in sorted((task for task in tasks if task.node_id == node_id), key=lambda task: task.id):
+    for member in sorted((task for task in tasks if task.node_id == node_id or is_attachment(task)), key=lambda task: task.id):
         status = member.status.container_status
         address = _address(member, obj.id)
         if status is None or not status.container_id or not address:
@@ -206,7 +208,7 @@ def network_detail(snapshot: Snapshot, obj: Network, node_id: str, *, verbose: b
         containers[status.container_id] = {
             "Name": container_name(member),
             "EndpointID": member.id,
-            "MacAddress": "" if ipv6 else _mac(address),
+            "MacAddress": "" if ipv6 else mac(address),
             "IPv4Address": "" if ipv6 else address,
             "IPv6Address": address if ipv6 else "",
         }
@@ -262,8 +264,8 @@ def swarm(obj: Cluster) -> Json:
 
 
 def container_name(obj: Task) -> str:
-    """`web.1.<task id>`; a task of a global service has its node's id in place of the slot."""
-    return f"{obj.mesh_service_name}.{obj.slot or obj.node_id}.{obj.id}"
+    """`web.1.<task id>`; a task of a global service has its node's id in place of the slot. Of an attachment: its container's."""
+    return obj.name or f"{obj.mesh_service_name}.{obj.slot or obj.node_id}.{obj.id}"
 
 
 # ---- parts -------------------------------------------------------------------------------------------------------------------
@@ -409,6 +411,6 @@ def _address(obj: Task, network_id: str) -> str:
     return ""
 
 
-def _mac(address: str) -> str:
+def mac(address: str) -> str:
     """02:42 and the four bytes of the address, as Docker and the data plane make it."""
     return "02:42:" + ":".join(f"{int(part):02x}" for part in address.partition("/")[0].split("."))

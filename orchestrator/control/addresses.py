@@ -14,9 +14,10 @@ import ipaddress
 import itertools
 import socket
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
+from orchestrator.errors import ConfigError
 from orchestrator.model import STATE_ORDER, ZERO_TIME, IPAMConfig, Network, Node, Service, Task, TaskState, terminal
 from orchestrator.store.snapshot import Snapshot
 
@@ -86,6 +87,14 @@ class SubnetPool:
         if self.contains(address):
             self._position = address
 
+    def is_free(self, address: int) -> bool:
+        return self.contains(address) and address not in self._used
+
+    def give(self, address: int) -> str:
+        """This free address in CIDR form."""
+        self._used.add(address)
+        return f"{_text(address, self.version)}/{self._prefix_length}"
+
     def take(self) -> str | None:
         """The next free address in CIDR form; None if all are in use."""
         if self.free <= 0:
@@ -97,8 +106,7 @@ class SubnetPool:
             address = self._next()
         assert address is not None, "used addresses are counted wrongly"
         self._position = address
-        self._used.add(address)
-        return f"{_text(address, self.version)}/{self._prefix_length}"
+        return self.give(address)
 
     def _next(self) -> int | None:
         around = itertools.chain(range(self._position + 1, self._last + 1), range(self._first, self._position + 1))
@@ -134,10 +142,20 @@ class NetworkPool:
     def has_room_for_task(self) -> bool:
         return self._has_room(leave=min(self._nodes_without, self._unplaced + 1))
 
-    def take_for_task(self) -> list[str]:
-        """One address of each family; there must be room."""
+    def take_for_task(self, chosen: Sequence[str] = ()) -> list[str]:
+        """One address of each family, that which was `chosen` or the next; there must be room, and `check` has passed."""
         self._unplaced += 1
-        return self._take()
+        given = {subnet.version: subnet.give(number(address)) for address in chosen for subnet in self._around(address)}
+        return [address for family in self._families if (address := given.get(family[0].version) or _take_first(family))]
+
+    def check(self, chosen: Sequence[str]) -> None:
+        """ConfigError, in Docker's words, unless every one of these addresses can be had."""
+        for address in chosen:
+            subnets = self._around(address)
+            if not subnets:
+                raise ConfigError(f"Invalid address {address}: It does not belong to any of this network's subnets")
+            if not subnets[0].is_free(number(address)):
+                raise ConfigError(f"Address already in use: {address}")
 
     def has_room_for_service(self) -> bool:
         return self._has_room(leave=min(self._nodes_without, self._unplaced))
@@ -169,6 +187,9 @@ class NetworkPool:
 
     def _take(self) -> list[str]:
         return [address for family in self._families if (address := _take_first(family))]
+
+    def _around(self, address: str) -> list[SubnetPool]:
+        return [subnet for subnet in self._subnets(address) if subnet.contains(number(address))]
 
     def _subnets(self, address: str) -> list[SubnetPool]:
         version = 6 if ":" in address else 4

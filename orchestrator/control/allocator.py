@@ -16,9 +16,10 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from orchestrator.control.addresses import Pools
+from orchestrator.control.addresses import NetworkPool, Pools
 from orchestrator.control.context import Context
 from orchestrator.control.ports import PortClaims, publishes_ingress
+from orchestrator.control.slots import wanted
 from orchestrator.control.steps import Decision, Step, earliest
 from orchestrator.control.subnets import allocated, is_allocated
 from orchestrator.errors import ConfigError
@@ -81,6 +82,8 @@ class _Pass:
             self._allocate_service(service)
         for task in sorted(new_tasks, key=lambda task: (task.created_at, task.slot, task.id)):
             self._allocate_task(task)
+        for task in sorted(self._snapshot.tasks_attaching(), key=lambda task: (task.created_at, task.id)):
+            self._follow_attachment(task)
         self._steps += [(Delete("claim", claim.id, claim.version.index),) for claim in self._ports.orphans(self._services)]
         return Decision(self._steps, self._wakeup)
 
@@ -222,25 +225,48 @@ class _Pass:
             mesh_endpoint_ports=service.endpoint.ports if service else task.mesh_endpoint_ports,
         )
 
+    def _follow_attachment(self, task: Task) -> None:
+        """Networks that a container was connected to or disconnected from since; what can't be had is told in its status."""
+        if task.status.state is TaskState.NEW or terminal(task.status.state) or not wanted(task):
+            return
+        had = {attachment.network.id: attachment for attachment in task.networks_attachments or ()}
+        asked = list(task.spec.networks or ())
+        error = ""
+        try:
+            joined = {attachment.network.id: attachment for attachment in self._join([c for c in asked if c.target not in had])}
+        except ConfigError as reason:
+            joined, error = {}, str(reason)
+        attachments = [found for config in asked if (found := had.get(config.target) or joined.get(config.target))]
+        if attachments != (task.networks_attachments or []) or error != task.status.err:
+            self._put_task(task, msgspec.structs.replace(task.status, err=error), networks_attachments=attachments or None)
+
     def _put_task(self, task: Task, status: object, **fields: object) -> None:
         self._steps.append((Put(msgspec.structs.replace(task, status=status, updated_at=self._now, **fields)),))
 
     def _attachments(self, task: Task, service: Service | None) -> list[NetworkAttachment]:
         """An address of every network the task takes part in: all of them or ConfigError (then none is taken)."""
-        wanted: list[Network] = []
+        ingress: list[NetworkAttachmentConfig] = []
         if service is not None and publishes_ingress(service):
             if self._ingress is None:
                 raise ConfigError(_NO_INGRESS)
-            wanted.append(self._ingress)
-        for config in _requested(task.spec.networks, service.spec.networks if service else None):
+            ingress = [NetworkAttachmentConfig(target=self._ingress.id)]
+        return self._join([*ingress, *_requested(task.spec.networks, service.spec.networks if service else None)])
+
+    def _join(self, configs: Iterable[NetworkAttachmentConfig]) -> list[NetworkAttachment]:
+        """The same for these networks, without those of the node itself."""
+        wanted: dict[str, tuple[NetworkPool, list[str]]] = {}
+        for config in configs:
             network = self._network(config.target)
-            if network is not None and network not in wanted:
-                wanted.append(network)
-        pools = [self._pools.of(network) for network in wanted]
-        for pool in pools:
+            if network is not None:
+                wanted.setdefault(network.id, (self._pools.of(network), config.mesh_addresses or []))
+        for pool, chosen in wanted.values():
             if not pool.has_room_for_task():
                 raise ConfigError(pool.exhausted())
-        return [NetworkAttachment(network=NetworkReference(id=pool.network.id), addresses=pool.take_for_task()) for pool in pools]
+            pool.check(chosen)
+        return [
+            NetworkAttachment(network=NetworkReference(id=id), addresses=pool.take_for_task(chosen))
+            for id, (pool, chosen) in wanted.items()
+        ]
 
 
 def _requested(

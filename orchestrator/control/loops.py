@@ -8,6 +8,7 @@ has just failed counts as its replacement; `reaper` last, so that no loop misses
 from __future__ import annotations
 
 from orchestrator.control.allocator import allocate
+from orchestrator.control.attachments import attachments
 from orchestrator.control.cron import cron
 from orchestrator.control.drain import drain
 from orchestrator.control.enforcement import enforcement
@@ -46,4 +47,4 @@ LIFECYCLE: tuple[Loop, ...] = (
     succession,
 )
 
-LOOPS: tuple[Loop, ...] = (*LIFECYCLE, allocate, schedule, reaper)
+LOOPS: tuple[Loop, ...] = (*LIFECYCLE, allocate, attachments, schedule, reaper)

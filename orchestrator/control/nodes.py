@@ -18,7 +18,7 @@ from orchestrator.control.eligibility import fenced_at, keeps_tasks, placed, sta
 from orchestrator.control.slots import age_key, dirty, live, mode_of, slot_key, wanted
 from orchestrator.control.steps import Decision, Step, applied, earliest
 from orchestrator.control.transitions import orphaned, stopped, successor
-from orchestrator.model import Node, Service, Task, TaskState, terminal
+from orchestrator.model import Node, Service, Task, TaskState, is_attachment, terminal
 from orchestrator.store.base import Put
 from orchestrator.store.snapshot import Snapshot
 
@@ -49,7 +49,8 @@ def node_states(snapshot: Snapshot, ctx: Context) -> Decision:
 
 
 def lost_tasks(snapshot: Snapshot, ctx: Context) -> Decision:
-    """Tasks of removed nodes, and of nodes down for a day, are ORPHANED: nobody will report on them any more."""
+    """Tasks of removed nodes, and of nodes down for a day, are ORPHANED: nobody will report on them any more. Attachments have no
+    successors: they keep their addresses as long as their node is of the cluster."""
     steps: list[Step] = []
     wakeup: datetime | None = None
     for node_id in sorted(snapshot.tasks_by_node):
@@ -64,7 +65,8 @@ def lost_tasks(snapshot: Snapshot, ctx: Context) -> Decision:
         message = "the node is gone" if node is None else "the node has been down for a day"
         lost = [task for task in snapshot.tasks_of_node(node_id) if not terminal(task.status.state)]
         # one that is only meant for this node is still waiting for it
-        steps.extend((Put(orphaned(task, ctx.now, message)),) for task in sorted(lost, key=age_key) if node is None or placed(task))
+        lost = [task for task in lost if node is None or (placed(task) and not is_attachment(task))]
+        steps.extend((Put(orphaned(task, ctx.now, message)),) for task in sorted(lost, key=age_key))
     return Decision(steps, wakeup)
 
 

@@ -28,6 +28,7 @@ from orchestrator.model import (
     Service,
     Task,
     TaskState,
+    is_attachment,
     terminal,
 )
 from orchestrator.store.base import Event
@@ -121,7 +122,8 @@ def _shown(obj: Object | None) -> object:
     """All of an object that scopes are made from: equal before and after means that no scope changed."""
     match obj:
         case Task():
-            return (obj.status.state, obj.desired_state, surplus(obj), obj.node_id, obj.networks_attachments, obj.spec.networks)
+            state = (obj.status.state, obj.desired_state, surplus(obj), runs(obj))
+            return (state, obj.name, obj.node_id, obj.networks_attachments, obj.spec.networks)
         case Service():
             spec = obj.spec
             return (spec.name, spec.labels, spec.networks, spec.task_template.networks, spec.endpoint_spec, obj.endpoint)
@@ -171,7 +173,7 @@ def endpoint_row(snapshot: Snapshot, task: Task, network: Network) -> EndpointRo
     attachment = next((a for a in task.networks_attachments or () if a.network.id == network.id), None)
     if attachment is None or not attachment.addresses:
         return None
-    running = state is TaskState.RUNNING
+    running = runs(task)
     serving = running and (task.desired_state is TaskState.RUNNING or surplus(task)) and node.status.state != "down"
     return EndpointRow(
         task_id=task.id,
@@ -186,6 +188,12 @@ def endpoint_row(snapshot: Snapshot, task: Task, network: Network) -> EndpointRo
         # also on a node that is lost: if only the managers have lost it, what is connected stays connected
         draining=running and not serving,
     )
+
+
+def runs(task: Task) -> bool:
+    """A container that was started by hand may be stopped and started again."""
+    container = task.status.container_status
+    return task.status.state is TaskState.RUNNING and (not is_attachment(task) or (container is not None and container.pid != 0))
 
 
 def service_row(service: Service, network: Network) -> ServiceRow | None:

@@ -26,6 +26,7 @@ from orchestrator.model import (
     Service,
     Task,
     TaskState,
+    is_attachment,
 )
 
 T = TypeVar("T", bound=Object)
@@ -49,7 +50,7 @@ class History(msgspec.Struct, frozen=True):
 
 class Snapshot(msgspec.Struct, frozen=True):
     """`revision`: the store revision this picture shows. Tables by kind, then id; tasks also by service, node and network, and those
-    that wait for addresses or a node (NEW, PENDING)."""
+    that wait for addresses or a node (NEW, PENDING) and the attachments."""
 
     revision: int = 0
     tables: immutables.Map[str, immutables.Map[str, Object]] = immutables.Map()
@@ -57,6 +58,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     tasks_by_node: _TaskIndex = immutables.Map()
     tasks_by_network: _TaskIndex = immutables.Map()
     waiting: immutables.Map[str, Task] = immutables.Map()
+    attachments: immutables.Map[str, Task] = immutables.Map()
     history: History | None = None
 
     def get(self, cls: type[T], id: str) -> T | None:
@@ -114,6 +116,10 @@ class Snapshot(msgspec.Struct, frozen=True):
         """NEW or PENDING: they wait for addresses or for a node."""
         return list(self.waiting.values())
 
+    def tasks_attaching(self) -> list[Task]:
+        """The attachments: containers started by hand on networks of the cluster."""
+        return list(self.attachments.values())
+
     def with_object(self, obj: Object) -> Snapshot:
         """This picture with one object added or replaced (indexes too); the revision stays."""
         return self.with_changes([(KIND_OF[type(obj)], obj.id, obj)])
@@ -158,7 +164,8 @@ class SnapshotEdit:
         self._service = _Index(base.tasks_by_service)
         self._node = _Index(base.tasks_by_node)
         self._network = _Index(base.tasks_by_network)
-        self._waiting: Any = None
+        self._waiting = _Selection(base.waiting)
+        self._attachments = _Selection(base.attachments)
         self._history = base.history
 
     def raw(self, kind: Kind, id: str) -> Object | None:
@@ -192,14 +199,8 @@ class SnapshotEdit:
                 self._network.set(id, attachment.network.id, "", None)
         for attachment in has:
             self._network.set(id, "", attachment.network.id, new)
-        waits = new is not None and new.status.state in _WAITING
-        if waits or (old is not None and old.status.state in _WAITING):
-            if self._waiting is None:
-                self._waiting = self._base.waiting.mutate()
-            if waits:
-                self._waiting[id] = new
-            else:
-                del self._waiting[id]
+        self._waiting.set(id, _waits(old), _waits(new), new)
+        self._attachments.set(id, _attaches(old), _attaches(new), new)
 
     def finish(self) -> Snapshot:
         tables = self._base.tables
@@ -211,7 +212,8 @@ class SnapshotEdit:
             self._service.finish(),
             self._node.finish(),
             self._network.finish(),
-            self._base.waiting if self._waiting is None else self._waiting.finish(),
+            self._waiting.finish(),
+            self._attachments.finish(),
             self._history,
         )
 
@@ -245,6 +247,35 @@ class _Index:
             else:
                 changed.pop(key, None)
         return changed.finish()
+
+
+class _Selection:
+    """Some of the tasks, being changed."""
+
+    def __init__(self, base: immutables.Map[str, Task]) -> None:
+        self._base = base
+        self._open: Any = None
+
+    def set(self, id: str, before: bool, after: bool, task: Task | None) -> None:
+        if not (before or after):
+            return
+        if self._open is None:
+            self._open = self._base.mutate()
+        if after:
+            self._open[id] = task
+        else:
+            del self._open[id]
+
+    def finish(self) -> immutables.Map[str, Task]:
+        return self._base if self._open is None else cast("immutables.Map[str, Task]", self._open.finish())
+
+
+def _waits(task: Task | None) -> bool:
+    return task is not None and task.status.state in _WAITING
+
+
+def _attaches(task: Task | None) -> bool:
+    return task is not None and is_attachment(task)
 
 
 def _kind(cls: type[Any]) -> Kind:

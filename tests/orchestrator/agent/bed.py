@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from orchestrator.agent.agent import Agent
 from orchestrator.agent.lease import Lease
 from orchestrator.agent.network_loop import Timing
 from orchestrator.control.status import advance
+from orchestrator.dispatcher.assignment import runs
 from orchestrator.dispatcher.messages import EndpointRow, NetworkRow, NodeRow, Row, ServiceRow, TaskReport, TaskRow
 from orchestrator.model import (
     SECOND,
     STATE_ORDER,
     ContainerSpec,
     NetworkAttachment,
+    NetworkAttachmentConfig,
+    NetworkAttachmentSpec,
     NetworkReference,
     Task,
     TaskSpec,
@@ -131,11 +135,12 @@ class Managers:
         task = self.tasks[task_id]
         rows: list[Row] = [TaskRow(task=task)]
         state = task.status.state
-        running = state is S.RUNNING
+        running = runs(task)
         if not terminal(state) and task.networks_attachments:
             rows.append(
                 EndpointRow(
-                    task_id=task.id, network_id="app", service_id=task.service_id, node_id=self.node_id, name=f"web.{task.id}",
+                    task_id=task.id, network_id="app", service_id=task.service_id, node_id=self.node_id,
+                    name=task.name or f"web.{task.id}",
                     slot=task.slot,
                     addresses=((task.networks_attachments[0].addresses or [""])[0].partition("/")[0],),
                     serving=running and task.desired_state is S.RUNNING,
@@ -172,6 +177,16 @@ class Managers:
             status=TaskStatus(state=S.ASSIGNED), mesh_fence=fence_s * SECOND if fence_s is not None else None,
             spec=TaskSpec(container_spec=ContainerSpec(**{"image": "bb:1", "args": list(argv), **spec})),
             networks_attachments=[NetworkAttachment(network=NetworkReference(id="app"), addresses=[address])],
+        )  # fmt: skip
+        self.send(id)
+
+    def attach(self, id: str, name: str = "db", container_id: str = "") -> None:
+        """What a manager commits before it asks the Engine for a container on the network, or when one that is there joins it."""
+        attachment = NetworkAttachmentSpec(container_id=container_id)
+        spec = TaskSpec(networks=[NetworkAttachmentConfig(target="app")], network_attachment_spec=attachment)
+        self.tasks[id] = Task(
+            id=id, name=name, node_id=self.node_id, status=TaskStatus(state=S.ASSIGNED, timestamp=datetime.now(UTC)), spec=spec,
+            networks_attachments=[NetworkAttachment(network=NetworkReference(id="app"), addresses=["10.0.1.99/24"])],
         )  # fmt: skip
         self.send(id)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 from orchestrator.agent.container_spec import container_name, spec_of, task_files
 from orchestrator.agent.errors import EngineUnavailable
@@ -36,6 +37,9 @@ class FakeEngine:
     up: bool = True
     boxes: dict[str, _Box] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)
+    gates: set[str] = field(default_factory=set)
+    # containers that are nobody's of ours, by their ids
+    others: dict[str, Container] = field(default_factory=dict)
     listeners: set[asyncio.Queue[RuntimeEvent]] = field(default_factory=set)
     prepare_gate: Callable[[Task], asyncio.Event | None] = lambda task: None
     # a list, or the answer to a release, that stays long on its way
@@ -46,7 +50,7 @@ class FakeEngine:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     def living(self) -> set[int]:
-        return {box.container.pid for box in self.boxes.values() if box.container.pid}
+        return {container.pid for container in (*(box.container for box in self.boxes.values()), *self.others.values()) if container.pid}
 
     def tell(self, task_id: str, action: str) -> None:
         for queue in self.listeners:
@@ -65,6 +69,21 @@ class FakeEngine:
         box = self.boxes[task_id]
         box.container = replace(box.container, health=health)
         self.tell(task_id, "health_status")
+
+    def make_by_hand(self, attachment_id: str, container_id: str = "byhand") -> None:
+        """`docker create` of what the API makes of it: held when it starts, if its gate was made."""
+        assert attachment_id in self.gates, "its gate is mounted: no gate, no container"
+        container = Container(container_id, attachment_id, "db", "created", attachment=True)
+        self.boxes[attachment_id] = _Box(container, ["sleep", "1000"])
+        self.tell(attachment_id, "create")
+
+    def start_by_hand(self, attachment_id: str) -> int:
+        """`docker start`, for the first time or once more; the process."""
+        box = self.boxes[attachment_id]
+        box.container = replace(box.container, state="running", pid=next(self.pids), started_at=self.now(), exit_code=0)
+        box.waiting = attachment_id in self.gates
+        self.tell(attachment_id, "start")
+        return box.container.pid
 
     def destroy(self, task_id: str) -> None:
         """Somebody removed it by force."""
@@ -85,9 +104,10 @@ class FakeRuntime:
         await self._reach()
         return NodeDescription(hostname="fake", resources=ResourceObject(nano_cpus=2_000_000_000, memory_bytes=1 << 30))
 
-    async def containers(self) -> list[Container]:
+    async def containers(self, joined: Mapping[str, str] = MappingProxyType({})) -> list[Container]:
         await self._reach()
         found = [self._shown(box) for box in self.engine.boxes.values()]
+        found += [replace(self.engine.others[id], task_id=joined[id]) for id in joined if id in self.engine.others]
         self.engine.lists += 1
         if self.engine.list_gate is not None:
             await self.engine.list_gate.wait()
@@ -119,6 +139,16 @@ class FakeRuntime:
         self.engine.calls.append(("prepare", task.id))
         self.engine.tell(task.id, "create")
         return container
+
+    async def prepare_attachment(self, task: Task) -> None:
+        await self._reach()
+        if (gate := self.engine.prepare_gate(task)) is not None:
+            await gate.wait()
+        self.engine.gates.add(task.id)
+
+    async def forget_attachment(self, task_id: str) -> None:
+        await self._reach()
+        self.engine.gates.discard(task_id)
 
     async def start_held(self, task_id: str) -> Container:
         await self._reach()

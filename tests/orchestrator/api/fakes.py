@@ -48,6 +48,7 @@ from orchestrator.model import (
     TaskStatus,
     UpdateStatus,
     VirtualIP,
+    is_attachment,
     terminal,
 )
 from orchestrator.security import ca, rotation
@@ -71,6 +72,7 @@ def a_node(id: str, hostname: str, role: str = "worker", state: str = "ready") -
             platform=Platform(architecture="x86_64", os="linux"),
             engine=EngineDescription(engine_version="20.10.24"),
             mesh_api_addr="10.0.0.1:2377",
+            mesh_tasks_dir="/state/tasks",
         ),
         status=NodeStatus(state=state, addr="10.0.0.1"),
         manager_status=ManagerStatus(leader=True, reachability="reachable", addr="10.0.0.1:2377") if role == "manager" else None,
@@ -173,6 +175,8 @@ class FakeEngine:
         self.stdin = b""
         self.client_gone = asyncio.Event()
         self.flooded = 0
+        # by the reference that finds them
+        self.containers: dict[str, dict[str, Any]] = {}
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._remember])
@@ -190,6 +194,8 @@ class FakeEngine:
         app.router.add_post(prefix + "/networks/create", self._network_create)
         app.router.add_post(prefix + "/networks/prune", self._prune)
         app.router.add_post(prefix + "/containers/create", self._container_create)
+        app.router.add_get(prefix + "/containers/{id}/json", self._container)
+        app.router.add_get(prefix + "/images/{name}/json", self._image)
         app.router.add_post(prefix + "/containers/{id}/wait", self._wait)
         app.router.add_post(prefix + "/containers/{id}/attach", self._attach)
         app.router.add_route("HEAD", prefix + "/containers/{id}/archive", self._archive)
@@ -251,7 +257,19 @@ class FakeEngine:
 
     async def _container_create(self, request: web.Request) -> web.Response:
         self.bodies.append(await request.read())
-        return web.json_response({"Id": "c1", "Warnings": []}, status=201)
+        if request.query.get("name") in self.containers:
+            return web.json_response({"message": "Conflict. The container name is already in use"}, status=409)
+        return web.json_response({"Id": "c1" * 32, "Warnings": []}, status=201)
+
+    async def _container(self, request: web.Request) -> web.Response:
+        details = self.containers.get(request.match_info["id"])
+        return web.json_response(details or {"message": "No such container"}, status=200 if details else 404)
+
+    async def _image(self, request: web.Request) -> web.Response:
+        """One image is here."""
+        if request.match_info["name"] != "bb:1":
+            return web.json_response({"message": f"No such image: {request.match_info['name']}"}, status=404)
+        return web.json_response({"Id": "sha256:1", "Config": {"Entrypoint": ["/entry"], "Cmd": ["serve"], "Env": ["PATH=/bin", "a.b=1"]}})
 
     async def _prune(self, request: web.Request) -> web.Response:
         return web.json_response({"NetworksDeleted": ["oldbridge"]})
@@ -359,9 +377,30 @@ class FakeControl:
         for service in snapshot.all(Service):
             changes += self._service(snapshot, service)
         for task in snapshot.all(Task):
-            if snapshot.service(task.service_id) is None:
+            if is_attachment(task):
+                changes += self._attachment(snapshot, task)
+            elif snapshot.service(task.service_id) is None:
                 changes.append(Delete("task", task.id, task.version.index))
         return changes
+
+    def _attachment(self, snapshot: Snapshot, task: Task) -> list[Change]:
+        """Addresses end with 100 + the number of the network's containers; the gate is there at once; a network called "full" is."""
+        if task.desired_state is TaskState.REMOVE:
+            return [Delete("task", task.id, task.version.index)]
+        had = {attachment.network.id: attachment for attachment in task.networks_attachments or ()}
+        attachments = []
+        for config in task.spec.networks or ():
+            network = snapshot.network(config.target)
+            assert network is not None
+            if network.name == "full":
+                err = "pool exhausted 4/4 of network full"
+                return [Put(replace(task, status=replace(task.status, err=err)))] if task.status.err != err else []
+            address = f"10.0.1.{100 + len(snapshot.tasks_of_network(network.id))}/24"
+            attachments.append(had.get(network.id) or NetworkAttachment(network=NetworkReference(id=network.id), addresses=[address]))
+        status = replace(task.status, state=TaskState.READY) if task.status.state is TaskState.NEW else task.status
+        if (attachments, status) == (task.networks_attachments or [], task.status):
+            return []
+        return [Put(replace(task, networks_attachments=attachments or None, status=status))]
 
     def _service(self, snapshot: Snapshot, service: Service) -> list[Change]:
         """The tasks of jobs are left to the test."""
@@ -454,7 +493,7 @@ class Setup:
 
 
 @asynccontextmanager
-async def serving(directory: Path, engine: FakeEngine | None = None) -> AsyncIterator[Setup]:
+async def serving(directory: Path, engine: Any = None) -> AsyncIterator[Setup]:
     engine = engine or FakeEngine()
     engine_socket = str(directory / "engine.sock")
     runner = web.AppRunner(engine.app(), handler_cancellation=True, shutdown_timeout=0.1)

@@ -131,18 +131,6 @@ async def test_a_network_in_use_is_not_removed(cluster: Setup) -> None:
     assert not list(cluster.store.snapshot().all(Claim))
 
 
-async def test_containers_started_by_hand_are_not_attached(cluster: Setup) -> None:
-    await cluster.ok("POST", "/networks/create", an_overlay())
-    status, text = await cluster.refused("POST", "/networks/ov1/connect", {"Container": "c1"})
-    assert (status, text.startswith("network ov1 not manually attachable")) == (403, True)
-    asked = len(cluster.engine.asked)
-    bodies: tuple[dict[str, Any], ...] = ({"HostConfig": {"NetworkMode": "ov1"}}, {"NetworkingConfig": {"EndpointsConfig": {"ov1": {}}}})
-    for networks in bodies:
-        status, text = await cluster.refused("POST", "/containers/create", {"Image": "a", **networks})
-        assert (status, text.startswith("network ov1 not manually attachable")) == (403, True)
-    assert len(cluster.engine.asked) == asked
-
-
 @pytest.mark.parametrize("sent", [{"Image": "a"}, {"Image": "a", "HostConfig": {"NetworkMode": "host"}}, {"HostConfig": 1}])
 async def test_other_containers_are_the_engines(cluster: Setup, sent: dict[str, Any]) -> None:
     await cluster.call("POST", "/containers/create?name=c1", sent)
