@@ -27,6 +27,7 @@ from orchestrator.api import (
     engines,
     events,
     execs,
+    images,
     logs,
     networks,
     node_scope,
@@ -39,6 +40,8 @@ from orchestrator.api import (
     swarm,
     system,
     tasks,
+    totals,
+    volumes,
 )
 from orchestrator.api.backend import Backend
 from orchestrator.api.connection import Connection, LimitedRunner, Limits
@@ -87,7 +90,7 @@ def make_app(backend: Backend, audit_log: AuditLog | None = None) -> web.Applica
     app.on_response_prepare.append(announce)
     routes = [
         *system.ROUTES, *swarm.ROUTES, *nodes.ROUTES, *services.ROUTES, *tasks.ROUTES, *logs.ROUTES, *networks.ROUTES,
-        *container_creation.ROUTES, *execs.ROUTES, *containers.ROUTES,
+        *container_creation.ROUTES, *execs.ROUTES, *containers.ROUTES, *images.ROUTES, *volumes.ROUTES, *totals.ROUTES,
         *secrets.ROUTES, *events.ROUTES, *backups.ROUTES, *diagnosis.ROUTES, *node_scope.ROUTES, *stacks.ROUTES, *proxy.ROUTES,
     ]  # fmt: skip
     for route in routes:

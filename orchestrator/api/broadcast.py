@@ -8,13 +8,18 @@ answer's `Warning`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
+from orchestrator.api import access
 from orchestrator.api.engines import CHANGE, Engines, Member, Patience, Replies, asked_path, engines_of
+from orchestrator.api.proxy import PROXY
+from orchestrator.api.queries import with_filters
 from orchestrator.errors import ApiError
 
 NODES_HEADER = "X-Meshd-Nodes"
@@ -26,6 +31,16 @@ NODE_FILTER = "node"
 def is_whole(request: web.Request) -> bool:
     """Whether this node speaks for all of them; else it speaks for its own Engine only."""
     return engines_of(request).snapshot() is not None
+
+
+def of_all_nodes(handler: Handler) -> Handler:
+    """A route that speaks for all nodes, where this one does; elsewhere its Engine answers alone."""
+
+    @functools.wraps(handler)
+    async def route(request: web.Request) -> web.StreamResponse:
+        return await handler(request) if is_whole(request) else await request.app[PROXY].forward(request)
+
+    return route
 
 
 def members_of(request: web.Request, also: Sequence[str] = ()) -> list[Member]:
@@ -65,6 +80,21 @@ def outcome(replies: Replies, done: str) -> list[tuple[Member, Any]]:
         status = refused[0][1].status
         raise ApiError(status, sentence([(member.name, answer.message()) for member, answer in refused], [m.name for m, _ in did], done))
     return did
+
+
+async def prune(request: web.Request, path: str, deleted: str, whose: str) -> web.StreamResponse:
+    """POST `path`; `deleted`: the answer's list of what is gone; whose: "their volumes"."""
+    wanted = access.any_filters_of(request)
+    members = members_of(request, wanted.get(NODE_FILTER))
+    replies = await ask(request, "POST", f"{path}{with_filters(request, wanted, without=NODE_FILTER)}", members=members)
+    answers = outcome(replies, "pruned on")
+    gone: list[Any] = []
+    for _, pruned in answers:
+        gone += [one for one in pruned.get(deleted) or () if one not in gone]
+    reclaimed = sum(pruned.get("SpaceReclaimed") or 0 for _, pruned in answers)
+    response = access.answer({deleted: gone or None, "SpaceReclaimed": reclaimed})
+    replies.warn(response, f"{whose} were not pruned")
+    return response
 
 
 def sentence(failures: Sequence[tuple[str, str]], did: Sequence[str], done: str) -> str:

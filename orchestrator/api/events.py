@@ -1,4 +1,4 @@
-"""`docker events`: the Engine's events of this node and the cluster's objects, as one stream of JSON lines.
+"""`docker events`: the events of all Engines (`engine_events`) and of the cluster's objects, as one stream of JSON lines.
 
 Edge: watches the store, streams. Source: Docker Engine API 1.44 /events; moby daemon/events keeps the last 256 for `since`, and so
 does this, from the moment that this process has been a manager.
@@ -14,12 +14,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 
-import aiohttp
+import msgspec
 from aiohttp import web
 
 from orchestrator.api import access, codec, filters
 from orchestrator.api.changes import FILTER_KEYS, SwarmEvent, described
-from orchestrator.api.proxy import PROXY
+from orchestrator.api.engine_events import engine_lines
 from orchestrator.errors import ApiError, Compacted
 from orchestrator.store.base import Store
 
@@ -30,6 +30,7 @@ _KEPT = 256
 _BACKLOG = 4096
 _ROLE_POLL_S = 0.5
 _TOO_SLOW = b""
+_PAST_S = 5.0
 
 
 class Journal:
@@ -111,13 +112,17 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     with journal.listening() as queue:
         past = [event for event in journal.kept if since is not None and since <= event.time and (until is None or event.time <= until)]
         await answer.prepare(request)
-        engine = asyncio.create_task(_engine_lines(request, lines))
+        engine = asyncio.create_task(engine_lines(request, lines, wanted, until))
         cluster = asyncio.create_task(_cluster_lines(queue, lines, wanted))
         try:
-            for event in past:
-                if event.passes(wanted):
-                    await answer.write(codec.encode(event.shown()))
-            await _write_lines(answer, lines, until)
+            told = [codec.encode(event.shown()) for event in past if event.passes(wanted)]
+            if until is not None and until <= access.now():
+                for line in sorted([*told, *await _all_of(lines)], key=_time_ns):
+                    await answer.write(line)
+            else:
+                for line in told:
+                    await answer.write(line)
+                await _write_lines(answer, lines, until)
         finally:
             engine.cancel()
             cluster.cancel()
@@ -140,6 +145,24 @@ def moment(text: str) -> datetime | None:
     except ValueError:
         raise ApiError(400, f'failed to parse value as time or duration: "{text}"') from None
     return parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)
+
+
+class _Moment(msgspec.Struct):
+    time_ns: int = msgspec.field(default=0, name="timeNano")
+
+
+def _time_ns(line: bytes) -> int:
+    return msgspec.json.decode(line, type=_Moment).time_ns
+
+
+async def _all_of(lines: asyncio.Queue[bytes | None]) -> list[bytes]:
+    """What the Engines have to say about the past: each keeps 256 events. One that doesn't answer is not waited for."""
+    found = []
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_PAST_S):
+            while line := await lines.get():
+                found.append(line)
+    return found
 
 
 async def _write_lines(answer: web.StreamResponse, lines: asyncio.Queue[bytes | None], until: datetime | None) -> None:
@@ -166,17 +189,3 @@ async def _cluster_lines(queue: asyncio.Queue[SwarmEvent | None], lines: asyncio
         if event.passes(wanted):
             await lines.put(codec.encode(event.shown()))
     await lines.put(_TOO_SLOW)
-
-
-async def _engine_lines(request: web.Request, lines: asyncio.Queue[bytes | None]) -> None:
-    """This node's containers, images, volumes, local networks; the Engine does its own filtering and ends at `until` by itself."""
-    proxy = request.app[PROXY]
-    try:
-        url = await proxy.url(request)
-        async with proxy.session.get(url) as response:
-            if response.status == 200:
-                async for line in response.content:
-                    await lines.put(line)
-    except (aiohttp.ClientError, OSError, ApiError) as error:
-        log.info("events without the engine error=%s", error)
-    await lines.put(None)

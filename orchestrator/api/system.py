@@ -10,9 +10,8 @@ from typing import Any
 
 from aiohttp import web
 
-from orchestrator.api import access, views
+from orchestrator.api import access, broadcast, totals, views
 from orchestrator.api.backend import Backend
-from orchestrator.api.engines import Replies, engines_of
 from orchestrator.api.proxy import PROXY
 from orchestrator.errors import ApiError
 from orchestrator.model import Node
@@ -58,11 +57,13 @@ async def info(request: web.Request) -> web.Response:
     backend = access.backend_of(request)
     facts = backend.facts()
     warnings = list(facts.warnings)
-    away = Replies([], [(member, member.away) for member in engines_of(request).members() if member.away])
-    if missing := away.missing("their containers, images and volumes are not shown"):
-        warnings.append(f"nodes {missing}")
     try:
-        shown = await request.app[PROXY].get_json("/info") or {}
+        if broadcast.is_whole(request):
+            shown, replies = await totals.info_of_all(request)
+            if missing := replies.missing("their containers, images and volumes are not shown"):
+                warnings.append(f"nodes {missing}")
+        else:
+            shown = await request.app[PROXY].get_json("/info") or {}
     except ApiError as error:
         uname = platform.uname()
         shown = {"ID": "", "Name": uname.node, "OSType": "linux", "Architecture": uname.machine, "KernelVersion": uname.release}

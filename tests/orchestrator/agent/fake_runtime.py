@@ -46,6 +46,7 @@ class FakeEngine:
     list_gate: asyncio.Event | None = None
     release_gate: asyncio.Event | None = None
     lists: int = 0
+    answered_lists: int = 0
     pids: itertools.count[int] = field(default_factory=lambda: itertools.count(100_001))
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
@@ -111,6 +112,7 @@ class FakeRuntime:
         self.engine.lists += 1
         if self.engine.list_gate is not None:
             await self.engine.list_gate.wait()
+        self.engine.answered_lists += 1
         return found
 
     def _shown(self, box: _Box) -> Container:

@@ -204,15 +204,24 @@ async def test_a_look_that_came_by_while_the_gate_was_made(bed: AgentBed) -> Non
     """It said that the container is there, and was not listened to: that doesn't mean that it is gone."""
     pid = next(bed.engine.pids)
     bed.engine.others["old"] = Container("old", "", "old", "running", pid=pid, attachment=True)
-    made = asyncio.Event()
-    bed.engine.prepare_gate = lambda task: made
-    agent = await bed.start()
+    making, made, first, second = (asyncio.Event() for _ in range(4))
+
+    def making_it(task: Task) -> asyncio.Event:
+        making.set()
+        return made
+
+    bed.engine.prepare_gate = making_it
+    await bed.start()
+    await until(lambda: bed.engine.answered_lists, "looked once")
+    bed.engine.list_gate = first
     bed.managers.attach("a", container_id="old")
-    await reaches(bed, "a", S.PREPARING)
-    looks = bed.engine.lists
-    agent.resync()
-    await until(lambda: bed.engine.lists > looks, "looked")
+    await making.wait()
+    answered, bed.engine.list_gate = bed.engine.answered_lists, second
+    first.set()
+    await until(lambda: bed.engine.answered_lists > answered, "looked while the gate is made")
     made.set()
+    await reaches(bed, "a", S.READY)
+    second.set()
     await until(lambda: shown_pid(bed) == pid, "attached")
     assert S.SHUTDOWN not in bed.managers.history["a"]
 

@@ -175,7 +175,7 @@ class FakeEngine:
         self.stdin = b""
         self.client_gone = asyncio.Event()
         self.flooded = 0
-        # by the reference that finds them
+        # those that are not like all others, by the reference that finds them
         self.containers: dict[str, dict[str, Any]] = {}
 
     def app(self) -> web.Application:
@@ -194,8 +194,6 @@ class FakeEngine:
         app.router.add_post(prefix + "/networks/create", self._network_create)
         app.router.add_post(prefix + "/networks/prune", self._prune)
         app.router.add_post(prefix + "/containers/create", self._container_create)
-        app.router.add_get(prefix + "/containers/{id}/json", self._container)
-        app.router.add_get(prefix + "/images/{name}/json", self._image)
         app.router.add_post(prefix + "/containers/{id}/wait", self._wait)
         app.router.add_post(prefix + "/containers/{id}/attach", self._attach)
         app.router.add_route("HEAD", prefix + "/containers/{id}/archive", self._archive)
@@ -235,10 +233,14 @@ class FakeEngine:
         id = request.match_info["id"]
         if id == "nosuch":
             return web.json_response({"message": f"No such container: {id}"}, status=404)
+        if id in self.containers:
+            return web.json_response(self.containers[id])
         return web.json_response({"Id": id, "Name": f"/name-of-{id}", "Created": "2026-01-01T00:00:00.5Z", "Config": {"Labels": {}}})
 
     async def _image(self, request: web.Request) -> web.Response:
-        return web.json_response({"Id": "sha256:1"})
+        if request.match_info["name"] == "nosuch":
+            return web.json_response({"message": "No such image: nosuch"}, status=404)
+        return web.json_response({"Id": "sha256:1", "Config": {"Entrypoint": ["/entry"], "Cmd": ["serve"], "Env": ["PATH=/bin", "a.b=1"]}})
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse()
@@ -260,16 +262,6 @@ class FakeEngine:
         if request.query.get("name") in self.containers:
             return web.json_response({"message": "Conflict. The container name is already in use"}, status=409)
         return web.json_response({"Id": "c1" * 32, "Warnings": []}, status=201)
-
-    async def _container(self, request: web.Request) -> web.Response:
-        details = self.containers.get(request.match_info["id"])
-        return web.json_response(details or {"message": "No such container"}, status=200 if details else 404)
-
-    async def _image(self, request: web.Request) -> web.Response:
-        """One image is here."""
-        if request.match_info["name"] != "bb:1":
-            return web.json_response({"message": f"No such image: {request.match_info['name']}"}, status=404)
-        return web.json_response({"Id": "sha256:1", "Config": {"Entrypoint": ["/entry"], "Cmd": ["serve"], "Env": ["PATH=/bin", "a.b=1"]}})
 
     async def _prune(self, request: web.Request) -> web.Response:
         return web.json_response({"NetworksDeleted": ["oldbridge"]})

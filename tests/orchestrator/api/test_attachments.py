@@ -180,13 +180,13 @@ async def test_two_connections_at_the_same_moment_are_one_attachment(att: Setup)
         (a_container("container:x"), 403, "container sharing network namespace with another container or host cannot be connected"),
         (a_container(labels={"io.meshd.task": "t"}), 403, "container old is a task's: its networks are those of its service"),
         (a_container("br", networks=("br",)), 403, "container old is on network br, where its Engine answers for names"),
-        (None, 404, "No such container: old"),
+        (None, 404, "No such container: nosuch"),
     ],
 )
 async def test_what_can_not_be_connected(att: Setup, container: dict[str, Any] | None, status: int, text: str) -> None:
     if container is not None:
         att.engine.containers["old"] = container
-    refused = await att.refused("POST", "/networks/att/connect", {"Container": "old"})
+    refused = await att.refused("POST", "/networks/att/connect", {"Container": "old" if container is not None else "nosuch"})
     assert (refused[0], refused[1][: len(text)]) == (status, text)
     assert attachments(att) == []
 

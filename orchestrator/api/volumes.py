@@ -1,0 +1,118 @@
+"""Volumes of all nodes: made everywhere under one name, listed once, removed everywhere.
+
+Edge: routes over the Engines. A volume of the local driver is a directory of its node: the same name is another directory on each. So
+`node/name` is accepted wherever a volume is named, and made there only; lists and `docker volume inspect` say in the label com.meshd.node
+where a volume is. Source: Docker Engine API 1.44 /volumes; classicswarm api/handlers.go (postVolumesCreate, deleteVolumes).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote, unquote
+
+from aiohttp import web
+
+from orchestrator.api import access, broadcast, codec
+from orchestrator.api.broadcast import NODE_FILTER, NODE_LABEL, chosen, members_of, of_all_nodes
+from orchestrator.api.engines import LIST, Member, engines_of
+from orchestrator.api.queries import with_filters
+from orchestrator.errors import ApiError
+
+Json = dict[str, Any]
+
+
+@of_all_nodes
+async def list_volumes(request: web.Request) -> web.StreamResponse:
+    wanted = access.any_filters_of(request)
+    members = members_of(request, wanted.get(NODE_FILTER))
+    replies = await broadcast.ask(
+        request, "GET", f"/volumes{with_filters(request, wanted, without=NODE_FILTER)}", members=members, patience=LIST
+    )
+    replies.require_one()
+    answers = [(member.name, answer) for member, answer in replies.values()]
+    warnings = [text for _, answer in answers for text in answer.get("Warnings") or ()]
+    if missing := replies.missing("their volumes are not shown"):
+        warnings.append(missing)
+    response = access.answer(
+        {"Volumes": merged([(name, answer.get("Volumes") or ()) for name, answer in answers]), "Warnings": warnings or None}
+    )
+    replies.warn(response, "their volumes are not shown")
+    return response
+
+
+def merged(lists: Sequence[tuple[str, Sequence[Json]]]) -> list[Json]:
+    """Pure: each name of a driver once."""
+    found: dict[tuple[str, str], Json] = {}
+    places: dict[tuple[str, str], list[str]] = {}
+    for node, volumes in lists:
+        for volume in volumes:
+            key = (volume["Name"], volume["Driver"])
+            found.setdefault(key, volume)
+            places.setdefault(key, []).append(node)
+    return [{**found[key], "Labels": {**(found[key].get("Labels") or {}), NODE_LABEL: ",".join(places[key])}} for key in sorted(found)]
+
+
+@of_all_nodes
+async def inspect_volume(request: web.Request) -> web.StreamResponse:
+    """Of several nodes that have it: this one's, else the first's."""
+    name, members = _named(request)
+    replies = await broadcast.ask(request, "GET", f"/volumes/{quote(name, safe='')}", members=members, patience=LIST)
+    replies.require_one()
+    having = sorted(replies.values(), key=lambda one: not one[0].local)
+    places = sorted(member.name for member, _ in having)
+    volume = having[0][1]
+    response = access.answer({**volume, "Labels": {**(volume.get("Labels") or {}), NODE_LABEL: ",".join(places)}})
+    replies.warn(response, "they may have it, too")
+    return response
+
+
+@of_all_nodes
+async def create_volume(request: web.Request) -> web.StreamResponse:
+    raw = await access.body(request)
+    sent = codec.parse(raw) if raw else {}
+    if not isinstance(sent, dict):
+        raise ApiError(400, "invalid request: expected an object")
+    if sent.get("ClusterVolumeSpec"):
+        raise ApiError(501, "cluster volumes (CSI) are not supported: use a driver that every node has")
+    node, name = broadcast.split(str(sent.get("Name") or ""))
+    members = chosen(engines_of(request), [node]) if node else members_of(request)
+    # the Engines would each make up another one
+    body = codec.encode({**sent, "Name": name or secrets.token_hex(32)})
+    replies = await broadcast.ask(request, "POST", "/volumes/create", members=members, body=body)
+    made = broadcast.outcome(replies, "created on")
+    response = access.answer(made[0][1], status=201)
+    replies.warn(response, "it is made there when a container first asks for it")
+    return response
+
+
+@of_all_nodes
+async def remove_volume(request: web.Request) -> web.StreamResponse:
+    name, members = _named(request)
+    query = "?force=1" if access.flag(request, "force") else ""
+    replies = await broadcast.ask(request, "DELETE", f"/volumes/{quote(name, safe='')}{query}", members=members)
+    broadcast.outcome(replies, "removed from")
+    response = web.Response(status=204)
+    replies.warn(response, "what they have of it stays")
+    return response
+
+
+@of_all_nodes
+async def prune_volumes(request: web.Request) -> web.StreamResponse:
+    return await broadcast.prune(request, "/volumes/prune", "VolumesDeleted", "their volumes")
+
+
+def _named(request: web.Request) -> tuple[str, list[Member]]:
+    """The name, and where it is meant."""
+    node, name = broadcast.split(unquote(request.match_info["name"]))
+    return name, chosen(engines_of(request), [node]) if node else members_of(request)
+
+
+ROUTES = [
+    web.get("/volumes", list_volumes),
+    web.post("/volumes/create", create_volume),
+    web.post("/volumes/prune", prune_volumes),
+    web.get("/volumes/{name:.+}", inspect_volume),
+    web.delete("/volumes/{name:.+}", remove_volume),
+]

@@ -1,0 +1,174 @@
+"""The part of an Engine that has images, volumes and local networks, small and strict; faults are set by name."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from aiohttp import web
+
+
+class FakeStores:
+    """refuses: operation ("pull", "load", "rmi", "volume-rm", ...) -> (status, message). images: name -> id."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.images: dict[str, str] = {}
+        self.volumes: dict[str, dict[str, Any]] = {}
+        self.networks: list[dict[str, Any]] = [{"Name": "bridge", "Id": f"bridge-{name}", "Driver": "bridge", "Labels": None}]
+        self.refuses: dict[str, tuple[int, str]] = {}
+        self.fails_midway = ""
+        self.loaded: list[bytes] = []
+        self.broken_uploads = 0
+        self.asked: list[str] = []
+        self.events: list[dict[str, Any]] = []
+        # an upload is not read any further while this is unset
+        self.reads = asyncio.Event()
+        self.reads.set()
+
+    def app(self) -> web.Application:
+        app = web.Application(middlewares=[self._refused])
+        p = "/v{version}"
+        app.router.add_get("/version", self._version)
+        app.router.add_get("/v1.41/version", self._version)
+        app.router.add_get(p + "/info", self._info)
+        app.router.add_get(p + "/events", self._events)
+        app.router.add_get(p + "/images/json", self._list)
+        app.router.add_post(p + "/images/create", self._pull, name="pull")
+        app.router.add_post(p + "/images/load", self._load, name="load")
+        app.router.add_get(p + "/images/{name}/json", self._inspect)
+        app.router.add_get(p + "/images/{name}/get", self._save)
+        app.router.add_delete(p + "/images/{name}", self._remove, name="rmi")
+        app.router.add_get(p + "/volumes", self._volumes)
+        app.router.add_post(p + "/volumes/create", self._volume_create, name="volume-create")
+        app.router.add_get(p + "/volumes/{name}", self._volume)
+        app.router.add_delete(p + "/volumes/{name}", self._volume_remove, name="volume-rm")
+        app.router.add_get(p + "/networks", self._networks)
+        app.router.add_get(p + "/networks/{id}", self._network)
+        app.router.add_get(p + "/system/df", self._df)
+        app.router.add_post(p + "/build", self._build)
+        app.router.add_post(p + "/session", self._build)
+        app.router.add_post(p + "/volumes/prune", self._volumes_prune)
+        return app
+
+    @web.middleware
+    async def _refused(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        self.asked.append(f"{request.method} {request.rel_url.raw_path}")
+        name = request.match_info.route.name or ""
+        if name in self.refuses:
+            status, message = self.refuses[name]
+            return web.json_response({"message": message}, status=status)
+        answer: web.StreamResponse = await handler(request)
+        return answer
+
+    async def _version(self, request: web.Request) -> web.Response:
+        return web.json_response({"ApiVersion": "1.41", "MinAPIVersion": "1.12"})
+
+    async def _info(self, request: web.Request) -> web.Response:
+        return web.json_response({"Containers": 2, "ContainersRunning": 1, "Images": len(self.images), "NCPU": 4, "MemTotal": 1 << 30})
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        for event in self.events:
+            await answer.write(json.dumps(event).encode() + b"\n")
+        if "until" not in request.query:
+            await asyncio.Event().wait()
+        return answer
+
+    async def _list(self, request: web.Request) -> web.Response:
+        found: dict[str, list[str]] = {}
+        for name, id in self.images.items():
+            found.setdefault(id, []).append(name)
+        return web.json_response(
+            [
+                {"Id": id, "RepoTags": names, "RepoDigests": None, "Created": 1, "Containers": -1, "Labels": None}
+                for id, names in found.items()
+            ]
+        )
+
+    async def _pull(self, request: web.Request) -> web.StreamResponse:
+        name = f"{request.query['fromImage']}:{request.query['tag']}"
+        if request.query.get("fromSrc"):
+            raise AssertionError("not here")
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        lines: list[dict[str, Any]] = [{"status": "Pulling", "id": request.query["tag"]}, {"status": "Download complete", "id": "layer"}]
+        if self.fails_midway:
+            lines += [{"errorDetail": {"message": self.fails_midway}, "error": self.fails_midway}]
+        else:
+            new = name not in self.images
+            self.images[name] = f"sha256:{name}"
+            lines += [{"status": "Digest: sha256:1"}, {"status": f"Status: {'Downloaded newer' if new else 'Up to date'} image for {name}"}]
+        for line in lines:
+            await answer.write(json.dumps(line).encode() + b"\r\n")
+        return answer
+
+    async def _load(self, request: web.Request) -> web.StreamResponse:
+        body = b""
+        try:
+            async for chunk in request.content.iter_any():
+                body += chunk
+                await self.reads.wait()
+        except (asyncio.CancelledError, OSError):
+            self.broken_uploads += 1
+            raise
+        self.loaded.append(body)
+        return web.json_response({"stream": "Loaded image: loaded:1\n"})
+
+    async def _inspect(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if name not in self.images:
+            return web.json_response({"message": f"No such image: {name}"}, status=404)
+        return web.json_response({"Id": self.images[name], "Here": self.name})
+
+    async def _save(self, request: web.Request) -> web.Response:
+        return web.Response(body=f"archive of {request.match_info['name']} from {self.name}".encode())
+
+    async def _remove(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if self.images.pop(name, None) is None:
+            return web.json_response({"message": f"No such image: {name}"}, status=404)
+        return web.json_response([{"Untagged": name}])
+
+    async def _volumes(self, request: web.Request) -> web.Response:
+        return web.json_response({"Volumes": list(self.volumes.values()) or None, "Warnings": None})
+
+    async def _volume_create(self, request: web.Request) -> web.Response:
+        sent = await request.json()
+        self.volumes[sent["Name"]] = {
+            "Name": sent["Name"],
+            "Driver": sent.get("Driver") or "local",
+            "Labels": sent.get("Labels"),
+            "At": self.name,
+        }
+        return web.json_response(self.volumes[sent["Name"]], status=201)
+
+    async def _volume(self, request: web.Request) -> web.Response:
+        volume = self.volumes.get(request.match_info["name"])
+        return web.json_response(volume or {"message": "no such volume"}, status=200 if volume else 404)
+
+    async def _volume_remove(self, request: web.Request) -> web.Response:
+        if self.volumes.pop(request.match_info["name"], None) is None:
+            return web.json_response({"message": "no such volume"}, status=404)
+        return web.Response(status=204)
+
+    async def _networks(self, request: web.Request) -> web.Response:
+        return web.json_response(self.networks)
+
+    async def _network(self, request: web.Request) -> web.Response:
+        asked = request.match_info["id"]
+        found = next((network for network in self.networks if asked in (network["Name"], network["Id"])), None)
+        return web.json_response(found or {"message": f"network {asked} not found"}, status=200 if found else 404)
+
+    async def _build(self, request: web.Request) -> web.Response:
+        return web.json_response({"stream": f"{await request.text()} on {self.name}"})
+
+    async def _volumes_prune(self, request: web.Request) -> web.Response:
+        deleted = sorted(self.volumes)
+        self.volumes.clear()
+        return web.json_response({"VolumesDeleted": deleted or None, "SpaceReclaimed": len(deleted)})
+
+    async def _df(self, request: web.Request) -> web.Response:
+        return web.json_response({"LayersSize": 10, "Images": [{"Id": "i", "Labels": None, "Size": 10}], "Containers": [], "Volumes": None})
