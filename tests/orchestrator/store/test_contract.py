@@ -28,6 +28,9 @@ from orchestrator.model import (
     SecretSpec,
     Service,
     ServiceSpec,
+    Stack,
+    StackParts,
+    StackRevision,
     Task,
     TaskState,
     TaskStatus,
@@ -233,6 +236,7 @@ async def test_every_kind_comes_back_as_it_went_in(open_store: Opener) -> None:
         Secret(id="x", spec=SecretSpec(name="pw"), mesh_ciphertext=bytes(range(256))),
         Config(id="y", spec=SecretSpec(data="aGk=")),
         Claim(id="port/tcp/8080", owner="s"),
+        Stack(id="shop", current=StackRevision(number=2, compose="a: 1", parts=StackParts(services=[ServiceSpec(name="web")]))),
     ]
     assert {KIND_OF[type(obj)] for obj in objects} == set(KINDS)
     revision = await store.commit([Put(obj) for obj in objects])
