@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from http import HTTPStatus
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlencode
 
 from aiohttp import web
 
@@ -16,7 +16,7 @@ from orchestrator.api import access, attached_views, attachments, codec
 from orchestrator.api.container_names import held
 from orchestrator.api.container_views import FULL_ID, Found, Listing, choose, created_s, inspected, name_taken, split_path
 from orchestrator.api.engines import CHANGE, Engines, Member, asked_path, engines_of
-from orchestrator.api.proxy import PROXY, forward, path_of
+from orchestrator.api.proxy import PROXY, forward
 from orchestrator.engine_http import Answer
 from orchestrator.errors import ApiError
 
@@ -104,7 +104,8 @@ async def commit(request: web.Request) -> web.StreamResponse:
     if engines.snapshot() is None or not reference:
         return await request.app[PROXY].forward(request)
     found = await inspected_owner_of(request, reference)
-    path = path_of(request).replace(quote(reference, safe=""), found.id)
+    query = urlencode([(key, found.id if key == "container" else value) for key, value in request.query.items()])
+    path = asked_path(request, f"/commit?{query}")
     raw = await access.body(request)
     body = attached_views.committed(found.shown, codec.parse(raw) if raw.strip() else None)
     return await forward(request, engines.engine(found.member), path=path, body=raw if body is None else codec.encode(body))

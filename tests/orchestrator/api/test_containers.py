@@ -128,7 +128,8 @@ async def test_ambiguous_references(three: Cluster) -> None:
 
 async def test_commit_and_prune(three: Cluster) -> None:
     ids = [await three.create(f"c{number}") for number in range(3)]
-    assert await three.setup.ok("POST", "/commit?container=c1&repo=x", {}) == {"Id": "sha256:b"}
+    assert await three.setup.ok("POST", "/v1.41/commit?container=c1&repo=c1&comment=a%26b", {}) == {"Id": "sha256:b"}
+    assert ("POST", f"/v1.41/commit?container={ids[1]}&repo=c1&comment=a%26b") in three.engines["node-b"].asked
     await three.setup.call("POST", f"/containers/{ids[0]}/start")
     assert await three.setup.ok("POST", '/containers/prune?filters={"node":["node-c"]}') == {
         "ContainersDeleted": [ids[2]], "SpaceReclaimed": 10,
