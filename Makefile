@@ -5,11 +5,16 @@
 # make bench           the demo's figures: how fast, how much memory
 # make bench-mesh      the data plane's figures: programming the kernel
 # make bench-dns       the DNS server beside others: Debian's, the Docker Engine's, the bare system calls; every answer is checked
+<<<<<<< HEAD
 # make bench-orchestrator  the orchestrator's figures against their targets: scheduler, store, API, leader, and those of make bench;
 #                  1,000 agents that lose a manager; meshd killed and restarted everywhere under load
+=======
+# make bench-orchestrator  the orchestrator's figures against their targets: scheduler, store, API, leader, and those of make bench
+# make bench-api       the API beside a real Engine's in swarm mode, at 1, 100 and 1,000 services; 1,000 open event streams
+>>>>>>> 3fbc0ac (API: versions, sequence and fuzz described and tested; make bench-api)
 # make vagrant-rehearse  vagrant up and its smoke test on this machine, without boxes, KVM or systemd: ten minutes
 # make fuzz-dns        a million mutated packets against the DNS server: minutes
-.PHONY: demo test check simulate chaos bench bench-mesh bench-dns bench-orchestrator fuzz-dns vagrant-rehearse bootstrap
+.PHONY: demo test check simulate chaos bench bench-mesh bench-dns bench-orchestrator bench-api fuzz-dns vagrant-rehearse bootstrap
 BIN := .venv/bin
 
 bootstrap:
@@ -34,6 +39,9 @@ bench-orchestrator: bootstrap
 	@$(BIN)/python -m tests.orchestrator.dispatcher.bench_attach
 	@$(BIN)/python -m tests.lab.bench_managers
 	@$(BIN)/meshd demo --figures
+
+bench-api: bootstrap
+	@$(BIN)/python -m tests.orchestrator.bench_api
 
 fuzz-dns: bootstrap
 	@$(BIN)/python -m tests.dnsd.fuzz --count 1000000

@@ -44,20 +44,38 @@ def mtu_of(link: str) -> int:
     return int(struct.unpack("16si12x", answer)[1])
 
 
-def choose_address(wanted: str, own: Mapping[str, str], towards: str) -> str:
+_ADVERTISE = "advertise address must be a non-zero IP address or network interface (with optional port number)"
+_DATA_PATH = "data path address must be a non-zero IP address or network interface (without a port number)"
+_LISTEN = "listen address must be an IP address or network interface (with optional port number)"
+
+
+def data_path_address(wanted: str, own: Mapping[str, str]) -> str:
+    """The address that `wanted`, an address or a link's name, stands for; ApiError(400) if for none."""
+    return choose_address(wanted, own, "", refusal=_DATA_PATH)
+
+
+def check_listen_address(text: str, own: Mapping[str, str]) -> None:
+    """ApiError(400) unless `text` is an address of any kind or a link's name, with a port or without."""
+    host = text.rpartition(":")[0] if text.count(":") == 1 else text.strip("[]")
+    if host not in ("0.0.0.0", "::"):
+        choose_address(text, own, "", refusal=_LISTEN)
+
+
+def choose_address(wanted: str, own: Mapping[str, str], towards: str, *, refusal: str = _ADVERTISE) -> str:
     """The address to advertise. wanted: an address, a link's name, or "". towards: the manager that is joined, "" at init.
 
-    ApiError(400), with Docker's words: nothing to choose from, or too much.
+    ApiError(400), with Docker's words (`refusal`: where `wanted` is neither): nothing to choose from, or too much.
     """
     if wanted:
         host = wanted.rpartition(":")[0] if wanted.count(":") == 1 else wanted.strip("[]")
         try:
-            return str(ipaddress.ip_address(host))
+            address = ipaddress.ip_address(host)
         except ValueError:
-            pass
-        of_link = [address for address, link in own.items() if link == host]
+            of_link = [address for address, link in own.items() if link == host]
+        else:
+            of_link = [] if address.is_unspecified else [str(address)]
         if not of_link:
-            raise ApiError(400, "advertise address must be a non-zero IP address or network interface (with optional port number)")
+            raise ApiError(400, refusal)
         return sorted(of_link, key=lambda address: (":" in address, address))[0]
     real = {address: link for address, link in own.items() if not link.startswith(_VIRTUAL)}
     family = [address for address in real if ":" not in address] or list(real)

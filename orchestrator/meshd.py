@@ -27,7 +27,7 @@ import uvloop
 from mesh import NodeMesh, check_kernel, detect_balancer
 from mesh.model import Balancer
 from orchestrator import local_state
-from orchestrator.addresses import choose_address, metrics_endpoint, own_addresses
+from orchestrator.addresses import check_listen_address, choose_address, data_path_address, metrics_endpoint, own_addresses
 from orchestrator.api.app import serve
 from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole, NodeFacts, NodeState
 from orchestrator.api.connection import Limits
@@ -538,6 +538,8 @@ class Meshd:
         """(IP address to advertise, "ip:port" to listen at). ApiError(400) with Docker's text when there is no single choice."""
         port = DEFAULT_PORT
         given_listen = self._config.listen_addr or ("" if listen in ("", f"0.0.0.0:{DEFAULT_PORT}") else listen)
+        if listen:
+            check_listen_address(listen, own_addresses())
         try:
             if given_listen:
                 host, port = split_endpoint(given_listen)
@@ -550,7 +552,7 @@ class Meshd:
         return chosen, join_endpoint(host, port)
 
     def _data_addr(self, given: str, advertise: str) -> str:
-        return choose_address(given, own_addresses(), "") if given else advertise
+        return data_path_address(given, own_addresses()) if given else advertise
 
     def _clear(self) -> None:
         """Remove what an earlier membership, or an attempt that failed, left on disk."""

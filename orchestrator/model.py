@@ -82,6 +82,8 @@ class BindOptions(_Struct):
     propagation: str = ""
     non_recursive: bool = False
     create_mountpoint: bool = False
+    read_only_non_recursive: bool = False
+    read_only_force_recursive: bool = False
 
 
 class VolumeOptions(_Struct):
@@ -94,6 +96,7 @@ class VolumeOptions(_Struct):
 class TmpfsOptions(_Struct):
     size_bytes: int = 0
     mode: int = 0
+    options: list[list[str]] | None = None
 
 
 class Mount(_Struct):
@@ -371,6 +374,7 @@ class Service(_Struct):
     """Removed by the user = gone from the store; its tasks follow with desired state REMOVE. service_status: only in API answers.
     mesh_registry_auth: credentials for its images (`registry_auth`), encrypted; not part of the spec, so new ones restart nothing.
     mesh_homes: slot -> id of the node that has its volumes (stateful services).
+    mesh_spec_since: every version after this one has this spec (0: all of them).
     """
 
     id: str
@@ -385,6 +389,7 @@ class Service(_Struct):
     service_status: ServiceStatus | None = None
     mesh_registry_auth: bytes = b""
     mesh_homes: dict[str, str] | None = None
+    mesh_spec_since: int = 0
 
 
 # ---- task ----------------------------------------------------------------------------------------------------------------------
@@ -578,7 +583,7 @@ class NodeCertificate(_Struct):
 
 
 class Node(_Struct):
-    """mesh_disconnected_since: when the dispatcher lost it (None while connected)."""
+    """mesh_disconnected_since: when the dispatcher lost it (None while connected). mesh_spec_since: as in `Service`."""
 
     id: str
     version: Version = Version()
@@ -591,6 +596,7 @@ class Node(_Struct):
     mesh_attachments: list[NodeAttachment] | None = None
     mesh_disconnected_since: datetime | None = None
     mesh_certificate: NodeCertificate | None = None
+    mesh_spec_since: int = 0
 
 
 # ---- network, secret, config ----------------------------------------------------------------------------------------------------

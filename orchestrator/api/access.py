@@ -15,7 +15,9 @@ from aiohttp import web
 
 from orchestrator.api import codec, filters
 from orchestrator.api.backend import Backend
+from orchestrator.api.versions import API_VERSION
 from orchestrator.errors import ApiError, Conflict
+from orchestrator.model import Cluster, Config, Node, Secret, Service
 from orchestrator.store.base import Change, Store
 from orchestrator.store.snapshot import Snapshot
 
@@ -72,6 +74,16 @@ def flag(request: web.Request, name: str) -> bool:
     return request.query.get(name, "").strip().lower() not in ("", "0", "no", "false", "none")
 
 
+def boolean(request: web.Request, name: str) -> bool:
+    """A query parameter as Go's strconv.ParseBool reads it, or false if it is not there."""
+    text = request.query.get(name, "")
+    if text in ("1", "t", "T", "TRUE", "true", "True"):
+        return True
+    if text in ("", "0", "f", "F", "FALSE", "false", "False"):
+        return False
+    raise ApiError(400, f'invalid value for {name}: {text}: strconv.ParseBool: parsing "{text}": invalid syntax')
+
+
 def filters_of(request: web.Request, allowed: frozenset[str]) -> filters.Filters:
     return filters.parse(request.query.get("filters", ""), allowed)
 
@@ -85,13 +97,26 @@ def version_of(request: web.Request, kind: str) -> int:
     """`?version=`, which every update must carry."""
     text = request.query.get("version", "")
     if not re.fullmatch(r"[0-9]+", text):
+        if kind in ("secret", "config"):
+            raise ApiError(400, f"invalid {kind} version")
         raise ApiError(400, f"invalid {kind} version '{text}': strconv.ParseUint: parsing \"{text}\": invalid syntax")
     return int(text)
 
 
-def in_sequence(current: int, seen: int) -> None:
-    """The writer must have read the newest version."""
-    if current != seen:
+def api_version(request: web.Request) -> str:
+    """What the client speaks; a path without a version means the newest."""
+    return request.match_info.get("api_version") or API_VERSION
+
+
+def in_sequence(obj: Service | Node | Secret | Config | Cluster, seen: int) -> None:
+    """The writer must have read the newest spec. What the cluster itself wrote to the object since (addresses, states) is no reason
+    to refuse: `docker service create && docker service update` would fail by chance."""
+    newest = obj.version.index
+    since = newest - 1
+    if isinstance(obj, Service | Node):
+        # a restored cluster counts its versions anew
+        since = min(since, obj.mesh_spec_since)
+    if not since < seen <= newest:
         raise ApiError(500, "rpc error: code = Unknown desc = update out of sequence")
 
 

@@ -46,17 +46,14 @@ from orchestrator.api import (
 from orchestrator.api.backend import Backend
 from orchestrator.api.connection import Connection, LimitedRunner, Limits
 from orchestrator.api.endpoints import Endpoint, TcpEndpoint, TlsFiles, UnixEndpoint
+from orchestrator.api.versions import API_VERSION, MIN_API_VERSION, before
 from orchestrator.audit_log import AuditLog
-from orchestrator.engine_http import version_key
 from orchestrator.errors import ApiError, ConfigError, Conflict, MeshdError, StoreUnavailable
 from orchestrator.security.api_certificates import ServerContext
 from orchestrator.security.listener import TlsListener
 from orchestrator.version import VERSION
 
 log = logging.getLogger(__name__)
-
-API_VERSION = system.API_VERSION
-MIN_API_VERSION = system.MIN_API_VERSION
 
 _NO_LEADER = (
     "rpc error: code = Unknown desc = The swarm does not have a leader. It's possible that too few managers are online. "
@@ -220,9 +217,9 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
 async def negotiated_version(request: web.Request, handler: Handler) -> web.StreamResponse:
     asked = request.match_info.get("api_version")
     if asked is not None:
-        if version_key(asked) > version_key(API_VERSION):
+        if before(API_VERSION, asked):
             raise ApiError(400, f"client version {asked} is too new. Maximum supported API version is {API_VERSION}")
-        if version_key(asked) < version_key(MIN_API_VERSION):
+        if before(asked, MIN_API_VERSION):
             raise ApiError(
                 400,
                 f"client version {asked} is too old. Minimum supported API version is {MIN_API_VERSION}, "

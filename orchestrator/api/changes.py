@@ -15,9 +15,6 @@ from orchestrator.model import Config, Network, Node, Object, Secret, Service
 from orchestrator.store.base import Event
 
 KINDS = ("service", "node", "network", "secret", "config")
-FILTER_KEYS = frozenset({
-    "config", "container", "daemon", "event", "image", "label", "network", "node", "plugin", "scope", "secret", "service", "type", "volume",
-})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +42,7 @@ class SwarmEvent:
     def passes(self, wanted: Filters) -> bool:
         name = self.attributes.get("name", "")
         for kind in ("container", "daemon", "image", "plugin", "volume", *KINDS):
-            if wanted.get(kind) and (kind != self.kind or not wanted.exact(kind, self.id, name)):
+            if not wanted.prefix(kind, self.id, name):
                 return False
         return (
             wanted.exact("type", self.kind)

@@ -56,7 +56,9 @@ def _in_64_bits(value: Any) -> None:
 
 
 def decode(body: bytes, cls: type[T]) -> T:
-    return convert(parse(body), cls)
+    """`null` is what Go makes of nothing sent: a struct of zero values."""
+    value = parse(body)
+    return convert({} if value is None else value, cls)
 
 
 def convert(value: Any, cls: type[T]) -> T:

@@ -18,7 +18,7 @@ import msgspec
 from aiohttp import web
 
 from orchestrator.api import access, codec, filters
-from orchestrator.api.changes import FILTER_KEYS, SwarmEvent, described
+from orchestrator.api.changes import SwarmEvent, described
 from orchestrator.api.engine_events import engine_lines
 from orchestrator.errors import ApiError, Compacted
 from orchestrator.store.base import Store
@@ -103,8 +103,10 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     since = moment(request.query.get("since", ""))
     until = moment(request.query.get("until", ""))
     if since is not None and until is not None and since > until:
-        raise ApiError(400, "`since` time cannot be after `until` time")
-    wanted = access.filters_of(request, FILTER_KEYS)
+        times = (f"`{name}` time ({int(when.timestamp())})" for name, when in (("since", since), ("until", until)))
+        raise ApiError(400, " cannot be after ".join(times))
+    # Docker ignores what it does not know here, and so does the Engine, which is asked the same
+    wanted = access.any_filters_of(request)
     answer = web.StreamResponse()
     answer.content_type = "application/json"
     lines: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=_BACKLOG)

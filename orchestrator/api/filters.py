@@ -11,12 +11,18 @@ from dataclasses import dataclass, field
 import msgspec
 
 from orchestrator.errors import ApiError
+from orchestrator.model import TaskState
 
 SERVICE_KEYS = frozenset({"name", "id", "label", "mode", "runtime"})
 TASK_KEYS = frozenset({"name", "id", "label", "service", "node", "desired-state", "runtime", "_up-to-date"})
 NODE_KEYS = frozenset({"id", "label", "node.label", "name", "role", "membership"})
+NODE_ROLES = frozenset({"worker", "manager"})
+MEMBERSHIPS = frozenset({"accepted", "pending"})
+# all that a task can be; Docker takes each as a desired state, though only some ever are one
+TASK_STATES = frozenset(state.value for state in TaskState)
 SECRET_KEYS = frozenset({"id", "name", "names", "label"})
 NETWORK_KEYS = frozenset({"driver", "type", "name", "id", "label", "scope", "dangling"})
+NETWORK_PRUNE_KEYS = frozenset({"label", "label!", "until"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,13 @@ class Filters:
             return True
         if values[0].lower() in ("false", "0"):
             return False
-        raise ApiError(400, f"Invalid filter '{key}={list(values)}'")
+        raise ApiError(400, f'invalid value for filter \'{key}\', must be "true" (or "1"), or "false" (or "0")')
+
+    def one_of(self, key: str, allowed: Collection[str]) -> None:
+        """ApiError(400) if a value of `key` is none that Docker knows."""
+        for value in self.get(key):
+            if value.lower() not in allowed:
+                raise ApiError(400, f"Invalid {key} filter: '{value}'")
 
 
 def parse(text: str, allowed: Collection[str] | None) -> Filters:
@@ -66,7 +78,7 @@ def parse(text: str, allowed: Collection[str] | None) -> Filters:
         return Filters()
     try:
         raw = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ApiError(400, f"invalid filters: {error}") from None
     if not isinstance(raw, dict):
         raise ApiError(400, "invalid filters: must be a JSON object of lists")

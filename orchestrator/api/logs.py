@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -98,6 +99,8 @@ def _asked(request: web.Request, *, tty: bool) -> _Asked:
         details=access.flag(request, "details"),
         tty=tty,
     )
+    if asked.tail not in ("", "all") and not re.fullmatch(r"\+?[0-9]+", asked.tail):
+        raise ApiError(400, 'tail value must be a positive integer or "all"')
     if not (asked.stdout or asked.stderr):
         raise ApiError(400, "Bad parameters: you must choose at least one stream")
     return asked

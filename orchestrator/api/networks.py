@@ -63,7 +63,7 @@ async def inspect_network(request: web.Request) -> web.StreamResponse:
     if snapshot is not None and scope in ("", "swarm", "global"):
         network = find_overlay(snapshot, reference)
         if network is not None:
-            verbose = access.flag(request, "verbose")
+            verbose = access.boolean(request, "verbose")
             return access.answer(views.network_detail(snapshot, network, access.backend_of(request).node_id, verbose=verbose))
     if scope in ("swarm", "global"):
         if snapshot is not None and reference == "host":
@@ -79,7 +79,8 @@ async def create_network(request: web.Request) -> web.StreamResponse:
     if not isinstance(sent, dict):
         raise ApiError(400, "invalid request: expected an object")
     driver = sent.get("Driver") or "bridge"
-    if driver != "overlay":
+    # a configuration-only network is this node's, whatever will be made from it
+    if driver != "overlay" or sent.get("ConfigOnly"):
         if sent.get("Scope") == "swarm":
             raise ApiError(400, f"swarm-scoped networks of driver {driver} are not supported: use the overlay driver")
         # Clients of API 1.44 leave it out, and an Engine before that would then make a second network of one name.
@@ -134,7 +135,7 @@ async def prune_networks(request: web.Request) -> web.StreamResponse:
     snapshot = _snapshot(request)
     if snapshot is None:
         return await request.app[PROXY].forward(request)
-    wanted = access.any_filters_of(request)
+    wanted = access.filters_of(request, filters.NETWORK_PRUNE_KEYS | {NODE_FILTER})
     members = broadcast.members_of(request, wanted.get(NODE_FILTER))
     replies = await broadcast.ask(request, "POST", f"/networks/prune{with_filters(request, wanted, without=NODE_FILTER)}", members=members)
     deleted: list[str] = sorted({name for _, pruned in replies.values() for name in pruned.get("NetworksDeleted") or ()})
@@ -187,7 +188,7 @@ def _matches(snapshot: Snapshot, network: Network, wanted: filters.Filters) -> b
 
 def creation(snapshot: Snapshot, network: Network) -> list[Change]:
     """ApiError: its name or its addresses are taken."""
-    if any(other.name == network.name for other in snapshot.all(Network)):
+    if network.name in validate.PREDEFINED_NETWORKS or any(other.name == network.name for other in snapshot.all(Network)):
         raise ApiError(409, f"network with name {network.name} already exists")
     if network.ingress:
         for other in snapshot.all(Network):
@@ -200,8 +201,12 @@ def creation(snapshot: Snapshot, network: Network) -> list[Change]:
 def checked(sent: dict[str, Any]) -> Network:
     """The network that the body of a request asks for; ApiError: Docker's refusals."""
     source = sent.get("ConfigFrom")
-    if sent.get("ConfigOnly") or (source.get("Network") if isinstance(source, dict) else source):
-        raise ApiError(400, "overlay networks can't be made from, or be, configuration networks")
+    if source.get("Network") if isinstance(source, dict) else source:
+        raise ApiError(400, "overlay networks can't be made from configuration networks: say what the network should have")
+    if sent.get("Scope") not in (None, "", "swarm"):
+        raise ApiError(400, "cannot downgrade network scope for overlay networks")
+    if sent.get("EnableIPv4") is False:
+        raise ApiError(400, "IPv4 cannot be disabled in a Swarm scoped network")
     moment = access.now()
     network = codec.convert(
         {
@@ -212,8 +217,8 @@ def checked(sent: dict[str, Any]) -> Network:
         },
         Network,
     )
-    if network.name in validate.PREDEFINED_NETWORKS:
-        raise ApiError(403, f"operation is not permitted on predefined {network.name} network")
+    if not network.name.strip():
+        raise ApiError(400, f"invalid name: {network.name}")
     validate.object_name(network.name)
     if _ENCRYPTED in (network.options or {}):
         # Never silently plain: who asks for this trusts the wire with what must not be read.

@@ -12,7 +12,6 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from orchestrator.api import access, filters, references, validate, views
-from orchestrator.errors import ApiError
 from orchestrator.model import Node, NodeSpec, TaskState, TaskStatus, terminal
 from orchestrator.store.base import Change, Delete, Put, Store
 from orchestrator.store.snapshot import Snapshot
@@ -21,6 +20,8 @@ from orchestrator.store.snapshot import Snapshot
 async def list_nodes(request: web.Request) -> web.Response:
     snapshot = access.store_of(request).snapshot()
     wanted = access.filters_of(request, filters.NODE_KEYS)
+    wanted.one_of("role", filters.NODE_ROLES)
+    wanted.one_of("membership", filters.MEMBERSHIPS)
     found = sorted((node for node in snapshot.all(Node) if _matches(node, wanted)), key=lambda node: (references.name_of(node), node.id))
     return access.answer([views.node(snapshot, node) for node in found])
 
@@ -38,10 +39,10 @@ async def update_node(request: web.Request) -> web.Response:
 
     def plan(snapshot: Snapshot) -> Sequence[Change]:
         node = _find(request, snapshot)
-        access.in_sequence(node.version.index, seen)
+        access.in_sequence(node, seen)
         if node.spec.role == "manager" and spec.role == "worker":
             _refuse_demotion(snapshot, node)
-        return [Put(replace(node, spec=spec, updated_at=access.now()))]
+        return [Put(replace(node, spec=spec, updated_at=access.now(), mesh_spec_since=node.version.index))]
 
     await access.commit(store, plan)
     return web.Response(status=200)
@@ -73,15 +74,10 @@ ROUTES = [
 
 
 def _find(request: web.Request, snapshot: Snapshot) -> Node:
-    reference = request.match_info["id"]
-    return references.find(snapshot, Node, access.backend_of(request).node_id if reference == "self" else reference)
+    return references.find(snapshot, Node, request.match_info["id"])
 
 
 def _matches(node: Node, wanted: filters.Filters) -> bool:
-    for key, allowed in (("role", ("worker", "manager")), ("membership", ("accepted", "pending"))):
-        for value in wanted.get(key):
-            if value not in allowed:
-                raise ApiError(400, f"Invalid filter '{key}={value}'")
     return (
         wanted.prefix("id", node.id)
         and wanted.prefix("name", references.name_of(node))

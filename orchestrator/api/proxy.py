@@ -71,12 +71,6 @@ class EngineProxy(LocalEngine):
         answer = await self.ask("GET", path, timeout_s=timeout_s)
         return answer.json() if answer.status == HTTPStatus.OK else None
 
-    async def post_json(self, request: web.Request) -> dict[str, Any]:
-        """A body-less POST repeated at the Engine; its JSON object ({} when it refused)."""
-        answer = await self.ask("POST", path_of(request))
-        value = answer.json() if answer.status == HTTPStatus.OK else {}
-        return value if isinstance(value, dict) else {}
-
     async def forward(self, request: web.Request, body: bytes | None = None, timeout_s: float | None = None) -> web.StreamResponse:
         """See `forward`."""
         return await forward(request, self, body=body, timeout_s=timeout_s)

@@ -43,7 +43,7 @@ async def inspect_config(request: web.Request) -> web.Response:
 async def create_secret(request: web.Request) -> web.Response:
     access.store_of(request)
     spec = await access.body_as(request, SecretSpec)
-    content = validate.payload(spec, "secret")
+    content = validate.payload(spec, "secret", access.api_version(request))
     moment = access.now()
     ciphertext = access.backend_of(request).encrypt_secret(content)
     secret = Secret(id=new_id(), created_at=moment, updated_at=moment, spec=replace(spec, data=""), mesh_ciphertext=ciphertext)
@@ -53,7 +53,7 @@ async def create_secret(request: web.Request) -> web.Response:
 async def create_config(request: web.Request) -> web.Response:
     access.store_of(request)
     spec = await access.body_as(request, SecretSpec)
-    validate.payload(spec, "config")
+    validate.payload(spec, "config", access.api_version(request))
     moment = access.now()
     return await _create(request, Config(id=new_id(), created_at=moment, updated_at=moment, spec=spec))
 
@@ -67,7 +67,7 @@ async def update_secret(request: web.Request) -> web.Response:
 
     def plan(snapshot: Snapshot) -> Sequence[Change]:
         secret = references.find(snapshot, Secret, request.match_info["id"])
-        access.in_sequence(secret.version.index, seen)
+        access.in_sequence(secret, seen)
         if sent.name != secret.spec.name or (sent.data and not _same_payload(backend, secret, sent)):
             raise validate.invalid("only updates to Labels are allowed")
         return [Put(replace(secret, spec=replace(secret.spec, labels=sent.labels), updated_at=access.now()))]
@@ -83,7 +83,7 @@ async def update_config(request: web.Request) -> web.Response:
 
     def plan(snapshot: Snapshot) -> Sequence[Change]:
         config = references.find(snapshot, Config, request.match_info["id"])
-        access.in_sequence(config.version.index, seen)
+        access.in_sequence(config, seen)
         if sent.name != config.spec.name or (sent.data and validate.decoded(sent) != validate.decoded(config.spec)):
             raise validate.invalid("only updates to Labels are allowed")
         return [Put(replace(config, spec=replace(config.spec, labels=sent.labels), updated_at=access.now()))]

@@ -14,7 +14,8 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from orchestrator import registry_auth
-from orchestrator.api import access, filters, references, validate, views
+from orchestrator.api import access, filters, references, validate, versions, views
+from orchestrator.api.versions import before
 from orchestrator.control.jobs import first_status
 from orchestrator.control.update import rollback as rolled_back
 from orchestrator.control.update import updated
@@ -62,7 +63,8 @@ _SECOND = (
 async def list_services(request: web.Request) -> web.Response:
     snapshot = access.store_of(request).snapshot()
     wanted = access.filters_of(request, filters.SERVICE_KEYS)
-    with_status = access.flag(request, "status")
+    # `status` came with API 1.41; before that it is ignored
+    with_status = access.boolean(request, "status") and not before(access.api_version(request), "1.41")
     found = sorted((obj for obj in snapshot.all(Service) if _matches(obj, wanted)), key=lambda obj: obj.spec.name)
     return access.answer([views.service(obj, status=views.service_status(snapshot, obj) if with_status else None) for obj in found])
 
@@ -70,12 +72,12 @@ async def list_services(request: web.Request) -> web.Response:
 async def inspect_service(request: web.Request) -> web.Response:
     snapshot = access.store_of(request).snapshot()
     obj = references.find(snapshot, Service, request.match_info["id"])
-    return access.answer(views.service(obj, insert_defaults=access.flag(request, "insertDefaults")))
+    return access.answer(views.service(obj, insert_defaults=access.boolean(request, "insertDefaults")))
 
 
 async def create_service(request: web.Request) -> web.Response:
     store = access.store_of(request)
-    spec = await access.body_as(request, ServiceSpec)
+    spec = versions.service_spec(await access.body_as(request, ServiceSpec), access.api_version(request))
     if not spec.name and spec.task_template.container_spec is not None:
         spec = replace(spec, name=f"{randomness.choice(_FIRST)}_{randomness.choice(_SECOND)}")
     spec = validate.service_spec(spec)
@@ -89,16 +91,19 @@ async def create_service(request: web.Request) -> web.Response:
 async def update_service(request: web.Request) -> web.Response:
     store = access.store_of(request)
     seen = access.version_of(request, "service")
-    sent = await access.body_as(request, ServiceSpec)
+    sent = versions.service_spec(await access.body_as(request, ServiceSpec), access.api_version(request))
     rollback = request.query.get("rollback", "")
     if rollback not in ("", "previous"):
         raise ApiError(400, f"unrecognized rollback option {rollback}")
+    # both mean here: those that are stored
+    if request.query.get("registryAuthFrom", "") not in ("", "spec", "previous-spec"):
+        raise ApiError(400, "unsupported registryAuthFrom value")
     reference = request.match_info["id"]
     credentials = _registry_auth(request)
 
     def plan(snapshot: Snapshot) -> Sequence[Change]:
         service = references.find(snapshot, Service, reference)
-        access.in_sequence(service.version.index, seen)
+        access.in_sequence(service, seen)
         if rollback:
             try:
                 changed = rolled_back(service, access.now())
@@ -144,6 +149,8 @@ def creation(snapshot: Snapshot, spec: ServiceSpec, id: str, moment: datetime, c
         endpoint=Endpoint(),
         job_status=first_status(resolved, moment),
         mesh_registry_auth=credentials,
+        # it will be stored at a later revision than this picture's
+        mesh_spec_since=snapshot.revision,
     )
     return [Put(service), Put(Claim(id=f"service/{spec.name}", owner=id)), *_port_claims(snapshot, id, None, resolved), *guards]
 
@@ -164,6 +171,8 @@ def respecified(snapshot: Snapshot, service: Service, spec: ServiceSpec, moment:
 def replacement(snapshot: Snapshot, service: Service, changed: Service, credentials: bytes) -> list[Change]:
     """Without new credentials (`registryAuthFrom`) it keeps those it has, also when it returns to its previous spec."""
     changed = replace(changed, mesh_registry_auth=credentials or changed.mesh_registry_auth)
+    if changed.spec != service.spec:
+        changed = replace(changed, mesh_spec_since=service.version.index)
     _, guards = _resolved(snapshot, changed.spec)
     _refuse_taken_ports(snapshot, changed.spec, service.id)
     return [Put(changed), *_port_claims(snapshot, service.id, service.spec, changed.spec), *guards]

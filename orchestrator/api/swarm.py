@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from orchestrator.api import access, validate, views
 from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole
 from orchestrator.api.events import JOURNAL
+from orchestrator.api.versions import before
 from orchestrator.errors import ApiError, ConfigError
 from orchestrator.model import (
     SECOND,
@@ -79,9 +80,11 @@ async def init_swarm(request: web.Request) -> web.Response:
     validate.cluster_spec(spec)
     validate.first_ca(spec.ca_config)
     validate.availability(sent.availability or "active")
+    if before(access.api_version(request), "1.39"):
+        sent.default_addr_pool, sent.subnet_size = [], 0
     validate.address_pools(sent.default_addr_pool, sent.subnet_size)
     if sent.data_path_port and not 1024 <= sent.data_path_port <= 49151:
-        raise ApiError(400, "Datapath port number must be between 1024 and 49151 inclusive")
+        raise ApiError(400, f"Datapath port number is not in valid range (1024-49151) : {sent.data_path_port}")
     if sent.force_new_cluster and backend.state in ("manager", "error"):
         return access.answer(await asyncio.shield(backend.recover()))
     if backend.state != "inactive":
@@ -154,7 +157,7 @@ async def update_swarm(request: web.Request) -> web.Response:
     rotate_unlock_key = access.flag(request, "rotateManagerUnlockKey")
 
     known = _cluster(store.snapshot())
-    access.in_sequence(known.version.index, seen)
+    access.in_sequence(known, seen)
     spec = merged(known.spec, sent)
     validate.cluster_spec(spec)
     try:
@@ -165,7 +168,7 @@ async def update_swarm(request: web.Request) -> web.Response:
 
     def plan(snapshot: Snapshot) -> Sequence[Change]:
         current = _cluster(snapshot)
-        access.in_sequence(current.version.index, seen)
+        access.in_sequence(current, seen)
         key = unlock_key_of(current, autolock=spec.encryption_config.auto_lock_managers, rotate=rotate_unlock_key)
         changed = replace(ordered, mesh_unlock_key=key, updated_at=access.now())
         for role in roles:

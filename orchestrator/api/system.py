@@ -13,12 +13,10 @@ from aiohttp import web
 from orchestrator.api import access, broadcast, totals, views
 from orchestrator.api.backend import Backend
 from orchestrator.api.proxy import PROXY
+from orchestrator.api.versions import API_VERSION, MIN_API_VERSION
 from orchestrator.errors import ApiError
 from orchestrator.model import Node
 from orchestrator.version import VERSION
-
-API_VERSION = "1.44"
-MIN_API_VERSION = "1.24"
 
 _SWARM_HEADER = {
     "inactive": "inactive", "pending": "pending", "error": "error", "locked": "locked",

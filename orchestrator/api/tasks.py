@@ -10,7 +10,6 @@ from msgspec.structs import replace
 
 from orchestrator.api import access, filters, references, views
 from orchestrator.control.slots import dirty, is_job_task
-from orchestrator.errors import ApiError
 from orchestrator.model import Node, Service, Task, is_attachment
 from orchestrator.store.snapshot import Snapshot
 
@@ -18,9 +17,10 @@ from orchestrator.store.snapshot import Snapshot
 async def list_tasks(request: web.Request) -> web.Response:
     snapshot = access.store_of(request).snapshot()
     wanted = access.filters_of(request, filters.TASK_KEYS)
+    wanted.one_of("desired-state", filters.TASK_STATES)
     found = [task for task in _candidates(snapshot, wanted) if _matches(snapshot, task, wanted)]
     found.sort(key=lambda task: (task.service_id, task.slot, task.node_id, task.created_at, task.id))
-    if wanted.flag("_up-to-date") is not None:
+    if wanted.get("_up-to-date"):
         found = [_as_counted(task) for task in found]
     return access.answer([views.task(snapshot, task) for task in found])
 
@@ -58,13 +58,10 @@ def _candidates(snapshot: Snapshot, wanted: filters.Filters) -> list[Task]:
 
 
 def _matches(snapshot: Snapshot, task: Task, wanted: filters.Filters) -> bool:
-    for state in wanted.get("desired-state"):
-        if state not in ("running", "shutdown", "accepted", "ready", "remove", "complete"):
-            raise ApiError(400, f"Invalid filter 'desired-state={state}'")
     service = snapshot.service(task.service_id)
     labels = {**((service.spec.labels if service else None) or {}), **(task.labels or {})}
-    up_to_date = wanted.flag("_up-to-date")
-    if up_to_date is not None and service is not None and up_to_date == dirty(task, service):
+    # whatever its value: Docker only asks whether it is there
+    if wanted.get("_up-to-date") and service is not None and dirty(task, service):
         return False
     return (
         wanted.prefix("id", task.id)

@@ -17,6 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrator import go_template
+from orchestrator.api import versions
 from orchestrator.control import constraints, expressions, labels, placement_labels
 from orchestrator.errors import ApiError, ConfigError
 from orchestrator.model import (
@@ -180,8 +181,10 @@ def references(given: Sequence[_Reference] | None, kind: str) -> None:
 
 
 def _task_template(template: TaskSpec) -> TaskSpec:
-    if template.runtime not in ("", "container") or template.plugin_spec is not None:
-        raise unsupported(f"RuntimeType {template.runtime or 'plugin'} is not supported")
+    if template.runtime not in ("", "container", "plugin", "attachment"):
+        raise ApiError(400, "unsupported runtime")
+    if template.runtime == "plugin" or template.plugin_spec is not None:
+        raise unsupported("plugins as services are not supported: install them on the nodes (docker plugin install)")
     if template.network_attachment_spec is not None or template.container_spec is None:
         raise ApiError(400, "mismatched Runtime and *Spec fields")
     container = _container_spec(template.container_spec)
@@ -327,16 +330,16 @@ def _update_config(name: str, config: UpdateConfig) -> None:
     if config.parallelism < 0:
         raise invalid(f"{name}: parallelism cannot be negative")
     if config.delay < 0:
-        raise invalid(f"{name}: update-delay cannot be negative")
+        raise invalid("TaskSpec: update-delay cannot be negative")
     if config.monitor < 0:
-        raise invalid(f"{name}: update-monitor cannot be negative")
+        raise invalid("TaskSpec: update-monitor cannot be negative")
     if not 0 <= config.max_failure_ratio <= 1:
-        raise invalid(f"{name}: update-maxfailureratio cannot be less than 0 or bigger than 1")
+        raise invalid("TaskSpec: update-maxfailureratio cannot be less than 0 or bigger than 1")
 
 
 def _endpoint_spec(spec: EndpointSpec) -> None:
     if spec.mode not in ("", "vip", "dnsrr"):
-        raise ApiError(400, f'invalid ResolutionMode: "{spec.mode}"')
+        raise ApiError(400, f'invalid resolution mode: "{spec.mode}"')
     published: set[tuple[str, int, str]] = set()
     for port in spec.ports or ():
         _port(port)
@@ -393,13 +396,10 @@ def cluster_spec(spec: ClusterSpec) -> None:
     if spec.dispatcher.heartbeat_period < 0:
         raise invalid("heartbeat time period cannot be a negative duration")
     if spec.ca_config.node_cert_expiry and spec.ca_config.node_cert_expiry < _MIN_CERTIFICATE_NS:
-        raise invalid("minimum certificate expiry time is 1h0m0s")
+        raise invalid("minimum certificate expiry time is: 1h0m0s")
     raft = spec.raft
     if min(raft.snapshot_interval, raft.keep_old_snapshots or 0, raft.log_entries_for_slow_followers) < 0:
         raise invalid("Raft settings cannot be negative")
-    limit = spec.orchestration.task_history_retention_limit
-    if limit is not None and limit < 0:
-        raise invalid("task history retention limit cannot be negative")
 
 
 def first_ca(config: CAConfig) -> None:
@@ -416,7 +416,7 @@ def address_pools(pools: Iterable[str], subnet_size: int) -> None:
         except ValueError:
             raise ApiError(400, f"invalid CIDR address: {pool}") from None
         if subnet_size and subnet_size < network.prefixlen:
-            raise ApiError(400, f"subnet size {subnet_size} is larger than the address pool {pool}")
+            raise ApiError(400, f'invalid CIDR: "{pool}". Subnet size is too small for pool: {subnet_size}')
         if any(network.overlaps(other) for other in networks):
             raise ApiError(400, f"Pool overlaps with other one on this address space: {pool}")
         networks.append(network)
@@ -427,7 +427,7 @@ def address_pools(pools: Iterable[str], subnet_size: int) -> None:
 # ---- secrets and configs -----------------------------------------------------------------------------------------------------------
 
 
-def payload(spec: SecretSpec, kind: str) -> bytes:
+def payload(spec: SecretSpec, kind: str, version: str = versions.API_VERSION) -> bytes:
     """The decoded payload of a secret ("secret") or config ("config") whose name and size are right."""
     if not spec.name:
         raise invalid("name must be provided")
@@ -437,6 +437,8 @@ def payload(spec: SecretSpec, kind: str) -> bytes:
         raise unsupported(f"{kind} drivers are not supported")
     content = decoded(spec)
     if spec.templating is not None:
+        if versions.before(version, "1.37"):
+            raise ApiError(400, f"{kind} templating is not supported on the specified API version: {version}")
         _template(spec.templating.name, content, kind)
     limit = MAX_SECRET_BYTES if kind == "secret" else MAX_CONFIG_BYTES
     if not 0 < len(content) <= limit:

@@ -47,11 +47,12 @@ def service(obj: Service, *, status: ServiceStatus | None = None, insert_default
     shown["Spec"] = _service_spec(shown.get("Spec", {}))
     if "PreviousSpec" in shown:
         shown["PreviousSpec"] = _service_spec(shown["PreviousSpec"])
-    endpoint = shown.setdefault("Endpoint", {})
-    endpoint["Spec"] = _ports(endpoint.get("Spec", {}))
-    _ports(endpoint)
+    endpoint = _ports(shown.setdefault("Endpoint", {}))
+    # Docker shows it of what has been allocated, and there is nothing to allocate for a service without networks and ports
+    allocated = bool(endpoint.get("VirtualIPs") or endpoint.get("Ports"))
+    endpoint["Spec"] = _endpoint_spec(endpoint.get("Spec", {})) if allocated else {}
     if obj.job_status is not None:
-        shown.setdefault("JobStatus", {})["JobIteration"] = {"Index": obj.job_status.job_iteration.index}
+        shown.setdefault("JobStatus", {})["JobIteration"] = _iteration(obj.job_status.job_iteration.index)
     if is_scheduled(obj.spec):
         shown["UpdateStatus"] = _cron_status(obj)
     if status is not None:
@@ -104,7 +105,7 @@ def task(snapshot: Snapshot, obj: Task) -> Json:
     # Docker names tasks by service and slot; the CLI composes that itself and prints a Name it finds.
     shown.pop("Name", None)
     if is_job_task(obj):
-        shown["JobIteration"] = {"Index": iteration_of(obj)}
+        shown["JobIteration"] = _iteration(iteration_of(obj))
     shown["Labels"] = obj.labels or {}
     shown["Spec"] = _task_spec(shown.get("Spec", {}))
     status = shown.setdefault("Status", {})
@@ -145,8 +146,8 @@ def node(snapshot: Snapshot, obj: Node) -> Json:
     for part in ("Platform", "Resources", "Engine"):
         description.setdefault(part, {})
     description.setdefault("TLSInfo", {})
-    for private in ("MeshAPIAddr", "MeshDataAddr", "MeshEngineError", "MeshFacts"):
-        description.pop(private, None)
+    for private in [name for name in description if name.startswith("Mesh")]:
+        del description[private]
     status = shown.setdefault("Status", {})
     status["State"] = obj.status.state
     if suspect(obj):
@@ -213,8 +214,9 @@ def network_detail(snapshot: Snapshot, obj: Network, node_id: str, *, verbose: b
             "IPv6Address": address if ipv6 else "",
         }
     shown["Containers"] = containers or None
-    if verbose:
-        shown["Services"] = _network_services(snapshot, obj, tasks)
+    services = _network_services(snapshot, obj, tasks) if verbose else {}
+    if services:
+        shown["Services"] = services
     return shown
 
 
@@ -292,8 +294,11 @@ def _service_spec(spec: Json) -> Json:
     for name in ("UpdateConfig", "RollbackConfig"):
         if name in spec:
             spec[name].setdefault("Parallelism", 0)
+            spec[name].setdefault("FailureAction", "pause")
             spec[name].setdefault("MaxFailureRatio", 0)
-    _ports(spec.setdefault("EndpointSpec", {}))
+            spec[name].setdefault("Order", "stop-first")
+    if "EndpointSpec" in spec:
+        _endpoint_spec(spec["EndpointSpec"])
     return spec
 
 
@@ -307,9 +312,18 @@ def _task_spec(spec: Json) -> Json:
             if "File" in reference:
                 # These are the model's defaults, but not Go's zero values: clients would read 0 and "".
                 reference["File"] = {"Name": "", "UID": "0", "GID": "0", "Mode": 0o444, **reference["File"]}
-    spec.setdefault("Placement", {})
     spec.setdefault("ForceUpdate", 0)
     return spec
+
+
+def _iteration(number: int) -> Json:
+    """Docker leaves out the number of the first run."""
+    return {"Index": number} if number else {}
+
+
+def _endpoint_spec(spec: Json) -> Json:
+    spec.setdefault("Mode", "vip")
+    return _ports(spec)
 
 
 def _ports(holder: Json) -> Json:
@@ -325,17 +339,14 @@ def _insert_defaults(spec: Json) -> None:
     if "ContainerSpec" in template:
         template["ContainerSpec"].setdefault("StopGracePeriod", 10 * SECOND)
         template["ContainerSpec"].setdefault("DNSConfig", {})
-    resources = template.setdefault("Resources", {})
-    resources.setdefault("Limits", {})
-    resources.setdefault("Reservations", {})
+    template.setdefault("Resources", {})
+    template.setdefault("Placement", {})
     template["RestartPolicy"] = {"Condition": "any", "Delay": 5 * SECOND, "MaxAttempts": 0, **template.get("RestartPolicy", {})}
     update = {
         "Parallelism": 1, "FailureAction": "pause", "Monitor": 5 * SECOND, "MaxFailureRatio": 0, "Order": "stop-first",
     }  # fmt: skip
-    if not spec["Mode"].keys() & {"ReplicatedJob", "GlobalJob"}:
-        for name in ("UpdateConfig", "RollbackConfig"):
-            spec[name] = {**update, **spec.get(name, {})}
-    spec["EndpointSpec"].setdefault("Mode", "vip")
+    for name in ("UpdateConfig", "RollbackConfig"):
+        spec[name] = {**update, **spec.get(name, {})}
 
 
 def _attached_network(snapshot: Snapshot, network_id: str) -> Json:

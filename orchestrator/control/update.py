@@ -187,7 +187,14 @@ def _verdict(service: Service, status: UpdateStatus, rule: UpdateRule, progress:
     if rule.failure_action == "rollback" and not rolling_back and service.previous_spec is not None:
         # started_at moves: only what fails from now on speaks against the old spec
         back = UpdateStatus(state="rollback_started", started_at=now, message=f"update rolled back {why}")
-        return msgspec.structs.replace(service, spec=service.previous_spec, previous_spec=None, update_status=back, updated_at=now)
+        return msgspec.structs.replace(
+            service,
+            spec=service.previous_spec,
+            previous_spec=None,
+            update_status=back,
+            updated_at=now,
+            mesh_spec_since=service.version.index,
+        )
     word = "rollback" if rolling_back else "update"
     state = "rollback_paused" if rolling_back else "paused"
     return _with_status(service, msgspec.structs.replace(status, state=state, message=f"{word} paused {why}"), now)

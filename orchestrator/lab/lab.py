@@ -221,7 +221,7 @@ class Lab:
         return Node(self, self.layout.node_named(name, self.count))
 
     def up(self, nodes: int = 3, *, meshd: bool = True, cluster: bool = True, managers: int = 1) -> None:
-        """Bring up what is missing: namespaces, Engines, meshd, images, the cluster."""
+        """Bring up what is missing: namespaces, Engines, meshd, images, the cluster. Without meshd the Engines are Docker's alone."""
         check_count(nodes, self.layout)
         if not 1 <= managers <= nodes:
             raise ConfigError(f"--managers {managers}: between 1 and the number of nodes ({nodes})")
@@ -309,7 +309,7 @@ class Lab:
         (engine / "daemon.json").write_text("{}")
         for stale in (engine / "dockerd.pid", spec.engine_socket, engine / "run" / "containerd" / "containerd.pid"):
             stale.unlink(missing_ok=True)
-        units: list[dict[str, Any]] = [{"name": "engine", "command": engine_command(spec)}]
+        units: list[dict[str, Any]] = [{"name": "engine", "command": engine_command(spec, live_restore=meshd)}]
         if meshd:
             command, environment = [*meshd_command(spec, sys.executable), *self._daemon_options], dict(self._environment(spec))
             units.append({"name": "meshd", "command": command, "after": str(spec.engine_socket), "environment": environment})

@@ -124,8 +124,9 @@ def check_count(count: int, lab: LabLayout) -> None:
         raise ConfigError(f"--nodes {count}: a lab on {lab.subnet} has 1 to {most} nodes")
 
 
-def engine_command(node: NodeLayout) -> list[str]:
-    """dockerd for one node: nothing shared with another Engine, no rule or bridge of its own in the node's namespace."""
+def engine_command(node: NodeLayout, *, live_restore: bool = True) -> list[str]:
+    """dockerd for one node: nothing shared with another Engine, no rule or bridge of its own in the node's namespace. An Engine that is
+    to be in swarm mode itself must not have live-restore: dockerd refuses both together."""
     engine = node.directory / "engine"
     return [
         "dockerd",
@@ -140,7 +141,7 @@ def engine_command(node: NodeLayout) -> list[str]:
         "--ip-forward=false",
         "--ip-masq=false",
         "--userland-proxy=false",
-        "--live-restore",
+        *(["--live-restore"] if live_restore else []),
         "--exec-opt=native.cgroupdriver=cgroupfs",
         f"--cgroup-parent=/{node.cgroup}",
     ]

@@ -176,7 +176,7 @@ class Quorum:
 
 def _as_worker(node: Node) -> Node:
     spec: NodeSpec = replace(node.spec, role="worker")
-    return replace(node, spec=spec, manager_status=None)
+    return replace(node, spec=spec, manager_status=None, mesh_spec_since=node.version.index)
 
 
 def _member(member: EtcdMember) -> Member:

@@ -80,7 +80,7 @@ async def test_cli_swarm_and_nodes(node: Setup, tmp_path: Path) -> None:
     assert "Drain" in shown
     assert "attempting to demote the last manager" in await cli("node", "demote", "node-a", fails=True)
     assert "must be demoted" in await cli("node", "rm", "node-a", fails=True)
-    assert "1.44" in await cli("version")
+    assert "1.50" in await cli("version")
     info = await cli("info")
     assert "Is Manager: true" in info
     assert "meshd.balancer=nftables" in info
@@ -251,7 +251,7 @@ async def eventually(condition: Callable[[], bool], timeout_s: float = 5) -> Non
 
 async def test_docker_py(cluster: Setup, client: docker.DockerClient) -> None:
     def play() -> None:
-        assert client.api._version == "1.44"
+        assert client.api._version == "1.50"
         assert client.swarm.attrs["JoinTokens"]["Worker"] == "SWMTKN-1-x-worker0"
         client.swarm.update(rotate_worker_token=True, task_history_retention_limit=7)
         client.swarm.reload()

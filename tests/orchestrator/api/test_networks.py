@@ -57,7 +57,7 @@ async def test_the_list_has_the_engines_networks_too(cluster: Setup) -> None:
     ("sent", "status", "text"),
     [
         (an_overlay("bad name"), 400, "rpc error: code = InvalidArgument desc = name must be valid as a DNS name component"),
-        (an_overlay("host"), 403, "operation is not permitted on predefined host network"),
+        (an_overlay("host"), 409, "network with name host already exists"),
         (an_overlay("a", "nonsense"), 400, "invalid subnet nonsense: invalid CIDR block notation"),
         (an_overlay("a", "10.1.0.1/24"), 400, "invalid subnet 10.1.0.1/24: it should be 10.1.0.0/24"),
         (an_overlay("a", "10.1.0.0/31"), 400, "invalid subnet 10.1.0.0/31: it must hold at least 8 addresses"),
@@ -84,7 +84,13 @@ async def test_the_list_has_the_engines_networks_too(cluster: Setup) -> None:
             an_overlay("a", Options={"meshd.dns.forward": "no"}), 400,
             "rpc error: code = InvalidArgument desc = option meshd.dns.forward: 'no' is neither true nor false",
         ),
-        (an_overlay("a", ConfigFrom=1), 400, "overlay networks can't be made from, or be, configuration networks"),
+        (
+            an_overlay("a", ConfigFrom=1),
+            400,
+            "overlay networks can't be made from configuration networks: say what the network should have",
+        ),
+        (an_overlay("a", EnableIPv4=False), 400, "IPv4 cannot be disabled in a Swarm scoped network"),
+        (an_overlay("a", Scope="local"), 400, "cannot downgrade network scope for overlay networks"),
         (an_overlay(["a"]), 400, "invalid request: Expected `str`, got `array` - at `$.Name`"),  # type: ignore[arg-type]
         (an_overlay("a", Internal="yes"), 400, "invalid request: Expected `bool`, got `str` - at `$.Internal`"),
     ],

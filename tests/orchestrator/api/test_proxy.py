@@ -53,7 +53,7 @@ async def test_the_version_is_lowered_to_the_engines(node: Setup) -> None:
 async def test_answers_carry_our_headers_once(node: Setup) -> None:
     for path in ("/_ping", "/v1.44/containers/json", "/v1.44/nodes", "/v9.99/nodes"):
         async with node.session.get(f"http://d{path}") as response:
-            assert response.headers.getall("Api-Version") == ["1.44"]
+            assert response.headers.getall("Api-Version") == ["1.50"]
             assert response.headers.getall("Ostype") == ["linux"]
             assert response.headers.getall("Docker-Experimental") == ["false"]
             assert len(response.headers.getall("Server")) == 1

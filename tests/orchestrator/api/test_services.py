@@ -10,9 +10,10 @@ from urllib.parse import quote
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from orchestrator.api import validate
-from orchestrator.model import Claim, Service, Task, TaskState, TaskStatus, Version
+from orchestrator.model import Claim, Endpoint, Service, Task, TaskState, TaskStatus, Version
 from orchestrator.store.base import Put
 from tests.orchestrator.api.fakes import Setup
 
@@ -84,7 +85,9 @@ async def test_a_created_service_is_shown_as_docker_shows_it(cluster: Setup) -> 
     assert shown["Spec"]["UpdateConfig"] == spec["UpdateConfig"]
     assert shown["Spec"]["EndpointSpec"] == spec["EndpointSpec"]
     assert shown["Endpoint"] == {
-        "Spec": {}, "Ports": spec["EndpointSpec"]["Ports"], "VirtualIPs": [{"NetworkID": network["Id"], "Addr": "10.0.1.2/24"}],
+        "Spec": {"Mode": "vip"},
+        "Ports": spec["EndpointSpec"]["Ports"],
+        "VirtualIPs": [{"NetworkID": network["Id"], "Addr": "10.0.1.2/24"}],
     }  # fmt: skip
     assert shown["Spec"]["Mode"] == {"Replicated": {"Replicas": 2}}
 
@@ -197,7 +200,7 @@ REFUSED = [
     ("Mode", {"Replicated": {"Replicas": 1 << 60}}, 400, INVALID + validate.TOO_MANY_REPLICAS),
     ("UpdateConfig", {"Order": "sideways"}, 400, "unrecognized update order sideways"),
     ("UpdateConfig", {"FailureAction": "cry"}, 400, "unrecognized update failure action cry"),
-    ("UpdateConfig", {"MaxFailureRatio": 2}, 400, INVALID + "UpdateConfig: update-maxfailureratio cannot be less than 0 or bigger than 1"),
+    ("UpdateConfig", {"MaxFailureRatio": 2}, 400, INVALID + "TaskSpec: update-maxfailureratio cannot be less than 0 or bigger than 1"),
     (
         "EndpointSpec", {"Mode": "dnsrr", "Ports": [{"TargetPort": 80, "PublishedPort": 80}]}, 400,
         INVALID + "EndpointSpec: port published with ingress mode can't be used with dnsrr mode",
@@ -298,6 +301,20 @@ async def test_claims_follow_the_service(manager: Setup) -> None:
     assert await manager.refused("DELETE", "/services/web") == (404, "service web not found")
 
 
+async def test_what_the_cluster_itself_writes_makes_no_update_stale(manager: Setup) -> None:
+    await manager.ok("POST", "/services/create", a_spec())
+    read = await manager.ok("GET", "/services/web")
+    stored = manager.store.snapshot().service(read["ID"])
+    assert stored is not None
+    # as the allocator does
+    await manager.store.commit([Put(replace(stored, endpoint=Endpoint(ports=[])))])
+    seen = read["Version"]["Index"]
+    await manager.ok("POST", f"/services/web/update?version={seen}", a_spec(replicas=2))
+    for version in (seen, 1, 10**6):
+        stale = await manager.refused("POST", f"/services/web/update?version={version}", a_spec(replicas=3))
+        assert stale == (500, "rpc error: code = Unknown desc = update out of sequence")
+
+
 async def test_updates_need_the_newest_version(manager: Setup) -> None:
     await manager.ok("POST", "/services/create", a_spec())
     seen = (await manager.ok("GET", "/services/web"))["Version"]["Index"]
@@ -365,7 +382,7 @@ async def test_versions_in_the_path(manager: Setup) -> None:
     for path in ("/services", "/v1.24/services", "/v1.41/services", "/v1.44/services"):
         assert await manager.ok("GET", path) == []
     assert await manager.refused("GET", "/v9.99/services") == (
-        400, "client version 9.99 is too new. Maximum supported API version is 1.44",
+        400, "client version 9.99 is too new. Maximum supported API version is 1.50",
     )  # fmt: skip
     status, text = await manager.refused("GET", "/v1.0/services")
     assert status == 400
@@ -391,8 +408,8 @@ async def test_a_jobs_numbers_are_filled_in_as_docker_does(
     await cluster.ok("POST", "/services/create", a_job(total=total, concurrent=concurrent))
     shown = await cluster.ok("GET", "/services/job")
     assert shown["Spec"]["Mode"] == {"ReplicatedJob": {"TotalCompletions": stored[0], "MaxConcurrent": stored[1]}}
-    assert shown["JobStatus"]["JobIteration"] == {"Index": 0} and shown["JobStatus"]["LastExecution"]
-    assert "UpdateConfig" not in (await cluster.ok("GET", "/services/job?insertDefaults=true"))["Spec"]
+    assert shown["JobStatus"]["JobIteration"] == {} and shown["JobStatus"]["LastExecution"]
+    assert "UpdateConfig" not in (await cluster.ok("GET", "/services/job"))["Spec"]
 
 
 @pytest.mark.parametrize(
@@ -429,8 +446,8 @@ async def test_tasks_of_a_job_are_shown_as_the_docker_cli_counts_them(cluster: S
         await cluster.store.commit([Put(task)])
     shown = await filtered(cluster, "/tasks", {"service": ["job"], "_up-to-date": ["true"]})
     assert [(task.get("Slot", 0), task["DesiredState"], task["JobIteration"]) for task in shown] == [
-        (0, "complete", {"Index": 0}),
-        (1, "complete", {"Index": 0}),
+        (0, "complete", {}),
+        (1, "complete", {}),
     ]
     assert [task["Slot"] for task in await filtered(cluster, "/tasks", {"service": ["job"]})] == [1, 2]
     assert [task["ID"] for task in await filtered(cluster, "/tasks", {"desired-state": ["complete"]})] == ["t1", "t2"]

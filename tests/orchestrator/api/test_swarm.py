@@ -59,8 +59,8 @@ async def test_init_answers_the_node_id_and_fills_in_the_defaults(node: Setup) -
     [
         ({"Availability": "sleepy"}, 400, 'invalid Availability: "sleepy"'),
         ({"DefaultAddrPool": ["10.0.0.0/99"]}, 400, "invalid CIDR address: 10.0.0.0/99"),
-        ({"DefaultAddrPool": ["10.0.0.0/24"], "SubnetSize": 20}, 400, "subnet size 20 is larger than the address pool 10.0.0.0/24"),
-        ({"DataPathPort": 80}, 400, "Datapath port number must be between 1024 and 49151 inclusive"),
+        ({"DefaultAddrPool": ["10.0.0.0/24"], "SubnetSize": 20}, 400, 'invalid CIDR: "10.0.0.0/24". Subnet size is too small for pool: 20'),
+        ({"DataPathPort": 80}, 400, "Datapath port number is not in valid range (1024-49151) : 80"),
         ({"Spec": {"Name": "other"}}, 400, "rpc error: code = InvalidArgument desc = cluster name must be 'default'"),
         ({"SubnetSize": "big"}, 400, "invalid request: Expected `int`, got `str` - at `$.SubnetSize`"),
     ],
@@ -106,7 +106,7 @@ async def test_update_and_rotation(manager: Setup) -> None:
     short = {**spec, "CAConfig": {"NodeCertExpiry": 1_000_000_000}}
     current = after["Version"]["Index"]
     assert await manager.refused("POST", f"/swarm/update?version={current}", short) == (
-        400, "rpc error: code = InvalidArgument desc = minimum certificate expiry time is 1h0m0s",
+        400, "rpc error: code = InvalidArgument desc = minimum certificate expiry time is: 1h0m0s",
     )  # fmt: skip
 
 
@@ -147,7 +147,7 @@ async def test_nodes_are_listed_filtered_and_updated(manager: Setup) -> None:
     assert [node["ID"] for node in filtered] == ["workerid1", "workerid2"]
     for reference in ("workerid1", "node-b"):
         assert (await manager.ok("GET", f"/nodes/{reference}"))["ID"] == "workerid1"
-    assert (await manager.ok("GET", "/nodes/self"))["ID"] == manager.backend.node_id
+    assert (await manager.ok("GET", "/nodes/node-a"))["ID"] == manager.backend.node_id
     assert await manager.refused("GET", "/nodes/workerid") == (400, "node workerid is ambiguous (2 matches found)")
     assert await manager.refused("GET", "/nodes/nosuch") == (404, "node nosuch not found")
 
@@ -167,12 +167,12 @@ async def test_nodes_are_listed_filtered_and_updated(manager: Setup) -> None:
 
 
 async def test_the_last_manager_is_not_demoted_nor_removed(manager: Setup) -> None:
-    self = await manager.ok("GET", "/nodes/self")
+    self = await manager.ok("GET", "/nodes/node-a")
     spec = {**self["Spec"], "Role": "worker"}
-    assert await manager.refused("POST", f"/nodes/self/update?version={self['Version']['Index']}", spec) == (
+    assert await manager.refused("POST", f"/nodes/node-a/update?version={self['Version']['Index']}", spec) == (
         400, "rpc error: code = FailedPrecondition desc = attempting to demote the last manager of the swarm",
     )  # fmt: skip
-    status, text = await manager.refused("DELETE", "/nodes/self?force=1")
+    status, text = await manager.refused("DELETE", "/nodes/node-a?force=1")
     assert status == 400
     assert "is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal" in text
 
@@ -193,9 +193,9 @@ async def test_a_demotion_that_would_cost_the_quorum_is_refused(manager: Setup) 
     lost = a_node("manager2", "node-b", "manager")
     assert lost.manager_status is not None
     await manager.store.commit([Put(replace(lost, manager_status=replace(lost.manager_status, reachability="unreachable")))])
-    self = await manager.ok("GET", "/nodes/self")
+    self = await manager.ok("GET", "/nodes/node-a")
     status, text = await manager.refused(
-        "POST", f"/nodes/self/update?version={self['Version']['Index']}", {**self["Spec"], "Role": "worker"}
+        "POST", f"/nodes/node-a/update?version={self['Version']['Index']}", {**self["Spec"], "Role": "worker"}
     )
     assert (status, text.split(" desc = ")[1]) == (400, "can't remove member from the raft: this would result in a loss of quorum")
 
@@ -223,8 +223,8 @@ async def test_info_and_version_have_the_cluster_in_them(manager: Setup) -> None
     assert "JoinTokens" not in info["Swarm"]["Cluster"]
     assert "meshd.balancer=nftables" in info["Labels"]
     version = await manager.ok("GET", "/version")
-    assert (version["ApiVersion"], version["MinAPIVersion"]) == ("1.44", "1.24")
-    assert version["Components"][0]["Details"]["ApiVersion"] == "1.44"
+    assert (version["ApiVersion"], version["MinAPIVersion"]) == ("1.50", "1.24")
+    assert version["Components"][0]["Details"]["ApiVersion"] == "1.50"
 
 
 async def test_info_without_an_engine_still_tells_the_role(manager: Setup) -> None:
@@ -233,7 +233,7 @@ async def test_info_without_an_engine_still_tells_the_role(manager: Setup) -> No
         info = await (await client.get("/info")).json()
         assert info["Swarm"]["ControlAvailable"] is True
         assert "does not answer at unix:///nonexistent" in info["Warnings"][-1]
-        assert (await (await client.get("/version")).json())["ApiVersion"] == "1.44"
+        assert (await (await client.get("/version")).json())["ApiVersion"] == "1.50"
         refused = await client.get("/containers/json")
         assert refused.status == 503
 
