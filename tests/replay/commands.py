@@ -342,6 +342,7 @@ SCENARIOS: dict[str, str] = {
         service update -d --no-resolve-image --env-add X=Y --label-add new=1 web
         service inspect web
         service update -d --rollback web
+        poll rollback_completed :: service inspect web --format {{.UpdateStatus.State}}
         service inspect web
         service update -d --rollback glob
         service rollback -d hostp
