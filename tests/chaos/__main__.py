@@ -10,6 +10,7 @@ import contextlib
 import random
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -50,7 +51,11 @@ def main(seed: int | None, minutes: float, managers: int, workers: int, subnet: 
                 console.print(f"[dim]{run.elapsed_s:7.1f} s[/]  {text}", highlight=False, soft_wrap=True)
 
             run = Run(lab, managers, seed, minutes * 60, converges_within_s=180.0, tell=tell)
-            with Live(console=console, get_renderable=lambda: _progress(run)) if console.is_terminal else contextlib.nullcontext():
+            with (
+                Live(console=console, get_renderable=lambda: _progress(run), refresh_per_second=1)
+                if console.is_terminal
+                else contextlib.nullcontext()
+            ):
                 report = asyncio.run(run.play())
             picture.write_text(svg(report.story))
             if keep is not None:
@@ -65,20 +70,18 @@ def main(seed: int | None, minutes: float, managers: int, workers: int, subnet: 
 
 
 def _progress(run: Run) -> Table:
-    ops = run.clients.ops
-    writes = [op for op in ops if op.kind != "read"]
-    failed = sum(not answer.ok for answer in run.log.answers)
+    told = Counter((op.kind == "read", op.outcome) for op in run.clients.ops)
+    answers = run.log.answers
     table = Table(
-        "time", "leader", "wrong now", "writes acknowledged", "refused, unanswered", "reads", "requests failed", box=None, padding=(0, 2)
+        "time", "leader", "writes acknowledged", "refused", "unanswered", "reads", "requests failed", "wrong now", box=None, padding=(0, 2)
     )
     table.add_row(
         f"{run.elapsed_s:.0f} of {run.duration_s:.0f} s",
         run.leader or "-",
-        ", ".join(sorted(str(fault) for fault in run.active)) or "nothing",
-        str(sum(op.outcome == "ok" for op in writes)),
-        str(sum(op.outcome != "ok" for op in writes)),
-        str(len(ops) - len(writes)),
-        f"{failed} of {len(run.log.answers)}",
+        *(str(told[False, outcome]) for outcome in ("ok", "refused", "maybe")),
+        str(told[True, "ok"]),
+        f"{sum(not answer.ok for answer in answers)} of {len(answers)}",
+        ", ".join(sorted(str(fault) for fault in tuple(run.active))) or "nothing",
     )
     return table
 

@@ -18,7 +18,7 @@ from orchestrator.lab.probe import Answer, Log, Probe, dns_addresses, http_get
 from tests.lab.cli import Cli
 
 from .checker import Violation, check
-from .clients import Clients
+from .clients import IMAGE, Clients
 from .converged import Convergence, client_netns
 from .faults import Faults
 from .history import Op, Term
@@ -116,8 +116,11 @@ class Run:
         cli = Cli(self._lab.nodes[0])
         count = len(self._lab.nodes)
         cli.ok("network", "create", "-d", "overlay", NETWORK)
-        cli.create(WEB, "--replicas", str(count), "--network", NETWORK, "-p", f"{PORT}:80", replicas=f"{count}/{count}")
-        cli.create(CLIENT, "--mode", "global", "--network", NETWORK, replicas=f"{count}/{count}", command=("idle",))
+        common = ("service", "create", "-d", "--network", NETWORK)
+        cli.ok(*common, "--name", WEB, "--replicas", str(count), "-p", f"{PORT}:80", IMAGE)
+        cli.ok(*common, "--name", CLIENT, "--mode", "global", IMAGE, "idle")
+        for name in (WEB, CLIENT):
+            cli.wait_replicas(name, f"{count}/{count}", deadline_s=120)
         network = cli.ok("network", "inspect", "--format", "{{.ID}}", NETWORK)
         vips = cli.ok("service", "inspect", "--format", "{{range .Endpoint.VirtualIPs}}{{.NetworkID}} {{.Addr}}\n{{end}}", WEB)
         return next(line.split()[1].split("/")[0] for line in vips.splitlines() if line.startswith(network))

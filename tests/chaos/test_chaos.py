@@ -16,7 +16,7 @@ from . import faults
 from .picture import svg
 from .run import Run
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 MANAGERS, NODES = 3, 4
 
 
@@ -38,11 +38,12 @@ def test_nothing_that_was_told_is_untrue_and_the_cluster_comes_to_rest(lab: Lab,
     run = Run(lab, MANAGERS, seed=1, duration_s=90.0, converges_within_s=180.0, tell=told.append)
     report = asyncio.run(run.play())
     (tmp_path / "chaos.svg").write_text(svg(report.story))
-    said = "\n".join([*report.lines, *told])
+    if not report.good:
+        faults.copy_logs(lab, tmp_path)
+    said = "\n".join([*report.lines, *told, f"the picture and the nodes' logs: {tmp_path}"])
     assert report.violations == [], said
     assert report.lacks == [], said
     assert report.calm_failures == [], said
     # what proves nothing must not pass
     acknowledged = [op for op in run.clients.ops if op.kind != "read" and op.outcome == "ok"]
-    assert len(acknowledged) > 50, said
-    assert run.skipped < len(run.faults) / 2, said
+    assert len(acknowledged) >= 20 and len(run.faults) - run.skipped >= 10, said
