@@ -128,7 +128,9 @@ class Agent:
         self._wake = asyncio.Event()
         self._look = asyncio.Event()
         self._network = NetworkLoop(mesh, names, session, on_change=self._wake.set, timing=timing)
-        self._timer: asyncio.TimerHandle | None = None
+        # uvloop's call_at returns a handle without a time where that is less than half a millisecond away
+        self._timer: asyncio.Handle | None = None
+        self._timer_at_s = 0.0
         self._engine_lost = False
         # since when the Engine owes a list of its containers; None = it has answered
         self._asked_at_s: float | None = None
@@ -383,12 +385,12 @@ class Agent:
     def _wake_in(self, delay_s: float) -> None:
         """One timer, for the earliest; whoever planned then asks again for its own."""
         loop = asyncio.get_running_loop()
-        at = loop.time() + max(0.0, delay_s)
-        if self._timer is not None and self._timer.when() <= at and not self._timer.cancelled() and self._timer.when() > loop.time():
+        at_s = loop.time() + max(0.0, delay_s)
+        if self._timer is not None and not self._timer.cancelled() and loop.time() < self._timer_at_s <= at_s:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = loop.call_at(at, self._wake.set)
+        self._timer, self._timer_at_s = loop.call_at(at_s, self._wake.set), at_s
 
     # ---- steps ---------------------------------------------------------------------------------------------------------------
 
@@ -403,6 +405,10 @@ class Agent:
             self._step_failed(task, memory, step, error)
         except EngineUnavailable as error:
             log.warning("task=%s step=%s engine_unavailable=%s", task_id, step.name, error)
+            self._later(memory)
+        except OSError as error:
+            # a full disk, most of the time
+            log.warning("task=%s step=%s error=%s", task_id, step.name, error)
             self._later(memory)
         except asyncio.CancelledError:
             self._look.set()

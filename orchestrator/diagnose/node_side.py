@@ -142,7 +142,9 @@ async def _child(command: str, orders: dict[str, Any]) -> AsyncIterator[asyncio.
     child = await asyncio.create_subprocess_exec(sys.executable, "-m", "mesh.trace", command, stdin=pipe, stdout=pipe)
     try:
         assert child.stdin is not None
-        child.stdin.write(json.dumps(orders).encode() + b"\n")
+        # one that has ended already says nothing, and that is told; RuntimeError is uvloop's word for its closed pipe
+        with contextlib.suppress(OSError, RuntimeError):
+            child.stdin.write(json.dumps(orders).encode() + b"\n")
         yield child
     finally:
         with contextlib.suppress(ProcessLookupError):

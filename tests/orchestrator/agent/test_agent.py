@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
+import uvloop
 
 from orchestrator.model import HealthConfig, SecretReference, Task, TaskState
 
 from .bed import AgentBed
+from .fake_runtime import FakeRuntime
 from .wait import until
 
 S = TaskState
@@ -507,3 +511,35 @@ async def test_a_fenced_task_is_not_started_while_no_leader_is_heard_of(bed: Age
     bed.lease.heard(0.0)
     bed.managers.send("t1")
     await reaches(bed, "t1", S.RUNNING)
+
+
+def test_a_wait_of_nothing_ends_no_agent_under_uvloop() -> None:
+    """Its call_at returns a handle without a time then."""
+
+    async def wait() -> None:
+        bed = AgentBed()
+        agent = await bed.start()
+        for delay_s in (0.0, 0.0001, 1.0, 0.0, 0.0):
+            agent._wake_in(delay_s)
+        await bed.kill()
+
+    uvloop.run(wait())
+
+
+async def test_a_full_disk_is_no_bug_and_the_step_is_tried_again(
+    bed: AgentBed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepare = FakeRuntime.prepare
+    full = [True, True]
+
+    async def prepare_later(self: FakeRuntime, *arguments: Any) -> Any:
+        if full:
+            full.pop()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return await prepare(self, *arguments)
+
+    monkeypatch.setattr(FakeRuntime, "prepare", prepare_later)
+    await bed.start()
+    bed.managers.add("t1")
+    await reaches(bed, "t1", S.RUNNING)
+    assert "No space left on device" in caplog.text and "Traceback" not in caplog.text

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -347,3 +350,32 @@ async def test_a_member_that_tells_the_past_again_is_not_believed(etcds_of: Make
     store._apply([told("2", revision), told("3", revision + 1)])
     assert [(e.revision, e.new.owner) for e in drain(watch)] == [(revision + 1, "3")]  # type: ignore[union-attr]
     await store.close()
+
+
+_FORKS = """
+import asyncio
+import orchestrator.store.etcd
+import grpc.aio
+import uvloop
+from aetcd.rpc import rpc_pb2 as pb
+from aetcd.rpc import rpc_pb2_grpc as stubs
+
+async def main():
+    channel = grpc.aio.insecure_channel("127.0.0.1:1")
+    calls = [stubs.KVStub(channel).Range(pb.RangeRequest(key=b"x"), wait_for_ready=True, timeout=20) for _ in range(3)]
+    await asyncio.sleep(0.2)
+    for _ in range(5):
+        await (await asyncio.create_subprocess_exec("true")).wait()
+    for call in calls:
+        call.cancel()
+    await channel.close()
+
+uvloop.run(main())
+"""
+
+
+def test_grpc_keeps_out_of_forks() -> None:
+    """It would say that it skips its handlers, or now and then abort the child."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}
+    done = subprocess.run([sys.executable, "-c", _FORKS], capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
