@@ -2,16 +2,13 @@
 # make test            everything that proves it works (as root: whole clusters; installs what it needs)
 # make check           style, types and layers only
 # make simulate        clusters under a virtual clock with everything going wrong (SEEDS=1000, FIRST=1; SEED=17 replays one, told in full)
+# make chaos           a cluster in the lab with everything going wrong, every word it says checked (MINUTES=20, SEED=17, MANAGERS=5, PICTURE=chaos.svg)
 # make bench           the demo's figures: how fast, how much memory
 # make bench-mesh      the data plane's figures: programming the kernel
 # make bench-dns       the DNS server beside others: Debian's, the Docker Engine's, the bare system calls; every answer is checked
-<<<<<<< HEAD
 # make bench-orchestrator  the orchestrator's figures against their targets: scheduler, store, API, leader, and those of make bench;
 #                  1,000 agents that lose a manager; meshd killed and restarted everywhere under load
-=======
-# make bench-orchestrator  the orchestrator's figures against their targets: scheduler, store, API, leader, and those of make bench
 # make bench-api       the API beside a real Engine's in swarm mode, at 1, 100 and 1,000 services; 1,000 open event streams
->>>>>>> 3fbc0ac (API: versions, sequence and fuzz described and tested; make bench-api)
 # make vagrant-rehearse  vagrant up and its smoke test on this machine, without boxes, KVM or systemd: ten minutes
 # make fuzz-dns        a million mutated packets against the DNS server: minutes
 .PHONY: demo test check simulate chaos bench bench-mesh bench-dns bench-orchestrator bench-api fuzz-dns vagrant-rehearse bootstrap
