@@ -48,7 +48,7 @@ from orchestrator.model import (
 )
 from orchestrator.security import ca, secretbox, tokens
 from orchestrator.security.identity import Credentials, Identity
-from orchestrator.store import etcd_tls
+from orchestrator.store import etcd_tls, sealing
 from orchestrator.store.base import Put, Store
 from orchestrator.store.snapshot import Snapshot
 from orchestrator.store.subscription import wait_for
@@ -127,7 +127,12 @@ def _manager(directory: str, services: int, replicas: int, agents: int, pipe: Co
 async def _serve(directory: Path, services: int, replicas: int, agents: int, pipe: Connection) -> None:
     port = _free_port()
     config = ManagerConfig(
-        node_id=_MANAGER, addr=f"127.0.0.1:{port}", directory=directory / "etcd", client_port=_free_port(), peer_port=_free_port()
+        node_id=_MANAGER,
+        addr=f"127.0.0.1:{port}",
+        directory=directory / "etcd",
+        client_port=_free_port(),
+        peer_port=_free_port(),
+        store_key=sealing.new_key(),
     )
     now = datetime.now(UTC)
     root, etcd_ca = ca.new_root(_CLUSTER_ID, now), etcd_tls.create_ca("bench", now)

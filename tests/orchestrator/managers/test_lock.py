@@ -112,6 +112,36 @@ async def test_roles(tmp_path: Path) -> None:
     assert lock.open() is None and lock.keys is None
 
 
+@pytest.mark.parametrize("change", ["admit", "dismiss"])
+def test_a_change_of_role_is_whole_or_not_begun(tmp_path: Path, change: str) -> None:
+    numbers = itertools.count()
+    passphrases: list[bytes] = []
+
+    def prepare() -> Path:
+        directory = tmp_path / str(next(numbers))
+        sealed = change == "dismiss"
+        passphrases.append(Lock(directory).begin(STORE_KEY if sealed else b"", KEYS["A"] if sealed else b"").passphrase)
+        return directory
+
+    def carried_out(directory: Path) -> None:
+        lock = Lock(directory)
+        lock.open(KEYS["A"])
+        if change == "admit":
+            lock.admit(STORE_KEY, KEYS["A"])
+        else:
+            lock.dismiss()
+
+    for directory in crashing_at_every_step(prepare, carried_out):
+        keys = Lock(directory).open(KEYS["A"])
+        # what the passphrase opens stays open, whichever of the two the node is
+        assert keys is not None and keys.passphrase == passphrases[-1]
+        assert keys.store_key in (b"", STORE_KEY)
+        carried_out(directory)
+        after = Lock(directory).open(KEYS["A"])
+        assert after is not None and after.store_key == (STORE_KEY if change == "admit" else b"")
+    assert next(numbers) > 5
+
+
 async def test_what_a_lost_key_sealed_stays(tmp_path: Path) -> None:
     lock = Lock(tmp_path)
     lock.begin(STORE_KEY, KEYS["A"])

@@ -7,8 +7,10 @@ import pytest
 
 from orchestrator.store import Delete, Store
 from orchestrator.store.memory import MemoryStore
+from orchestrator.store.sealing import Sealed, new_key
 from tests.orchestrator.store.etcds import Etcds
 
+_KEY = new_key()
 Opener = Callable[[], Awaitable[Store]]
 
 
@@ -35,7 +37,8 @@ async def open_store(request: pytest.FixtureRequest) -> AsyncIterator[Opener]:
         etcds: Etcds = request.getfixturevalue("etcd")
 
         async def open_one() -> Store:
-            store = await etcds.open()
+            # as managers have it: sealed
+            store = await etcds.open(sealing=Sealed(_KEY))
             opened.append(store)
             return store
 
