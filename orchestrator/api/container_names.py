@@ -7,6 +7,7 @@ behind by a manager that was killed counts for as long as a creation may take.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
@@ -16,7 +17,7 @@ from msgspec.structs import replace
 
 from orchestrator.api import access
 from orchestrator.api.container_views import name_taken
-from orchestrator.errors import StoreError
+from orchestrator.errors import ApiError, Conflict, StoreError
 from orchestrator.ids import new_id
 from orchestrator.model import Claim
 from orchestrator.store.base import Change, Delete, Put, Store
@@ -26,16 +27,28 @@ log = logging.getLogger(__name__)
 
 # longer than any Engine is waited for (`engines.CHANGE`)
 _HELD = timedelta(seconds=120)
+_WAIT_S = 10.0
+_POLL_S = 0.02
 
 
 @contextlib.asynccontextmanager
 async def held(store: Store, name: str) -> AsyncIterator[None]:
-    """ApiError(409): somebody else is just giving this name to a container. "" is nobody's."""
+    """Waits while somebody else is just giving this name to a container: then the Engines know whose it is. ApiError(409): it takes
+    too long. "" is nobody's."""
     if not name:
         yield
         return
     owner = f"{new_id()}/{access.now().timestamp():.0f}"
-    await access.commit(store, lambda snapshot: taking(snapshot, name, owner, access.now()))
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _WAIT_S
+    while True:
+        try:
+            await store.commit(taking(store.snapshot(), name, owner, access.now()))
+            break
+        except (Conflict, ApiError):
+            if loop.time() > deadline:
+                raise
+            await asyncio.sleep(_POLL_S)
     try:
         yield
     finally:
