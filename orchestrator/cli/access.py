@@ -37,8 +37,7 @@ def api_certs(directory: Path, clients: tuple[str, ...], names: tuple[str, ...],
     """
     from orchestrator.security import api_certificates
 
-    host = socket.gethostname()
-    dialled = {"localhost", "127.0.0.1", "::1", host, socket.getfqdn(), *own_addresses(), *names}
+    dialled = {"localhost", "127.0.0.1", "::1", socket.gethostname(), *own_addresses(), *names}
     written = api_certificates.make(directory, clients or ("client",), sorted(dialled), datetime.now(UTC), renew=renew)
     for path in written:
         click.echo(f"made {path}")
