@@ -24,8 +24,9 @@ from orchestrator.registry_auth import decoded as registry_auth_of
 log = logging.getLogger(__name__)
 
 EXIT_DEADLINE_S = 30
-# what a container asked before it joined a network of the cluster, in its resolv.conf
-_SAVED = "#meshd: "
+# in the resolv.conf of a container that joined a network of the cluster later: that, and what it asked before
+_CHANGED = "# by meshd: on a network of the cluster"
+_SAVED = "# by meshd: before: "
 # the Engine answers 500 with these while its containerd restarts: not the task's fault
 _TRANSIENT = ("connection refused: unavailable", "transport is closing", "ttrpc: closed", "code = Unavailable", "context deadline exceeded")
 
@@ -99,17 +100,19 @@ def name_itself(details: dict[str, Any]) -> None:
 
 
 def ask_mesh(details: dict[str, Any]) -> Path | None:
-    """Let a container that runs ask the node's DNS server instead of those it was given; None if it does. Returns the changed file."""
+    """Let a container that runs ask the node's DNS server instead of those it was given. Returns its resolv.conf if that is changed;
+    None: it asked us from the start."""
     path = Path(details.get("ResolvConfPath") or "/nonexistent")
+    ours = f"nameserver {DNS_ADDRESS}"
     with contextlib.suppress(OSError):
         lines = path.read_text().splitlines()
-        asked = [line for line in lines if line.startswith("nameserver")]
-        if asked != [f"nameserver {DNS_ADDRESS}"]:
+        if _CHANGED in lines:
+            return path
+        if [line for line in lines if line.startswith("nameserver")] != [ours]:
             kept = [_SAVED + line if line.startswith("nameserver") else line for line in lines]
             # written in place: the container has this very file mounted
-            path.write_text("\n".join([f"nameserver {DNS_ADDRESS}", *kept, ""]))
+            path.write_text("\n".join([_CHANGED, ours, *kept, ""]))
             return path
-        return path if any(line.startswith(_SAVED) for line in lines) else None
     return None
 
 
@@ -117,8 +120,8 @@ def ask_engine_again(path: Path) -> None:
     """Undo `ask_mesh`."""
     with contextlib.suppress(OSError):
         lines = path.read_text().splitlines()
-        if any(line.startswith(_SAVED) for line in lines):
-            kept = [line.removeprefix(_SAVED) for line in lines if line != f"nameserver {DNS_ADDRESS}"]
+        if _CHANGED in lines:
+            kept = [line.removeprefix(_SAVED) for line in lines if line not in (_CHANGED, f"nameserver {DNS_ADDRESS}")]
             path.write_text("\n".join([*kept, ""]))
 
 

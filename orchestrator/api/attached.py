@@ -185,7 +185,8 @@ def attachment(
 def held(sent: Json, wanted: Wanted, image: ImageConfig, task: Task, node: Node, cluster_id: str) -> Json:
     """The body for the Engine of `node`; the task's addresses are known. ApiError: it has nothing to run."""
     entrypoint, command = command_line(wanted, image)
-    host = sent.get("HostConfig") or {}
+    sent = _spelled(sent, "HostConfig", "Labels", "Entrypoint", "Cmd", "NetworkingConfig")
+    host = _spelled(sent.get("HostConfig") or {}, "NetworkMode", "PortBindings", "Mounts", "Dns", "DnsOptions")
     options = list(host.get("DnsOptions") or ())
     if not any(option.startswith("ndots:") for option in options):
         options.append("ndots:0")
@@ -212,6 +213,12 @@ def held(sent: Json, wanted: Wanted, image: ImageConfig, task: Task, node: Node,
         },
         "NetworkingConfig": {},
     }
+
+
+def _spelled(sent: Json, *names: str) -> Json:
+    """With these members' names as Docker writes them: an Engine takes them in any case, but not twice."""
+    spelled = {name.lower(): name for name in names}
+    return {spelled.get(key.lower(), key): value for key, value in sent.items()}
 
 
 def command_line(wanted: Wanted, image: ImageConfig) -> tuple[list[str], list[str]]:

@@ -15,7 +15,7 @@ T = TypeVar("T", Service, Task, Node, Network, Secret, Config)
 
 
 def name_of(obj: Object) -> str:
-    """The name users see; of a task "web.1", of a node its hostname unless it was given a name."""
+    """The name users see; of a task "web.1" (of an attachment its container's), of a node its hostname unless it was given a name."""
     match obj:
         case Service() | Secret() | Config():
             return obj.spec.name
@@ -24,7 +24,7 @@ def name_of(obj: Object) -> str:
         case Node():
             return obj.spec.name or obj.description.hostname
         case Task():
-            return f"{obj.mesh_service_name}.{obj.slot or obj.node_id}"
+            return obj.name or f"{obj.mesh_service_name}.{obj.slot or obj.node_id}"
         case _:
             return ""
 

@@ -84,7 +84,7 @@ def test_containers_started_by_hand_live_on_an_overlay(lab: Lab, fleet: Cli) -> 
     fleet.create("web", "--network", "att", "--replicas", "2", replicas="2/2")
     vip = fleet.ok("service", "inspect", "web", "--format", "{{range .Endpoint.VirtualIPs}}{{.Addr}}{{end}}").partition("/")[0]
     # on a worker and on the manager; the names are there before the application's first line
-    start(fleet, "node-2", "--network", "att", "--network-alias", "data", name="db")
+    start(fleet, "node-2", "--network", "att", "--network-alias", "data", "-p", "8095:80", name="db")
     first_words = fleet.ok("run", "--rm", "--network", "att", "-e", "constraint:node==node-1", IMAGE, "nslookup", "data")
     db = address_of(fleet, "db", "att")
     assert db and f"Address: {db}" in first_words
@@ -93,6 +93,10 @@ def test_containers_started_by_hand_live_on_an_overlay(lab: Lab, fleet: Cli) -> 
         where = inside(lab, fleet, container)
         assert resolved(where, "web") == {vip}
         wait_until(lambda where=where: _answers(where, vip), 10, f"{container} reaches the service")
+    # its published port is its node's
+    outside = f"/run/netns/{lab.layout.switch}"
+    wait_until(lambda: _answers(outside, lab.nodes[1].address, 8095), 10, "the published port")
+    assert fleet.ok("port", "db", "80").endswith(":8095")
     # a task, and a container on another node, find it by its name and alias, and it answers
     task = fleet.ok("ps", "-q", "--filter", "label=com.docker.swarm.service.name=web").split()[0]
     for asker in (task, "front"):
@@ -121,9 +125,9 @@ def test_containers_started_by_hand_live_on_an_overlay(lab: Lab, fleet: Cli) -> 
     wait_until(lambda: fleet.run("network", "rm", "att").returncode == 0, 20, "nothing holds the network")
 
 
-def _answers(where: str, address: str) -> bool:
+def _answers(where: str, address: str, port: int = 80) -> bool:
     with contextlib.suppress(OSError, ValueError):
-        return bool(in_network(where, lambda: http_get(address, 80, 1.0)))
+        return bool(in_network(where, lambda: http_get(address, port, 1.0)))
     return False
 
 

@@ -7,12 +7,14 @@ import itertools
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import msgspec
 import pytest
 import pytest_asyncio
 
 from orchestrator.agent.attachments import UNUSED_BOUND, plan_attachment, plan_foreign
+from orchestrator.agent.engine_requests import ask_engine_again, ask_mesh
 from orchestrator.agent.runtime import Container
 from orchestrator.agent.tasks import ATTACH_BOUND, NOTHING, Facts, Step, further
 from orchestrator.model import STATE_ORDER, ContainerStatus, NetworkAttachmentSpec, Task, TaskSpec, TaskState, TaskStatus, terminal
@@ -230,3 +232,35 @@ async def test_a_container_that_is_gone_before_anybody_looks(bed: AgentBed) -> N
     await bed.start()
     bed.managers.attach("a", container_id="old")
     await reaches(bed, "a", S.SHUTDOWN)
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "nameserver 192.0.2.1\nnameserver 192.0.2.2\nsearch lan\n",
+        "search lan\noptions ndots:2\n",
+        "",
+        "nameserver 127.0.0.11\noptions ndots:0\n",
+    ],
+)
+def test_a_connected_container_asks_us_and_later_whom_it_asked_before(tmp_path: Path, before: str) -> None:
+    file = tmp_path / "resolv.conf"
+    file.write_text(before)
+    details = {"ResolvConfPath": str(file)}
+    was_ours = "nameserver 127.0.0.11" in before
+    for _ in range(2):
+        assert ask_mesh(details) == (None if was_ours else file)
+        lines = file.read_text().splitlines()
+        assert [line for line in lines if line.startswith("nameserver")] == ["nameserver 127.0.0.11"]
+        assert [line for line in lines if line.startswith(("search", "options"))] == [
+            line for line in before.splitlines() if not line.startswith("nameserver")
+        ]
+    if not was_ours:
+        ask_engine_again(file)
+    assert file.read_text().strip() == before.strip()
+    # a container that has just gone is no error
+    assert ask_mesh({"ResolvConfPath": str(tmp_path / "gone")}) is None
+    ask_engine_again(tmp_path / "gone")

@@ -79,6 +79,16 @@ async def test_a_container_is_made_held_and_without_a_network_of_its_engine(att:
     assert [one["ID"] for one in await att.ok("GET", '/tasks?filters={"runtime":["attachment"]}')] == [task.id]
 
 
+async def test_members_in_any_case(att: Setup) -> None:
+    await att.ok(
+        "POST", "/containers/create?name=db", {"image": "bb:1", "cmd": ["x"], "hostConfig": {"networkmode": "att", "Privileged": True}}
+    )
+    sent = json.loads(att.engine.bodies[-1])
+    assert (sent["Cmd"], sent["HostConfig"]["NetworkMode"], sent["HostConfig"]["Privileged"]) == (["/entry", "x"], "none", True)
+    assert len({key.lower() for key in sent}) == len(sent)
+    assert len({key.lower() for key in sent["HostConfig"]}) == len(sent["HostConfig"])
+
+
 @pytest.mark.parametrize(
     ("request_", "status", "text"),
     [
