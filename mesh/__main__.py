@@ -161,6 +161,9 @@ def _summary(table: NamespaceTable) -> Iterable[tuple[str, str]]:
         yield "link", f"{name}" + ("" if link.up else ", down")
     for address, via in sorted(table.host_routes.items()):
         yield "route", f"{address} by {via}"
+    for name, device in sorted(table.wireguards.items()):
+        peers = sum(of == name for of, _ in table.peers)
+        yield "WireGuard", f"{name}, UDP {device.port}, MTU {device.mtu}; {peers} peers" + ("" if device.up else ", down")
     for mark, service in sorted(table.ipvs.items()):
         backends = " ".join(f"{d.address}{f':{d.port}' if d.port else ''}({d.weight})" for d in sorted(service.destinations))
         yield "IPVS", f"mark {mark:#x} {service.scheduler}: {backends or 'nobody'}"
@@ -180,7 +183,8 @@ def _nft_summary(table: NftTable) -> Iterable[tuple[str, str]]:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        # what isn't in a repr is secret, or too long for people
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.repr}
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (tuple, Set)):

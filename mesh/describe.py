@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sized
 from dataclasses import fields
 
-from mesh.operations import ChangeElements, DeleteIpvs, LoadNft, Op, PutIpvs
+from mesh.operations import ChangeElements, DeleteIpvs, LoadNft, Op, PutIpvs, PutPeers, PutWireGuard
 
 SHOWN = 3
 """Rows that are named before the rest is counted."""
@@ -31,6 +31,10 @@ def _subject(op: Op) -> str:
         case ChangeElements(_, desired, _, changes):
             rows = [f"{c.name}: +{len(c.fresh)} -{len(c.gone)}" for c in changes]
             return f"{desired.family} {desired.name} {', '.join(rows)}"
+        case PutWireGuard():
+            return f"{op.name} port={op.device.port} mtu={op.device.mtu}"
+        case PutPeers():
+            return f"{op.device} {_value(tuple(key for key, _ in op.rows))}"
         case _:
             shown = [_value(getattr(op, f.name)) for f in fields(op) if f.name not in ("namespace", "actual", "replace")]
             return " ".join(filter(None, shown)) + (" (made anew)" if getattr(op, "replace", False) else "")

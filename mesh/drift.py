@@ -28,6 +28,8 @@ _KINDS: Final = {
     "ipvs": "IPVS service",
     "ipvs_timeout_s": "IPVS timeout",
     "policies": "routing rule",
+    "wireguards": "WireGuard device",
+    "peers": "WireGuard peer",
     "engine_accepts": "rule of DOCKER-USER",
 }
 """What a field's rows are called, where the field's own name doesn't say it."""

@@ -23,6 +23,7 @@ class Facts:
     has_bridge_netfilter: bool = False
     has_ipv6: bool = True
     has_docker_user: bool = False
+    has_wireguard: bool = False
 
     def inode_of(self, path: str) -> int:
         """Of a container's namespace. Raises NamespaceGone, or ConfigError when it is the node's own."""

@@ -7,7 +7,7 @@ everywhere. Every collection is a tuple; order never matters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Protocol = Literal["tcp", "udp", "sctp"]
@@ -86,7 +86,8 @@ class Network:
     """One overlay network as this node sees it.
 
     `lb_address` is the node's own address on it. `mtu` None = underlay MTU minus encapsulation. Exactly one network of a
-    NodeState may have `ingress=True`: published ports are balanced there.
+    NodeState may have `ingress=True`: published ports are balanced there. `encrypted`: between nodes only through WireGuard
+    (`NodeState.encryption`), or not at all; the VTEPs of its remote endpoints are tunnel addresses.
     """
 
     id: str
@@ -98,6 +99,31 @@ class Network:
     local: tuple[LocalEndpoint, ...] = ()
     remote: tuple[RemoteEndpoint, ...] = ()
     services: tuple[VirtualService, ...] = ()
+    encrypted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EncryptionPeer:
+    """Another node with encrypted networks. `address`: its tunnel address; `underlay`: where its WireGuard listens; `keys`: public keys
+    (base64), one for each device, "" while there is none."""
+
+    address: str
+    underlay: str
+    keys: tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Encryption:
+    """The two WireGuard devices that encrypted networks are carried by. `address`: this node's tunnel address, IPv6; `keys`: private keys
+    (base64), one for each device; `active`: the device that packets leave by. The other one can be given other keys meanwhile.
+    `port`: UDP port of the first device; the second has the next one."""
+
+    address: str
+    keys: tuple[str, str] = field(repr=False)
+    active: Literal[0, 1] = 0
+    peers: tuple[EncryptionPeer, ...] = ()
+    # 51820 is left to a VPN of the machine's owner; this is Cilium's
+    port: int = 51871
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +150,4 @@ class NodeState:
     balancer: Balancer = "nftables"
     vxlan_port: int = 4789
     gateway_subnet: str = "172.30.0.0/16"
+    encryption: Encryption | None = None

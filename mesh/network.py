@@ -14,6 +14,7 @@ from typing import TypeVar
 from mesh import address as addr
 from mesh.balance import balanced_port, balanced_service, balancer_frame, port_flows, service_flows
 from mesh.container import answer_frames
+from mesh.encryption import device_mtu, unable
 from mesh.errors import ConfigError, MeshError
 from mesh.facts import Facts
 from mesh.ipvs import IPVS_SYSCTLS, TCP_TIMEOUT_S, ipvs_port, ipvs_service, marking_frame
@@ -76,6 +77,7 @@ def render_network(
         *(network.id, network.vni, network.subnets, network.lb_address, network.mtu, network.ingress),
         *(state.underlay, state.vxlan_port, state.balancer, state.gateway_subnet),
         *(facts.underlay_mtu, facts.has_bridge_netfilter, facts.has_ipv6),
+        *((_encrypted_from(network, state, facts),) if network.encrypted else ()),
     )
     if before is None or before.basis != basis:
         before = RenderedNetwork(basis, Assembly(_frame(network, state, facts), {}))
@@ -114,7 +116,7 @@ def _frame(network: Network, state: NodeState, facts: Facts) -> NamespaceTable:
     ipvs = state.balancer == "ipvs"
     return NamespaceTable(
         bridge=Bridge(BRIDGE, addr.mac(network.lb_address), mtu),
-        tunnel=Tunnel(network.vni, state.underlay, state.vxlan_port, mtu),
+        tunnel=Tunnel(network.vni, _local(network, state), state.vxlan_port, mtu, encrypted=network.encrypted),
         addresses=frozenset({f"{network.lb_address}/{lb_subnet.prefixlen}"}),
         sysctls=_sysctls(families, facts) | (IPVS_SYSCTLS if ipvs else {}),
         nft=marking_frame(network, families, state.gateway_subnet) if ipvs else balancer_frame(network, families),
@@ -123,7 +125,24 @@ def _frame(network: Network, state: NodeState, facts: Facts) -> NamespaceTable:
 
 
 def _mtu(network: Network, state: NodeState, facts: Facts) -> int:
-    return network.mtu or facts.underlay_mtu - (50 if addr.family(state.underlay) == 4 else 70)
+    under = device_mtu(state, facts) if network.encrypted else facts.underlay_mtu
+    return network.mtu or under - (50 if addr.family(_local(network, state)) == 4 else 70)
+
+
+def _local(network: Network, state: NodeState) -> str:
+    """Where its tunnels begin here."""
+    if not network.encrypted:
+        return state.underlay
+    assert state.encryption is not None
+    return state.encryption.address
+
+
+def _encrypted_from(network: Network, state: NodeState, facts: Facts) -> str:
+    """The tunnel address. Raises ConfigError where this node can't encrypt: the network is not made then, never made plain."""
+    if reason := unable(state, facts):
+        raise ConfigError(f"network {network.id}", reason)
+    assert state.encryption is not None
+    return state.encryption.address
 
 
 def _members(network: Network, published: Iterable[PublishedPort], before: RenderedNetwork) -> Members:

@@ -232,6 +232,8 @@ class NodeMesh:
     def _attempt(self, state: NodeState, resync: bool) -> Report:
         whole = resync or self._applied is None or self._facts is None
         whole = whole or (state.underlay, state.balancer) != (self._underlay, self._balancer)
+        # whether the kernel has WireGuard is asked when it is needed first
+        whole = whole or (any(n.encrypted for n in state.networks) and not (self._facts and self._facts.has_wireguard))
         if whole:
             facts = self._kernel.facts(state)
         else:

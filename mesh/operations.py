@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mesh.nft import MapChange
-from mesh.table import Attachment, Bridge, Flow, IpvsService, NftTable, Policy, Tunnel
+from mesh.table import Attachment, Bridge, Flow, IpvsService, NftTable, Peer, Policy, Tunnel, WireGuard
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,31 @@ class PutTunnels:
 class DeleteTunnels:
     namespace: str
     macs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PutWireGuard:
+    """Create the WireGuard device, or make it so."""
+
+    namespace: str
+    name: str
+    device: WireGuard
+
+
+@dataclass(frozen=True, slots=True)
+class PutPeers:
+    """Public key -> peer."""
+
+    namespace: str
+    device: str
+    rows: tuple[tuple[str, Peer], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePeers:
+    namespace: str
+    device: str
+    keys: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +224,9 @@ Op = (
     | DeleteNeighbours
     | PutTunnels
     | DeleteTunnels
+    | PutWireGuard
+    | PutPeers
+    | DeletePeers
     | Attach
     | PutHostRoute
     | DeleteHostRoute

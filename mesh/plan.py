@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from mesh.nft import element_changes, script, without_elements
@@ -23,6 +24,7 @@ from mesh.operations import (
     DeleteLink,
     DeleteNamespace,
     DeleteNeighbours,
+    DeletePeers,
     DeletePolicies,
     DeleteTunnels,
     ForgetFlows,
@@ -35,10 +37,12 @@ from mesh.operations import (
     PutIpvs,
     PutIpvsTimeout,
     PutNeighbours,
+    PutPeers,
     PutPolicies,
     PutSysctls,
     PutTunnel,
     PutTunnels,
+    PutWireGuard,
 )
 from mesh.table import (
     EMPTY,
@@ -129,9 +133,12 @@ def _make(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> It
     early = {k: v for k, v in wrong.items() if not _is_of_attachment(k, desired)}
     if early:
         yield PutSysctls(namespace, tuple(sorted(early.items())))
+    for name, device in sorted(desired.wireguards.items()):
+        if actual.wireguards.get(name) != device:
+            yield PutWireGuard(namespace, name, device)
+    yield from _peers(_changed(desired.peers, actual.peers), lambda device, part: PutPeers(namespace, device, part))
     if desired.tunnel and desired.tunnel != actual.tunnel:
-        old = actual.tunnel
-        other = old is not None and (old.vni, old.local, old.port) != (desired.tunnel.vni, desired.tunnel.local, desired.tunnel.port)
+        other = actual.tunnel is not None and actual.tunnel.identity != desired.tunnel.identity
         yield PutTunnel(namespace, desired.tunnel, other)
         if other:
             # its rows went with it
@@ -194,16 +201,11 @@ def _break(namespace: str, desired: NamespaceTable, actual: NamespaceTable) -> I
             yield DeleteHostRoute(namespace, address, via)
     for name in sorted(actual.attachments.keys() - desired.attachments.keys()):
         yield DeleteLink(namespace, name)
-    if (
-        desired.tunnel
-        and actual.tunnel
-        and (actual.tunnel.vni, actual.tunnel.local, actual.tunnel.port)
-        != (
-            desired.tunnel.vni,
-            desired.tunnel.local,
-            desired.tunnel.port,
-        )
-    ):
+    gone_peers = [(key, None) for key in sorted(difference(desired.peers, actual.peers)[1]) if key[0] in desired.wireguards]
+    yield from _peers(gone_peers, lambda device, part: DeletePeers(namespace, device, tuple(key for key, _ in part)))
+    for name in sorted(actual.wireguards.keys() - desired.wireguards.keys()):
+        yield DeleteLink(namespace, name)
+    if desired.tunnel and actual.tunnel and actual.tunnel.identity != desired.tunnel.identity:
         actual = _without_tunnel_rows(actual)
     yield from _batches(sorted(difference(desired.neighbours, actual.neighbours)[1]), lambda part: DeleteNeighbours(namespace, part))
     yield from _batches(sorted(difference(desired.tunnels, actual.tunnels)[1]), lambda part: DeleteTunnels(namespace, part))
@@ -251,6 +253,12 @@ def _refused_until_now(desired: NamespaceTable, actual: NamespaceTable) -> set[F
 
 def _changed(desired: Mapping[K, V], actual: Mapping[K, V]) -> list[tuple[K, V]]:
     return sorted((k, desired[k]) for k in difference(desired, actual)[0])
+
+
+def _peers(rows: list[tuple[tuple[str, str], V]], make: Callable[[str, tuple[tuple[str, V], ...]], Op]) -> Iterator[Op]:
+    """Rows by (device, key): an operation is about one device."""
+    for device in sorted({device for (device, _), _ in rows}):
+        yield from _batches([(key, row) for (of, key), row in rows if of == device], partial(make, device))
 
 
 def _batches(items: list[V], make: Callable[[tuple[V, ...]], Op]) -> Iterator[Op]:

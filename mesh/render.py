@@ -15,12 +15,13 @@ from ipaddress import IPv4Network, ip_network
 from mesh import address as addr
 from mesh.balance import PROTOCOL_NUMBERS
 from mesh.container import render_containers
+from mesh.encryption import render_encryption, unable
 from mesh.errors import ConfigError, MeshError
 from mesh.facts import Facts
 from mesh.host import GATEWAY_LINK, frame_rules, host_rules
 from mesh.model import HostPort, Network, NodeState, PublishedPort, Sandbox
 from mesh.network import RenderedNetwork, render_network, unique
-from mesh.table import HOST, OWN_NAMESPACE, UPLINK, Attachment, Bridge, Flow, NamespaceTable
+from mesh.table import ENCRYPTION, HOST, OWN_NAMESPACE, UPLINK, Attachment, Bridge, Flow, NamespaceTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,11 @@ class Names:
 
     def namespace(self, network_id: str) -> str:
         return f"{self.prefix}-{network_id}"
+
+    @property
+    def encryption(self) -> str:
+        """The namespace of the WireGuard devices."""
+        return f"{self.prefix}-{ENCRYPTION}"
 
     @property
     def mark(self) -> str:
@@ -132,6 +138,12 @@ def render(state: NodeState, facts: Facts, names: Names, before: Rendered | None
             tables[names.namespace(network.id)] = done.table
             if network.ingress:
                 ingress = network
+    if any(n.encrypted for n in state.networks) and not unable(state, facts):
+        try:
+            tables[names.encryption] = render_encryption(state, facts)
+        except ConfigError as error:
+            errors["encryption"] = error
+            frozen.add(names.encryption)
     sound = [n for n in state.networks if n.id in networks]
     tables |= render_containers(sound, state.published if ingress else (), facts, names.table)
     # a container's rules are those of all its networks

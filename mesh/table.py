@@ -15,6 +15,10 @@ HOST = ""
 BRIDGE = "br0"
 TUNNEL = "vx0"
 UPLINK = "uplink"
+ENCRYPTION = "+encryption"
+"""What the namespace of the WireGuard devices is called after the prefix; no network's id has a '+'."""
+
+WIREGUARDS = ("wg0", "wg1")
 OWN_NAMESPACE = 0
 """`Attachment.netns_id` of a link into a namespace of ours: that is known by its name."""
 
@@ -29,7 +33,8 @@ class Bridge:
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    """The VXLAN device of a network: created in the host namespace (its underlay socket stays there), living in the network's."""
+    """The VXLAN device of a network: created in the host namespace, or that for encryption (its underlay socket stays there; where, is told
+    by `local`, which no two namespaces have), living in the network's."""
 
     vni: int
     local: str
@@ -37,6 +42,34 @@ class Tunnel:
     mtu: int
     bridged: bool = True
     up: bool = True
+    encrypted: bool = field(compare=False, default=False)
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What can't be changed of a device that is there."""
+        return self.vni, self.local, self.port
+
+
+@dataclass(frozen=True, slots=True)
+class WireGuard:
+    """A WireGuard device: created in the host namespace (its UDP socket stays there), living in the one for encryption. `private_key`:
+    base64; shown to nobody."""
+
+    private_key: str = field(repr=False)
+    port: int
+    mtu: int
+    address: str
+    up: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Of a WireGuard device. endpoint: (address, UDP port). allowed: CIDRs that packets may come from it with, and go to it by. With
+    keepalives the device that carries nothing has a session all the same: it can take over at any packet."""
+
+    endpoint: tuple[str, int]
+    allowed: frozenset[str]
+    keepalive_s: int = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +183,7 @@ class NamespaceTable:
     standing for the tunnel row *and* the bridge row. neighbours: address -> MAC on the tunnel device. sysctls: name -> value, only ever
     set. nft, frames: our tables of the families inet and bridge. flows: desired = the kinds that may exist; actual = the kinds that do.
     engine_accepts: rules of ours in the Engine's DOCKER-USER chain. ipvs_timeout_s: of an idle TCP connection, 0 = not ours to say.
+    wireguards: devices by name; peers: by (device, public key).
 
     Of a container's namespace only `netns_id` (its inode), `policies`, and `nft` are ever filled in.
     """
@@ -170,6 +204,8 @@ class NamespaceTable:
     engine_accepts: frozenset[str] = frozenset()
     netns_id: int = 0
     policies: frozenset[Policy] = frozenset()
+    wireguards: Mapping[str, WireGuard] = field(default_factory=dict)
+    peers: Mapping[tuple[str, str], Peer] = field(default_factory=dict)
 
 
 def is_container(namespace: str) -> bool:

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import socket
 import struct
-import subprocess
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +18,7 @@ from typing import Final
 
 from mesh.address import text
 from mesh.errors import KernelError, KernelUnsupported
+from mesh.linux import generic
 from mesh.linux.netlink import NETLINK_GENERIC, NLA_F_NESTED, Netlink, attribute, attributes
 from mesh.table import IpvsDestination, IpvsService
 
@@ -61,27 +59,14 @@ _PART: Final = 200
 
 _GONE: Final = {DEL_DEST: (errno.ENOENT,), DEL_SERVICE: (errno.ESRCH, errno.ENOENT)}
 _TABLE: Final = "/proc/thread-self/net/ip_vs"
-_CONTROL: Final = 0x10
-_GET_FAMILY: Final = 3
-_FAMILY_ID: Final = 1
-_FAMILY_NAME: Final = 2
 
 
 def family_id() -> int | None:
-    """Number of the IPVS family, None when the kernel has none (or has not loaded it)."""
-    with Netlink(NETLINK_GENERIC) as netlink:
-        for _kind, payload in netlink.dump("list netlink families", _CONTROL, struct.pack("=BBH", _GET_FAMILY, 1, 0)):
-            values = attributes(payload[4:])
-            if values.get(_FAMILY_NAME, b"").rstrip(b"\0") == b"IPVS":
-                return int(struct.unpack("=H", values[_FAMILY_ID])[0])
-    return None
+    return generic.family_id("IPVS")
 
 
 def load_module() -> None:
-    """Afterwards `family_id` tells whether this kernel can have IPVS at all."""
-    if family_id() is None and shutil.which("modprobe"):
-        with suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(["modprobe", "-q", "ip_vs"], stdin=subprocess.DEVNULL, capture_output=True, timeout=10)
+    generic.load_module("IPVS", "ip_vs")
 
 
 def encode_service(service: IpvsService, *, whole: bool) -> bytes:

@@ -17,7 +17,7 @@ from mesh import operations as ops
 from mesh.address import address_of_gateway_port
 from mesh.errors import ConfigError, KernelError, KernelUnsupported, NamespaceGone
 from mesh.facts import Facts
-from mesh.linux import conntrack, docker_user, link, nftables, policy, rows, sysctl
+from mesh.linux import conntrack, docker_user, link, nftables, policy, rows, sysctl, wireguard
 from mesh.linux import ipvs as ipvs_netlink
 from mesh.linux.events import Events
 from mesh.linux.namespace import Namespaces, inode, inside, open_namespace
@@ -71,6 +71,7 @@ class Kernel:
             has_bridge_netfilter=sysctl.exists("net.bridge.bridge-nf-call-iptables"),
             has_ipv6=sysctl.exists("net.ipv6.conf.all.disable_ipv6"),
             has_docker_user=self._means.iptables is not None,
+            has_wireguard=any(n.encrypted for n in state.networks) and wireguard.available(),
         )
 
     def discover(self) -> None:
@@ -119,6 +120,8 @@ class Kernel:
                 self._delete_namespace(name)
             case ops.PutTunnel():
                 self._put_tunnel(op)
+            case ops.PutWireGuard():
+                self._put_wireguard(op)
             case ops.Attach():
                 self._attach(op)
             case ops.DeletePolicies() | ops.LoadNft(desired=None) if is_container(op.namespace):
@@ -155,7 +158,11 @@ class Kernel:
                 return docker_user.put(self._means.iptables, rule) if self._means.iptables else None
             case ops.DeleteEngineAccept(_, rule):
                 return docker_user.delete(self._means.iptables, rule) if self._means.iptables else None
-            case ops.CreateNamespace() | ops.DeleteNamespace() | ops.PutTunnel() | ops.Attach():
+            case ops.PutPeers(_, device, peers):
+                return wireguard.put_peers(device, peers)
+            case ops.DeletePeers(_, device, keys):
+                return wireguard.delete_peers(device, keys)
+            case ops.CreateNamespace() | ops.DeleteNamespace() | ops.PutTunnel() | ops.PutWireGuard() | ops.Attach():
                 raise AssertionError(op)
             case _:
                 with Netlink(NETLINK_ROUTE) as netlink:
@@ -208,7 +215,7 @@ class Kernel:
             # Links go now, not when the kernel gets round to it: the VNI is free and containers lose the interface at once.
             with self._inside(name), Netlink(NETLINK_ROUTE) as netlink:
                 for item in link.links(netlink).values():
-                    if item.kind in ("veth", "vxlan", "bridge"):
+                    if item.kind in ("veth", "vxlan", "bridge", "wireguard"):
                         link.delete_link(netlink, item.name)
         self._means.namespaces.delete(name)
 
@@ -221,8 +228,9 @@ class Kernel:
         if present is None:
             descriptor = open_namespace(self._means.namespaces.path(op.namespace))
             try:
-                with Netlink(NETLINK_ROUTE) as host:
-                    self._create_tunnel(host, op.tunnel, descriptor)
+                # its packets leave by the namespace it is created from
+                with self._inside(self._means.names.encryption if op.tunnel.encrypted else HOST), Netlink(NETLINK_ROUTE) as under:
+                    self._create_tunnel(under, op.tunnel, descriptor)
             finally:
                 os.close(descriptor)
         with self._inside(op.namespace), Netlink(NETLINK_ROUTE) as netlink:
@@ -246,6 +254,35 @@ class Kernel:
                     detail = f"VNI {tunnel.vni} on UDP port {tunnel.port} is in use by another VXLAN device of this node"
                     raise KernelError("create VXLAN device", errno.EEXIST, detail) from error
                 time.sleep(0.02)
+
+    def _put_wireguard(self, op: ops.PutWireGuard) -> None:
+        device = op.device
+        with self._inside(op.namespace), Netlink(NETLINK_ROUTE) as netlink:
+            present = link.links(netlink).get(op.name)
+            if present is not None and present.kind != "wireguard":
+                link.delete_link(netlink, op.name)
+                present = None
+        if present is None:
+            descriptor = open_namespace(self._means.namespaces.path(op.namespace))
+            try:
+                with Netlink(NETLINK_ROUTE) as host:
+                    link.create_wireguard(host, op.name, device, descriptor)
+            finally:
+                os.close(descriptor)
+        with self._inside(op.namespace), Netlink(NETLINK_ROUTE) as netlink:
+            wireguard.put_device(op.name, device.private_key, device.port)
+            number = link.index(op.name)
+            link.set_mtu(netlink, op.name, device.mtu)
+            stale = rows.addresses(netlink).get(number, set()) - {device.address}
+            rows.put_addresses(netlink, number, [device.address])
+            rows.delete_addresses(netlink, number, sorted(stale))
+            try:
+                link.set_up(netlink, op.name)
+            except KernelError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                detail = f"UDP port {device.port} is in use by something else on this node: encrypted networks need it"
+                raise KernelError(f"bring up the WireGuard device {op.name}", errno.EADDRINUSE, detail) from error
 
     def _attach(self, op: ops.Attach) -> None:
         attachment = op.attachment

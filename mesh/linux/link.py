@@ -19,7 +19,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from mesh.errors import KernelError
 from mesh.linux.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink, attributes
-from mesh.table import TUNNEL, Attachment, Bridge, Tunnel
+from mesh.table import TUNNEL, Attachment, Bridge, Tunnel, WireGuard
 
 _RTM_NEWLINK: Final = 16
 _RTM_DELLINK: Final = 17
@@ -168,6 +168,12 @@ def create_tunnel(host: Netlink, tunnel: Tunnel, namespace: int) -> None:
     )
 
 
+def create_wireguard(host: Netlink, name: str, device: WireGuard, namespace: int) -> None:
+    """Create the device straight in the namespace of that descriptor; its UDP socket stays in the namespace of `host`."""
+    values: dict[str, object] = {"IFLA_IFNAME": name, "IFLA_MTU": device.mtu, "IFLA_NET_NS_FD": namespace}
+    _new(host, f"create WireGuard device {name}", {**values, "IFLA_LINKINFO": _kind("wireguard")})
+
+
 def join_tunnel(netlink: Netlink, tunnel: Tunnel, bridge: str) -> None:
     """Make it a port of the bridge that learns nothing, up."""
     _set(netlink, TUNNEL, {"IFLA_MTU": tunnel.mtu, "IFLA_MASTER": index(bridge)})
@@ -202,6 +208,13 @@ def repair_outer(netlink: Netlink, attachment: Attachment) -> None:
     _set(netlink, attachment.name, values)
     if attachment.hairpin:
         _set_port(netlink, attachment.name, {"IFLA_BRPORT_MODE": 1})
+
+
+def set_mtu(netlink: Netlink, name: str, mtu: int) -> None:
+    """Of a device that may be down, and stays so."""
+    message = ifinfmsg()
+    message["attrs"] = [("IFLA_IFNAME", name), ("IFLA_MTU", mtu)]
+    netlink.request(f"set MTU of {name}", _RTM_NEWLINK, 0, _encode(message))
 
 
 def set_up(netlink: Netlink, name: str, mtu: int | None = None) -> None:

@@ -14,12 +14,27 @@ from typing import Final
 
 from mesh.balance import TABLE
 from mesh.errors import KernelError, NamespaceGone
-from mesh.linux import conntrack, docker_user, link, nftables, policy, rows, sysctl
+from mesh.linux import conntrack, docker_user, link, nftables, policy, rows, sysctl, wireguard
 from mesh.linux import ipvs as ipvs_netlink
 from mesh.linux.namespace import Namespaces, all_namespaces, inode, inside
 from mesh.linux.netlink import NETLINK_ROUTE, Netlink
 from mesh.render import Names
-from mesh.table import BRIDGE, HOST, OWN_NAMESPACE, TUNNEL, UPLINK, Attachment, Bridge, Flow, NamespaceTable, Tables, Tunnel, is_container
+from mesh.table import (
+    BRIDGE,
+    HOST,
+    OWN_NAMESPACE,
+    TUNNEL,
+    UPLINK,
+    Attachment,
+    Bridge,
+    Flow,
+    NamespaceTable,
+    Peer,
+    Tables,
+    Tunnel,
+    WireGuard,
+    is_container,
+)
 
 _MISSING: Final = -1
 """netns_id of a link whose inner end is not where it should be: compares unequal to every real one."""
@@ -103,6 +118,8 @@ class Reading:
                 addresses = rows.addresses(netlink).get(bridge.index, set()) if bridge else set()
                 tunnels = rows.tunnels(netlink, tunnel.index) if tunnel else {}
                 neighbours = rows.neighbours(netlink, tunnel.index) if tunnel else {}
+                devices = {item.name: item for item in links.values() if item.kind == "wireguard"}
+                encryption = _encryption(netlink, devices, desired) if devices else NamespaceTable()
             flows = self._flows(desired.flows, {a.partition("/")[0] for a in addresses})
             nft = self.means.nft.table(TABLE)
             frames = self.means.nft.table(TABLE, "bridge") if desired.frames else None
@@ -116,9 +133,7 @@ class Reading:
         }
         return NamespaceTable(
             bridge=_bridge(bridge),
-            tunnel=Tunnel(tunnel.vni, tunnel.local, tunnel.port, tunnel.mtu, bool(bridge and tunnel.master == bridge.index), tunnel.up)
-            if tunnel
-            else None,
+            tunnel=_tunnel(tunnel, bridge),
             attachments=attachments,
             addresses=frozenset(addresses),
             tunnels=tunnels,
@@ -130,6 +145,9 @@ class Reading:
             # a value that nobody asked for compares equal
             ipvs_timeout_s=timeout_s if desired.ipvs_timeout_s else 0,
             flows=flows,
+            wireguards=encryption.wireguards,
+            peers=encryption.peers,
+            host_routes=encryption.host_routes,
         )
 
     def _read_host(self, desired: NamespaceTable) -> NamespaceTable:
@@ -269,6 +287,31 @@ def inner_end(links: Mapping[str, link.Link], outer: link.Link, attachment: Atta
 
 def _bridge(item: link.Link | None) -> Bridge | None:
     return Bridge(item.name, item.mac, item.mtu, item.up) if item else None
+
+
+def _tunnel(tunnel: link.Link | None, bridge: link.Link | None) -> Tunnel | None:
+    if tunnel is None:
+        return None
+    return Tunnel(tunnel.vni, tunnel.local, tunnel.port, tunnel.mtu, bool(bridge and tunnel.master == bridge.index), tunnel.up)
+
+
+def _encryption(netlink: Netlink, devices: Mapping[str, link.Link], desired: NamespaceTable) -> NamespaceTable:
+    """WireGuard devices, their peers, and the routes through them."""
+    by_index = {item.index: name for name, item in devices.items()}
+    addresses = rows.addresses(netlink)
+    wireguards: dict[str, WireGuard] = {}
+    peers: dict[tuple[str, str], Peer] = {}
+    for name, item in devices.items():
+        device = wireguard.read(name)
+        # several addresses are none that we want
+        address = " ".join(sorted(addresses.get(item.index, set())))
+        wireguards[name] = WireGuard(device.private_key, device.port, item.mtu, address, item.up)
+        for key, peer in device.peers.items():
+            known = desired.peers.get((name, key))
+            # one that has proven who he is may answer from another address of his than we call
+            peers[name, key] = replace(peer, endpoint=known.endpoint) if known and key in device.heard else peer
+    routes = {r.destination.partition("/")[0]: by_index[r.index] for r in link.routes(netlink) if r.index in by_index}
+    return NamespaceTable(wireguards=wireguards, peers=peers, host_routes=routes)
 
 
 def _within(address: str, cidr: str) -> bool:

@@ -78,6 +78,19 @@ class FakeKernel:
                 if replaced:
                     t = replace(t, tunnels={}, neighbours={})
                 return replace(t, tunnel=tunnel)
+            case ops.PutWireGuard(_, name, device):
+                return replace(t, wireguards={**t.wireguards, name: device})
+            case ops.PutPeers(_, device, rows):
+                if device not in t.wireguards:
+                    raise Refused(op)
+                # an address belongs to one peer of a device
+                taken = {cidr for _, peer in rows for cidr in peer.allowed}
+                kept = {k: replace(p, allowed=p.allowed - taken) if k[0] == device else p for k, p in t.peers.items()}
+                return replace(t, peers={**kept, **{(device, key): peer for key, peer in rows}})
+            case ops.DeletePeers(_, device, keys):
+                if not {(device, key) for key in keys} <= t.peers.keys():
+                    raise Refused(op)
+                return replace(t, peers={k: p for k, p in t.peers.items() if not (k[0] == device and k[1] in keys)})
             case ops.PutAddresses(_, link, addresses):
                 if t.bridge is None or t.bridge.name != link:
                     raise Refused(op)
@@ -121,12 +134,19 @@ class FakeKernel:
             case ops.DeleteLink(_, name):
                 if t.bridge and t.bridge.name == name:
                     return replace(t, bridge=None, addresses=frozenset())
+                if name in t.wireguards:
+                    return replace(
+                        t,
+                        wireguards={k: d for k, d in t.wireguards.items() if k != name},
+                        peers={k: p for k, p in t.peers.items() if k[0] != name},
+                        host_routes={a: via for a, via in t.host_routes.items() if via != name},
+                    )
                 if name not in t.attachments:
                     raise Refused(op)
                 left = {k: v for k, v in t.attachments.items() if k != name}
                 return replace(t, attachments=left, host_routes={a: via for a, via in t.host_routes.items() if via != name})
             case ops.PutHostRoute(_, address, link):
-                if link not in t.attachments:
+                if link not in t.attachments and link not in t.wireguards:
                     raise Refused(op)
                 return replace(t, host_routes={**t.host_routes, address: link})
             case ops.DeleteHostRoute(_, address, _link):
@@ -204,6 +224,12 @@ class FakeKernel:
         """Somebody answers, whichever backend is drawn."""
         backends = self.backends(namespace, vip)
         return bool(backends) and all(self.reaches(namespace, b) for b in backends or ())
+
+    def carries(self, namespace: str, address: str) -> bool:
+        """A packet to this tunnel address leaves by a device that has a peer for it."""
+        t = self.tables.get(namespace, NamespaceTable())
+        device = t.host_routes.get(address)
+        return any(of == device and f"{address}/128" in peer.allowed for (of, _), peer in t.peers.items())
 
     def published(self, port: str) -> bool:
         """The port leads to the ingress network: translated, routed, attached."""

@@ -1,0 +1,107 @@
+"""The namespace of the WireGuard devices, by which encrypted networks are carried between nodes.
+
+Pure. The VXLAN devices of encrypted networks have their underlay in it and nowhere else: there are the WireGuard devices, and no other way
+out. So what is to be encrypted can't leave plain, whatever fails, and what arrives plain on the underlay finds no such network.
+
+There are two devices with a key each. Packets leave by the active one and are taken from both, so the keys of the other can be changed on
+all nodes in any order, and then the routes: no packet waits for a handshake, none is lost (`mesh/DESIGN.md`).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from ipaddress import IPv6Address
+from typing import Final
+
+from mesh import address as addr
+from mesh.errors import ConfigError
+from mesh.facts import Facts
+from mesh.model import Encryption, NodeState
+from mesh.table import WIREGUARDS, NamespaceTable, Peer, WireGuard
+
+# WireGuard's header and tag, UDP, and the outer IP header
+_OVERHEAD: Final = {4: 60, 6: 80}
+
+
+def device_mtu(state: NodeState, facts: Facts) -> int:
+    return facts.underlay_mtu - _OVERHEAD[addr.family(state.underlay)]
+
+
+def unable(state: NodeState, facts: Facts) -> str:
+    """Why this node can't have encrypted networks; "" = it can."""
+    if state.encryption is None:
+        return "the network is encrypted, but this node was given no keys"
+    if not facts.has_wireguard:
+        return "the network is encrypted, but this node's kernel has no WireGuard: load the module wireguard (CONFIG_WIREGUARD)"
+    if not facts.has_ipv6:
+        return "the network is encrypted, but this node's kernel has no IPv6, which tunnel addresses are of (ipv6.disable=1?)"
+    return ""
+
+
+def render_encryption(state: NodeState, facts: Facts) -> NamespaceTable:
+    """Raises ConfigError."""
+    encryption = state.encryption
+    assert encryption is not None
+    _check(encryption)
+    mtu = device_mtu(state, facts)
+    peers: dict[tuple[str, str], Peer] = {}
+    routes: dict[str, str] = {}
+    for peer in encryption.peers:
+        for number, (device, key) in enumerate(zip(WIREGUARDS, peer.keys, strict=True)):
+            if key:
+                peers[device, key] = Peer((peer.underlay, encryption.port + number), frozenset({f"{peer.address}/128"}))
+                if number == encryption.active:
+                    routes[peer.address] = device
+    return NamespaceTable(
+        sysctls={"net.ipv6.conf.all.disable_ipv6": "0"},
+        wireguards={
+            device: WireGuard(key, encryption.port + number, mtu, f"{encryption.address}/128")
+            for number, (device, key) in enumerate(zip(WIREGUARDS, encryption.keys, strict=True))
+        },
+        peers=peers,
+        host_routes=routes,
+    )
+
+
+def _check(encryption: Encryption) -> None:
+    where = "encryption"
+    _tunnel_address(f"{where}: address", encryption.address)
+    if not 0 < encryption.port < 65535:
+        raise ConfigError(f"{where}: port", f"{encryption.port} and the one after it must be ports")
+    for key in encryption.keys:
+        _key(f"{where}: keys", key, secret=True)
+    seen = {encryption.address: "this node"}
+    known: set[str] = set()
+    for peer in encryption.peers:
+        _tunnel_address(f"{where}: peers", peer.address)
+        if peer.address in seen:
+            raise ConfigError(f"{where}: peers", f"{peer.address} is there twice")
+        seen[peer.address] = "a peer"
+        try:
+            addr.family(peer.underlay)
+        except ValueError as error:
+            raise ConfigError(f"{where}: peer {peer.address}", f"underlay: {error}") from error
+        for key in filter(None, peer.keys):
+            _key(f"{where}: peer {peer.address}", key)
+            if key in known:
+                raise ConfigError(f"{where}: peer {peer.address}", "has a key that is there twice")
+            known.add(key)
+
+
+def _tunnel_address(where: str, address: str) -> None:
+    try:
+        if addr.family(address) != 6 or not IPv6Address(address).is_private:
+            raise ConfigError(where, f"{address} is not of the private IPv6 addresses (fc00::/7)")
+    except ValueError as error:
+        raise ConfigError(where, str(error)) from error
+
+
+def _key(where: str, key: str, *, secret: bool = False) -> None:
+    """The text of a private key is not repeated."""
+    try:
+        good = len(base64.b64decode(key, validate=True)) == 32
+    except (binascii.Error, ValueError):
+        good = False
+    if not good:
+        raise ConfigError(where, f"{'a private key' if secret else repr(key)} is not the base64 of 32 bytes, as `wg genkey` writes them")
