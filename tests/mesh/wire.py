@@ -49,6 +49,9 @@ class Wire:
             finally:
                 s.close()
 
+    def frames(self) -> list[Any]:
+        return [Ether(frame) for frame in self._frames]
+
     def outer(self) -> list[Any]:
         """Frames that carry a tunnel's."""
         return [frame for frame in map(Ether, self._frames) if UDP in frame and frame[UDP].dport == 4789]
