@@ -53,6 +53,8 @@ def parse(document: object, *, balancer: Balancer) -> NodeState:
 
 def _known_fields(value: object, kind: Any, path: str) -> None:
     """Raises ConfigError for a field that `kind` doesn't have: msgspec passes over those of dataclasses."""
+    # of `Encryption | None` the one that has fields
+    kind = next((one for one in get_args(kind) if is_dataclass(one)), kind) if isinstance(value, Mapping) else kind
     if isinstance(value, Mapping) and is_dataclass(kind):
         kinds = get_type_hints(kind)
         names = [f.name for f in fields(kind)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable
 from dataclasses import replace
 from itertools import product
 
@@ -19,6 +18,7 @@ from mesh.linux.wireguard import decode, encode_peer
 from mesh.model import Encryption, EncryptionPeer, Network, NodeState, RemoteEndpoint
 from mesh.plan import plan
 from mesh.render import Names, render
+from mesh.static import parse
 from mesh.table import HOST, NamespaceTable, Peer, Tables
 from tests.mesh.fake_kernel import FakeKernel, settled
 
@@ -127,23 +127,24 @@ def test_every_pair_converges_from_every_prefix_and_a_peer_is_never_without_a_wa
                 kernel.run(op)
 
 
-def rotation(secrets: tuple[str, str], spare: str, device: int) -> Iterable[tuple[tuple[str, str], int]]:
-    """The steps in which a node changes the key of the device that is not active, and then makes it the active one."""
-    keys = (spare, secrets[1]) if device == 0 else (secrets[0], spare)
-    yield keys, 1 - device
-    yield keys, device
-
-
 def test_a_change_of_keys_touches_nothing_that_carries() -> None:
     """Until the routes move, the active device, its peer and its route are not in any operation."""
-    before = tables(STATE)
-    (keys, active), (_, after) = rotation(SECRETS, key(3), 1)
     peers = (EncryptionPeer(B, "192.0.2.2", (key(11), key(15))),)
-    prepared = tables(replace(STATE, encryption=replace(ENCRYPTION, keys=keys, active=active, peers=peers)))  # type: ignore[arg-type]
+    fresh = replace(ENCRYPTION, keys=(SECRETS[0], key(3)), peers=peers)
+    before, prepared = tables(STATE), tables(replace(STATE, encryption=fresh))
     ops = [describe(op) for op in plan(prepared, before)]
     assert len(ops) == 3 and all("wg1" in op for op in ops), ops
-    switched = tables(replace(STATE, encryption=replace(ENCRYPTION, keys=keys, active=after, peers=peers)))  # type: ignore[arg-type]
+    switched = tables(replace(STATE, encryption=replace(fresh, active=1)))
     assert [describe(op) for op in plan(switched, prepared)] == [f"{SPACE}: PutHostRoute fd00::b wg1"]
+
+
+def test_a_file_may_describe_it() -> None:
+    network = {"id": "n", "vni": 5, "subnets": ["10.0.0.0/24"], "lb_address": "10.0.0.2", "encrypted": True}
+    encryption = {"address": OWN, "keys": list(SECRETS), "peers": [{"address": B, "underlay": "192.0.2.2", "keys": [key(11), key(12)]}]}
+    file = {"underlay": "192.0.2.1", "networks": [network], "encryption": encryption}
+    assert parse(file, balancer="nftables").encryption == ENCRYPTION
+    with pytest.raises(ConfigError, match=r"encryption\.adress: there is no such field; is it address"):
+        parse({**file, "encryption": {"adress": OWN}}, balancer="nftables")
 
 
 def test_private_keys_are_not_shown() -> None:
@@ -164,8 +165,3 @@ def test_a_device_is_read_back_from_several_messages() -> None:
     assert (device.private_key, device.port, dict(device.peers)) == (SECRETS[0], 51871, {key(11): four, key(12): six})
     assert device.heard == {key(12)}
     assert SECRETS[0] not in repr(device)
-
-
-def test_errors_name_the_culprit() -> None:
-    with pytest.raises(ConfigError, match="encryption: peers"):
-        raise render(replace(STATE, encryption=replace(ENCRYPTION, peers=ENCRYPTION.peers * 2)), FACTS, NAMES).errors["encryption"]

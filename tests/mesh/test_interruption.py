@@ -6,9 +6,10 @@ The states differ in one or more of everything a plan can change; every kind of 
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
 from itertools import product
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 
@@ -17,6 +18,8 @@ from mesh.ipvs import vip_mark
 from mesh.model import (
     Backend,
     Balancer,
+    Encryption,
+    EncryptionPeer,
     HostPort,
     LocalEndpoint,
     Network,
@@ -57,6 +60,14 @@ def states(balancer: Balancer) -> list[tuple[Tables, Served]]:
         ports = (PublishedPort("udp", 80, 8080, tuple(Backend(a, w) for a, w in weights.items())),)
         return NodeState("192.0.2.1", (network,), sandbox, ports, **other)  # type: ignore[arg-type]
 
+    def encrypted(first: int, active: Literal[0, 1]) -> NodeState:
+        """Two peers; their keys, and ours, are numbers from `first` on."""
+        keys = [base64.b64encode(bytes([number]) * 32).decode() for number in range(first, first + 8)]
+        peers = tuple(EncryptionPeer(f"fd00::{i}", f"192.0.2.{i}", (keys[i], keys[i + 2])) for i in (2, 3))
+        return NodeState(
+            "192.0.2.1", (replace(n, id="e", encrypted=True),), encryption=Encryption("fd00::1", (keys[0], keys[1]), active, peers)
+        )
+
     wanted: list[tuple[NodeState, Facts, Served]] = [
         (NodeState("192.0.2.1"), FACTS, {}),
         (NodeState("192.0.2.1", (n,)), FACTS, {}),
@@ -74,6 +85,7 @@ def states(balancer: Balancer) -> list[tuple[Tables, Served]]:
         (NodeState("192.0.2.1", (serving(replace(n, remote=(RemoteEndpoint(Y, "192.0.2.9"),)), {Y: 1}),)), FACTS, {VIP: {Y: 1}}),
         (NodeState("192.0.2.1", (serving(replace(n, mtu=1300, vni=6), {X: 1}),)), FACTS, {VIP: {X: 1}}),
         (NodeState("192.0.2.1", (serving(replace(n, local=(LocalEndpoint("x", X, "/c/x2"),)), {X: 1}), six)), FACTS, {VIP: {X: 1}}),
+        *((encrypted(first, active), replace(FACTS, has_wireguard=True), {}) for first, active in ((10, 0), (12, 1))),
         (published({X: 1}, serving(ingress, {X: 1})), FACTS, {VIP: {X: 1}, "port": {X: 1}}),
         (published({X: 0, Y: 1}), replace(FACTS, has_docker_user=True), {"port": {X: 0, Y: 1}}),
         (published({X: 1}, replace(ingress, lb_address="10.0.0.3"), host_ports=(HostPort("udp", 53, 53, "x"),)), FACTS, {"port": {X: 1}}),
@@ -88,7 +100,7 @@ def states(balancer: Balancer) -> list[tuple[Tables, Served]]:
 
 def steps(op: Op) -> list[Op]:
     """Operations of many rows are no transaction: they may end after any row."""
-    for name in ("rows", "addresses", "macs", "changes", "services", "policies"):
+    for name in ("rows", "addresses", "macs", "changes", "services", "policies", "keys"):
         members = getattr(op, name, ())
         if len(members) > 1 and not isinstance(op, ChangeElements):
             return [replace(op, **{name: (member,)}) for member in members]  # type: ignore[arg-type]
