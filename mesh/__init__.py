@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from mesh.drift import Difference
 from mesh.errors import ConfigError, KernelError, KernelUnsupported, MeshError, NamespaceGone
-from mesh.linux.check import check_kernel, detect_balancer
+from mesh.linux.check import check_kernel, detect_balancer, unable_to_encrypt
 from mesh.model import (
     Backend,
     Balancer,
+    Encryption,
+    EncryptionPeer,
     HostPort,
     IpvsScheduler,
     LocalEndpoint,
@@ -30,6 +32,8 @@ __all__ = [
     "Comparison",
     "ConfigError",
     "Difference",
+    "Encryption",
+    "EncryptionPeer",
     "HostPort",
     "IpvsScheduler",
     "KernelError",
@@ -49,4 +53,5 @@ __all__ = [
     "VirtualService",
     "check_kernel",
     "detect_balancer",
+    "unable_to_encrypt",
 ]

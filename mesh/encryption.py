@@ -20,6 +20,8 @@ from mesh.facts import Facts
 from mesh.model import Encryption, NodeState
 from mesh.table import WIREGUARDS, NamespaceTable, Peer, WireGuard
 
+NO_WIREGUARD: Final = "this node's kernel has no WireGuard: load the module wireguard (CONFIG_WIREGUARD)"
+NO_IPV6: Final = "this node's kernel has no IPv6, which tunnel addresses are of (ipv6.disable=1?)"
 # WireGuard's header and tag, UDP, and the outer IP header
 _OVERHEAD: Final = {4: 60, 6: 80}
 
@@ -33,9 +35,9 @@ def unable(state: NodeState, facts: Facts) -> str:
     if state.encryption is None:
         return "the network is encrypted, but this node was given no keys"
     if not facts.has_wireguard:
-        return "the network is encrypted, but this node's kernel has no WireGuard: load the module wireguard (CONFIG_WIREGUARD)"
+        return f"the network is encrypted, but {NO_WIREGUARD}"
     if not facts.has_ipv6:
-        return "the network is encrypted, but this node's kernel has no IPv6, which tunnel addresses are of (ipv6.disable=1?)"
+        return f"the network is encrypted, but {NO_IPV6}"
     return ""
 
 

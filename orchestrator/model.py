@@ -449,6 +449,7 @@ class NetworkReference(_Struct):
     """The part of a network that a stored task keeps; the API shows the whole one."""
 
     id: str = ""
+    mesh_encrypted: bool = False
 
 
 class NetworkAttachment(_Struct):
@@ -532,12 +533,22 @@ class TLSInfo(_Struct):
     cert_issuer_public_key: str = ""
 
 
+class NodeEncryption(_Struct):
+    """unable: why the node can't have encrypted networks, "" = it can. keys: WireGuard public keys by epoch. step: of the change of keys
+    that its kernel shows (`orchestrator.encryption`)."""
+
+    unable: str = ""
+    keys: dict[str, str] = {}
+    step: int = 0
+
+
 class NodeDescription(_Struct):
     """mesh_balancer: "ipvs" or "nftables", chosen by the node from its kernel. mesh_api_addr: where the node API listens, "ip:port".
     mesh_engine_error: why the node's Engine can't be worked with just now, "" = it answers.
     mesh_facts: what the Engine says of its machine, by the names that classic constraints use (`storagedriver`, `kernelversion`, ...).
     mesh_permits: what the node's owner permits containers (`permissions`); None: not said.
     mesh_tasks_dir: where on the node the gates of held containers lie (`agent.task_files`).
+    mesh_encryption: None: an agent that knows nothing of it.
     """
 
     hostname: str = ""
@@ -552,6 +563,7 @@ class NodeDescription(_Struct):
     mesh_permits: list[str] | None = None
     mesh_facts: dict[str, str] | None = None
     mesh_tasks_dir: str = ""
+    mesh_encryption: NodeEncryption | None = None
 
 
 class NodeStatus(_Struct):
@@ -616,7 +628,8 @@ class IPAM(_Struct):
 
 
 class Network(_Struct):
-    """An overlay network. mesh_vni: 0 until allocated. Docker writes `Id` and `Created` here, not `ID` and `CreatedAt`."""
+    """An overlay network. mesh_vni: 0 until allocated. mesh_encrypted: between nodes by WireGuard or not at all. Docker writes `Id` and
+    `Created` here, not `ID` and `CreatedAt`."""
 
     id: str = msgspec.field(name="Id")
     version: Version = Version()
@@ -633,6 +646,7 @@ class Network(_Struct):
     options: dict[str, str] | None = None
     labels: dict[str, str] | None = None
     mesh_vni: int = 0
+    mesh_encrypted: bool = False
 
 
 class SecretSpec(_Struct):
@@ -730,6 +744,15 @@ class RootRotation(_Struct):
     cross_signed: str = ""
 
 
+class KeyChange(_Struct):
+    """Where all nodes are in changing the keys of encrypted networks (`orchestrator.encryption`). since: the last change's end. wanted:
+    somebody asked for one now."""
+
+    step: int = 0
+    since: datetime = ZERO_TIME
+    wanted: bool = False
+
+
 class Cluster(_Struct):
     """The one object of kind cluster. mesh_ca_*: PEM; keys never leave managers (`api` strips every Mesh field here).
 
@@ -758,6 +781,7 @@ class Cluster(_Struct):
     mesh_etcd_ca_key: str = ""
     mesh_secret_key: bytes = b""
     mesh_unlock_key: bytes = b""
+    mesh_keys: KeyChange = KeyChange()
 
 
 class Claim(_Struct):

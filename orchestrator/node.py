@@ -18,7 +18,7 @@ import msgspec
 
 from dnsd.client import Client
 from dnsd.model import Status
-from mesh import MeshError, NodeMesh
+from mesh import MeshError, NodeMesh, unable_to_encrypt
 from mesh.model import Balancer, NodeState
 from mesh.node import Totals
 from orchestrator import permissions
@@ -26,6 +26,7 @@ from orchestrator.agent.agent import Agent
 from orchestrator.agent.dnsd_process import DnsdProcess
 from orchestrator.agent.engine import DockerRuntime
 from orchestrator.agent.errors import EngineUnavailable
+from orchestrator.agent.keyring import Keyring
 from orchestrator.agent.lease import Lease
 from orchestrator.agent.leaving import remove_all
 from orchestrator.diagnose.finding import Finding
@@ -37,7 +38,7 @@ from orchestrator.dispatcher.tls_app import ManagerSide, NodeServer
 from orchestrator.errors import ApiError, MeshdError, StoreError
 from orchestrator.formation.door import Door
 from orchestrator.keepalive import kept_alive
-from orchestrator.model import NodeDescription
+from orchestrator.model import NodeDescription, NodeEncryption
 from orchestrator.security.admission import Trust, split_endpoint
 from orchestrator.security.identity import Credentials
 from orchestrator.security.registrar import Registrar
@@ -119,6 +120,8 @@ class NodeRuntime:
             tracing=tracing,
             formation=formation.serve if formation is not None else None,
         )
+        self._keyring = Keyring(settings.state_dir / "wireguard.json")
+        self._unable_to_encrypt = unable_to_encrypt()
         self._lease = Lease(settings.runtime_dir / "lease.json")
         self._session: AgentSession | None = None
         self._agent: Agent | None = None
@@ -172,6 +175,7 @@ class NodeRuntime:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         await _sweep(self._runtime, self._dnsd, self._mesh)
+        self._keyring.erase()
         await self.stop()
 
     def node_session(self, snapshot: Snapshot, node_id: str) -> tuple[aiohttp.ClientSession, str]:
@@ -292,6 +296,9 @@ class NodeRuntime:
             lease=self._lease,
             balancer=self._settings.balancer,
             permits=self._settings.permits,
+            cluster_id=self._credentials.identity.cluster_id,
+            keyring=self._keyring,
+            unable_to_encrypt=self._unable_to_encrypt,
         )
         self._session, self._agent = session, agent
         async with asyncio.TaskGroup() as group:
@@ -335,7 +342,15 @@ class NodeRuntime:
             mesh_api_addr=self._settings.api_addr,
             mesh_data_addr=self._settings.data_addr,
             mesh_permits=sorted(self._settings.permits),
+            mesh_encryption=self._encryption(),
         )
+
+    def _encryption(self) -> NodeEncryption:
+        """Keys that are on disk; the step that the kernel shows, -1: none yet."""
+        if self._unable_to_encrypt:
+            return NodeEncryption(unable=self._unable_to_encrypt)
+        step = self._agent.keys_step if self._agent is not None else None
+        return NodeEncryption(keys=self._keyring.public, step=-1 if step is None else step)
 
     async def _describe_forever(self, agent: Agent, session: AgentSession, last: NodeDescription) -> None:
         loop = asyncio.get_running_loop()
@@ -349,6 +364,10 @@ class NodeRuntime:
                 last = msgspec.structs.replace(last, tls_info=self._credentials.identity.tls_info)
                 session.describe(last)
             silent = agent.engine_silent_s > _ENGINE_PATIENCE_S
+            encryption = self._encryption()
+            if encryption != last.mesh_encryption:
+                last = msgspec.structs.replace(last, mesh_encryption=encryption)
+                session.describe(last)
             if silent is bool(last.mesh_engine_error) and (silent or loop.time() < due_at_s):
                 continue
             if silent:

@@ -9,8 +9,9 @@ import os
 import threading
 from collections.abc import Callable
 
+from mesh.encryption import NO_IPV6, NO_WIREGUARD
 from mesh.errors import KernelError, MeshError
-from mesh.linux import ipvs, link, nftables
+from mesh.linux import ipvs, link, nftables, sysctl, wireguard
 from mesh.linux.namespace import unshare_network
 from mesh.linux.netlink import NETLINK_ROUTE, Netlink
 from mesh.model import Balancer
@@ -31,6 +32,13 @@ def detect_balancer() -> Balancer:
         return "ipvs" if ipvs.family_id() is not None else "nftables"
     except (MeshError, OSError):
         return "nftables"
+
+
+def unable_to_encrypt() -> str:
+    """Why this node can't have encrypted networks, "" = it can. Loads nothing: most nodes never need it."""
+    if not wireguard.possible():
+        return NO_WIREGUARD
+    return "" if sysctl.exists("net.ipv6.conf.all.disable_ipv6") else NO_IPV6
 
 
 def check_kernel() -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 import struct
 import subprocess
-from contextlib import suppress
 from typing import Final
 
 from mesh.linux.netlink import NETLINK_GENERIC, Netlink, attributes
@@ -31,6 +30,20 @@ def family_id(name: str) -> int | None:
 
 def load_module(family: str, module: str) -> None:
     """Afterwards `family_id` tells whether this kernel can have the family at all."""
-    if family_id(family) is None and shutil.which("modprobe"):
-        with suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(["modprobe", "-q", module], stdin=subprocess.DEVNULL, capture_output=True, timeout=10)
+    if family_id(family) is None:
+        _modprobe("-q", module)
+
+
+def could_load(module: str) -> bool:
+    """Nothing is loaded."""
+    return _modprobe("-q", "-n", module)
+
+
+def _modprobe(*arguments: str) -> bool:
+    program = shutil.which("modprobe") or shutil.which("modprobe", path="/usr/sbin:/sbin")
+    if program is None:
+        return False
+    try:
+        return subprocess.run([program, *arguments], stdin=subprocess.DEVNULL, capture_output=True, timeout=10).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False

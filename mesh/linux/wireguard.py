@@ -64,6 +64,11 @@ def available() -> bool:
     return generic.family_id(FAMILY) is not None
 
 
+def possible() -> bool:
+    """It is there, or could be loaded."""
+    return generic.family_id(FAMILY) is not None or generic.could_load(_MODULE)
+
+
 def read(name: str) -> Device:
     family = generic.family_id(FAMILY)
     if family is None:

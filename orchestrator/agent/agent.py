@@ -22,7 +22,9 @@ from mesh.model import Balancer, NodeState
 from orchestrator import permissions
 from orchestrator.agent.attachments import plan_attachment, plan_foreign
 from orchestrator.agent.container_spec import grace_s, uses_host_network
+from orchestrator.agent.encryption_state import step_of
 from orchestrator.agent.errors import EngineUnavailable
+from orchestrator.agent.keyring import Keyring
 from orchestrator.agent.lease import Lease
 from orchestrator.agent.names_state import dns_state
 from orchestrator.agent.network_loop import NetworkLoop, Timing, Wanted, place
@@ -86,6 +88,7 @@ class _Memory:
 
 class Agent:
     """Feed it rows with `on_rows`, run `run()` until cancelled. data_addr: this node's tunnel endpoint. permits: see `permissions`.
+    unable_to_encrypt: why it can't have encrypted networks, "" = it can; keyring: by which keys it has them.
 
     Cancelling `run` leaves containers, kernel and dnsd as they are.
     """
@@ -102,6 +105,9 @@ class Agent:
         lease: Lease | None = None,
         balancer: Balancer = "nftables",
         permits: Collection[str] = permissions.DEFAULT,
+        cluster_id: str = "",
+        keyring: Keyring | None = None,
+        unable_to_encrypt: str = "",
         timing: Timing | None = None,
         listening: Callable[[int], frozenset[int]] = listening,
         alive: Callable[[int], bool] = alive,
@@ -114,6 +120,7 @@ class Agent:
         self._lease = lease or Lease()
         self._balancer: Balancer = balancer
         self._permits = permits
+        self._cluster_id, self._keyring, self._unable_to_encrypt = cluster_id, keyring, unable_to_encrypt
         self._listening = listening
         self._alive = alive
         self._now = now
@@ -149,6 +156,11 @@ class Agent:
     def network_errors(self) -> dict[str, str]:
         """Task id -> why its network isn't whole."""
         return dict(self._network.errors)
+
+    @property
+    def keys_step(self) -> int | None:
+        """Of the change of keys: what the kernel shows."""
+        return self._network.keys_step
 
     @property
     def wanted(self) -> NodeState | None:
@@ -372,15 +384,32 @@ class Agent:
 
     def _translate(self, *, owed: bool) -> None:
         rows, containers = self._rows, self._containers
+        step = self._follow_keys()
         state = node_state(
             rows,
             containers,
             node_id=self._node_id,
             data_addr=self._data_addr,
             balancer=self._balancer,
+            cluster_id=self._cluster_id,
+            private_keys=self._keyring.private if self._keyring else {},
         )
         names = dns_state(rows, containers, node_id=self._node_id)
-        self._network.want(Wanted(rows.revision, state, names, draining_addresses(rows)), owed=owed)
+        self._network.want(Wanted(rows.revision, state, names, draining_addresses(rows), step), owed=owed)
+
+    def _follow_keys(self) -> int:
+        """The step of the change of keys for which there are keys here."""
+        if self._keyring is None:
+            return 0
+        step = step_of(self._rows)
+        if step is not None and step != self._keyring.step:
+            try:
+                self._keyring.follow(step)
+                log.info("keys step=%d epochs=%s", step, sorted(self._keyring.private))
+            except OSError as error:
+                log.error("keys step=%d error=%s action=try-again", step, error)
+                self._wake_in(_RETRY_LAST_S)
+        return self._keyring.step
 
     def _wake_in(self, delay_s: float) -> None:
         """One timer, for the earliest; whoever planned then asks again for its own."""
@@ -438,6 +467,8 @@ class Agent:
             case Step.PREPARE if task is not None and task.spec.container_spec is not None:
                 if refusal := permissions.refusal(task.spec, self._permits):
                     raise TaskError(refusal, rejected=True)
+                if self._unable_to_encrypt and any(a.network.mesh_encrypted for a in task.networks_attachments or ()):
+                    raise TaskError(f"one of its networks is encrypted: {self._unable_to_encrypt}", rejected=True)
                 auth = self._rows.registry_auths.get(task.service_id, "")
                 self._tell(task_id, await self._runtime.prepare(task, self._rows.contents(task), auth))
             case Step.PREPARE:

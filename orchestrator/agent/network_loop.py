@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -16,6 +16,7 @@ from dnsd.errors import DnsError
 from dnsd.model import DnsState
 from mesh.errors import MeshError
 from mesh.model import NodeState
+from mesh.table import ENCRYPTION
 from orchestrator.agent.errors import NetworkUnavailable
 from orchestrator.agent.ports import Mesh, Names, Session
 
@@ -24,12 +25,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One picture of everything. draining: (network id, address) -> task id."""
+    """One picture of everything. draining: (network id, address) -> task id. keys_step: of the change of keys it is of."""
 
     revision: int
     state: NodeState
     names: DnsState
     draining: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    keys_step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class NetworkLoop:
         self._in_force: Wanted | None = None
         self._shown: Wanted | None = None
         self._behind: frozenset[str] = frozenset()
+        self._unencrypted = False
         self._changed = asyncio.Event()
         self._owed = False
         self._suspect = True
@@ -68,11 +71,16 @@ class NetworkLoop:
     def wanted_state(self) -> NodeState | None:
         return self._wanted.state if self._wanted is not None else None
 
+    @property
+    def keys_step(self) -> int | None:
+        """The step of the change of keys that the kernel shows; None: nothing yet, or it could not be brought there."""
+        return self._shown.keys_step if self._shown is not None and not self._unencrypted else None
+
     def want(self, wanted: Wanted, *, owed: bool = False) -> None:
         """owed: the managers wait for an acknowledgement even if nothing changes."""
         before = self._wanted
         if before is not None:
-            wanted = Wanted(wanted.revision, wanted.state, _same_zones(before.names, wanted.names), wanted.draining)
+            wanted = replace(wanted, names=_same_zones(before.names, wanted.names))
         self._owed = self._owed or owed
         if owed or before is None or wanted != before:
             self._wanted = wanted
@@ -151,6 +159,7 @@ class NetworkLoop:
             attached = frozenset(_place(s.id, s.netns) for s in wanted.state.sandboxes if s.id not in by_task)
         self._in_force = None if errors else wanted
         self._shown = None if broken else wanted
+        self._unencrypted = any(_of_encryption(key) for key in errors)
         self._behind = frozenset(n.id for n in wanted.state.networks if any(_of_network(key, n.id) for key in errors))
         if errors and errors != self.errors:
             log.warning("network_apply incomplete revision=%d errors=%s", wanted.revision, errors)
@@ -207,7 +216,10 @@ def _reasons(state: NodeState, errors: Mapping[str, str], broken: bool) -> dict[
     networks: dict[str, set[str]] = {}
     for network in state.networks:
         for endpoint in network.local:
-            networks.setdefault(endpoint.netns, set()).add(network.id)
+            ids = networks.setdefault(endpoint.netns, set())
+            ids.add(network.id)
+            if network.encrypted:
+                ids |= _ENCRYPTION
     found = {}
     for sandbox in state.sandboxes:
         ids = {sandbox.id, *networks.get(sandbox.netns, ())}
@@ -230,6 +242,14 @@ def _concerns(key: str, ids: set[str], netns: str) -> bool:
     if kind == "endpoint":
         return rest.partition("/")[2].partition("-")[0] in ids
     return (rest or kind) in ids
+
+
+_ENCRYPTION = frozenset({"encryption", ENCRYPTION})
+"""What encrypted networks share: all of the keys, and the namespace of the WireGuard devices."""
+
+
+def _of_encryption(key: str) -> bool:
+    return _concerns(key, set(_ENCRYPTION), "")
 
 
 def _of_network(key: str, id: str) -> bool:

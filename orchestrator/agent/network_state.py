@@ -21,9 +21,11 @@ from mesh.model import (
     Sandbox,
     VirtualService,
 )
+from orchestrator.agent.encryption_state import encryption
 from orchestrator.agent.rows import LocalTask, Rows, bare, local_tasks, weight
 from orchestrator.agent.runtime import Container
 from orchestrator.dispatcher.messages import EndpointRow, NetworkRow, ServiceRow
+from orchestrator.encryption import tunnel_address
 
 # for a node on no network yet: IANA's
 DEFAULT_VXLAN_PORT = 4789
@@ -38,14 +40,19 @@ def node_state(
     node_id: str,
     data_addr: str,
     balancer: Balancer = "nftables",
+    cluster_id: str = "",
+    private_keys: Mapping[int, str] | None = None,
 ) -> NodeState:
-    """Networks on which this node has no address yet are left out: there is nothing of ours to attach."""
+    """Networks on which this node has no address yet are left out: there is nothing of ours to attach. private_keys: by epoch, for those
+    that are encrypted; without them these can't be made, and the data plane says so."""
     local = local_tasks(rows, containers)
     endpoints = _by_network(rows.sorted_endpoints())
     services = _by_network(rows.sorted_services())
     backends = {network_id: _backends(network_endpoints, node_id, containers) for network_id, network_endpoints in endpoints.items()}
     here = [rows.networks[id] for id in sorted(rows.networks) if rows.networks[id].lb_addresses.get(node_id)]
     ingress = next((network.id for network in here if network.ingress), "")
+    underlays = {node.id: node.data_addr for node in rows.nodes.values()}
+    tunnels = {id: tunnel_address(cluster_id, id) for id in rows.nodes} if any(network.keys is not None for network in here) else {}
     return NodeState(
         underlay=data_addr,
         networks=tuple(
@@ -57,7 +64,8 @@ def node_state(
                 mtu=network.mtu,
                 ingress=network.ingress,
                 local=_local_endpoints(network.id, local),
-                remote=_remote_endpoints(network, endpoints.get(network.id, ()), rows, node_id),
+                remote=_remote_endpoints(network, endpoints.get(network.id, ()), underlays if network.keys is None else tunnels, node_id),
+                encrypted=network.keys is not None,
                 services=tuple(
                     VirtualService(vip=bare(vip), backends=backends.get(network.id, {}).get(service.id, ()))
                     for service in services.get(network.id, ())
@@ -70,6 +78,7 @@ def node_state(
         published=_published(services.get(ingress, ()), backends.get(ingress, {})),
         host_ports=_host_ports(local),
         balancer=balancer,
+        encryption=encryption(rows, private_keys or {}, cluster_id=cluster_id, node_id=node_id),
         # one port a cluster
         vxlan_port=here[0].vxlan_port if here else DEFAULT_VXLAN_PORT,
     )
@@ -113,11 +122,13 @@ def _local_endpoints(network_id: str, local: Iterable[LocalTask]) -> tuple[Local
     )
 
 
-def _remote_endpoints(network: NetworkRow, endpoints: Iterable[EndpointRow], rows: Rows, node_id: str) -> tuple[RemoteEndpoint, ...]:
-    """Tasks and LB addresses of other nodes. A node that hasn't said where its tunnels end can't be reached yet."""
+def _remote_endpoints(
+    network: NetworkRow, endpoints: Iterable[EndpointRow], vteps: Mapping[str, str], node_id: str
+) -> tuple[RemoteEndpoint, ...]:
+    """Tasks and LB addresses of other nodes. A node that hasn't said where its tunnels end can't be reached yet. vteps: by node."""
     behind = [(bare(address), e.node_id, False) for e in endpoints if e.node_id != node_id for address in e.addresses]
     behind += [(bare(address), other, True) for other, address in sorted(network.lb_addresses.items()) if other != node_id]
-    return tuple(RemoteEndpoint(a, rows.nodes[other].data_addr, balancer) for a, other, balancer in behind if other in rows.nodes)
+    return tuple(RemoteEndpoint(a, vteps[other], balancer) for a, other, balancer in behind if other in vteps)
 
 
 def _published(services: Iterable[ServiceRow], backends: Mapping[str, tuple[Backend, ...]]) -> tuple[PublishedPort, ...]:

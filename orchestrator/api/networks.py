@@ -20,10 +20,12 @@ from orchestrator.api.attachments import find_overlay
 from orchestrator.api.broadcast import NODE_FILTER
 from orchestrator.api.proxy import PROXY, forward
 from orchestrator.api.queries import same_path, with_filters
+from orchestrator.control.eligibility import can_encrypt
 from orchestrator.dns_options import dns_options
+from orchestrator.encryption import wants_encryption
 from orchestrator.errors import ApiError, ConfigError
 from orchestrator.ids import new_id
-from orchestrator.model import IPAM, Claim, Network, Service, is_attachment, terminal
+from orchestrator.model import IPAM, Claim, Network, Node, Service, is_attachment, terminal
 from orchestrator.store.base import Change, Delete, Put, Store
 from orchestrator.store.snapshot import Snapshot
 
@@ -93,7 +95,8 @@ async def create_network(request: web.Request) -> web.StreamResponse:
     network = checked(sent)
     await access.commit(store, lambda snapshot: creation(snapshot, network))
     await _allocated(store, network.id)
-    return access.answer({"Id": network.id, "Warning": ""}, status=201)
+    warning = _unencrypted_nodes(store.snapshot()) if network.mesh_encrypted else ""
+    return access.answer({"Id": network.id, "Warning": warning}, status=201)
 
 
 async def remove_network(request: web.Request) -> web.StreamResponse:
@@ -195,6 +198,8 @@ def creation(snapshot: Snapshot, network: Network) -> list[Change]:
             if other.ingress:
                 raise validate.already_exists(f"ingress network ({other.id}) is already present")
     _refuse_overlap(snapshot, network)
+    if network.mesh_encrypted:
+        _refuse_unencrypted(snapshot, network)
     return [Put(network), Put(Claim(id=f"network/{network.name}", owner=network.id))]
 
 
@@ -220,22 +225,43 @@ def checked(sent: dict[str, Any]) -> Network:
     if not network.name.strip():
         raise ApiError(400, f"invalid name: {network.name}")
     validate.object_name(network.name)
-    if _ENCRYPTED in (network.options or {}):
-        # Never silently plain: who asks for this trusts the wire with what must not be read.
-        raise validate.unsupported("encrypted overlay networks are not supported: leave out the option `encrypted`")
     try:
         dns_options(network.options or {})
+        encrypted = wants_encryption(network.options)
     except ConfigError as error:
         raise validate.invalid(str(error)) from error
     if network.ipam.driver not in ("", "default"):
         raise validate.invalid(f"invalid IPAM driver {network.ipam.driver}: only default is supported")
     validate.subnets(network.ipam.config or (), ipv6=network.enable_ipv6)
     ipam = IPAM(driver="default", options=network.ipam.options or None, config=network.ipam.config or None)
-    return replace(network, ipam=ipam, created_at=moment, updated_at=moment, options=network.options or None, labels=network.labels or None)
+    return replace(
+        network,
+        ipam=ipam,
+        created_at=moment,
+        updated_at=moment,
+        options=network.options or None,
+        labels=network.labels or None,
+        mesh_encrypted=encrypted,
+    )
 
 
-_ENCRYPTED = "encrypted"
 _SENT_FIELDS = frozenset({"Name", "EnableIPv6", "IPAM", "Internal", "Attachable", "Ingress", "Options", "Labels"})
+
+
+def _refuse_unencrypted(snapshot: Snapshot, network: Network) -> None:
+    """Never silently plain: who asks for this doesn't trust the wire."""
+    if network.ingress:
+        raise validate.unsupported("the ingress network can't be encrypted: every node takes part in it, also those that can't encrypt")
+    nodes = [node for node in snapshot.all(Node) if node.status.state != "down"]
+    if not any(can_encrypt(node) for node in nodes):
+        said = {node.description.mesh_encryption.unable for node in nodes if node.description.mesh_encryption} - {""}
+        why = f" ({sorted(said)[0]})" if said else ""
+        raise validate.unsupported(f"no node of this cluster can have encrypted networks{why}")
+
+
+def _unencrypted_nodes(snapshot: Snapshot) -> str:
+    unable = sorted(node.description.hostname for node in snapshot.all(Node) if node.status.state != "down" and not can_encrypt(node))
+    return f"{', '.join(unable)} can't have encrypted networks: no task of this network is placed there" if unable else ""
 
 
 def _refuse_overlap(snapshot: Snapshot, network: Network) -> None:

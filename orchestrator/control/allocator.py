@@ -263,10 +263,11 @@ class _Pass:
             if not pool.has_room_for_task():
                 raise ConfigError(pool.exhausted())
             pool.check(chosen)
-        return [
-            NetworkAttachment(network=NetworkReference(id=id), addresses=pool.take_for_task(chosen))
-            for id, (pool, chosen) in wanted.items()
-        ]
+        return [NetworkAttachment(network=_reference(pool.network), addresses=pool.take_for_task(chosen)) for pool, chosen in wanted.values()]
+
+
+def _reference(network: Network) -> NetworkReference:
+    return NetworkReference(id=network.id, mesh_encrypted=network.mesh_encrypted)
 
 
 def _requested(

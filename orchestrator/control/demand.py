@@ -22,7 +22,7 @@ _BUILT_IN_LOG_DRIVERS = frozenset({"", "none"})
 @dataclass(frozen=True, slots=True)
 class Demand:
     """`constraints` None: they, or the classic expressions, can't be read, so no node matches. networks: ids, of which the node needs an
-    address."""
+    address. encrypted: one of them is."""
 
     constraints: tuple[Constraint, ...] | None = ()
     expressions: tuple[Expression, ...] = ()
@@ -35,6 +35,7 @@ class Demand:
     networks: tuple[str, ...] = ()
     preferences: tuple[str, ...] = ()
     permissions: frozenset[str] = frozenset()
+    encrypted: bool = False
 
 
 def demand(task: Task) -> Demand:
@@ -58,6 +59,7 @@ def demand(task: Task) -> Demand:
         reserved=reservation(spec),
         networks=networks(task),
         permissions=needed(spec),
+        encrypted=any(attachment.network.mesh_encrypted for attachment in task.networks_attachments or ()),
         preferences=tuple(
             preference.spread.spread_descriptor if preference.spread else ""
             for preference in (placement.preferences if placement else None) or ()

@@ -24,6 +24,10 @@ def takes_tasks(node: Node) -> bool:
     return active and not suspect(node) and not node.description.mesh_engine_error
 
 
+def can_encrypt(node: Node) -> bool:
+    return node.description.mesh_encryption is not None and not node.description.mesh_encryption.unable
+
+
 def suspect(node: Node) -> bool:
     """It has not been heard of for a moment, and may be down or not: it keeps its tasks, they keep their traffic, none is added."""
     return node.status.state == "ready" and node.mesh_disconnected_since is not None

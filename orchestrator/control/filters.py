@@ -15,6 +15,7 @@ import numpy as np
 from orchestrator.control import constraints
 from orchestrator.control.columns import Columns, Mask
 from orchestrator.control.demand import Demand
+from orchestrator.control.eligibility import can_encrypt
 from orchestrator.control.expressions import Expression, node_values
 from orchestrator.model import Node, Platform
 
@@ -27,6 +28,7 @@ class Refusal(enum.Enum):
     PLATFORM = "unsupported platform on {nodes}"
     PLUGIN = "missing plugin on {nodes}"
     PERMISSION = "not permitted on {nodes}"
+    ENCRYPTION = "encrypted networks not possible on {nodes}"
     AFFINITY = "affinity not satisfied on {nodes}"
     HOST_PORT = "host-mode port already in use on {nodes}"
     MAX_REPLICAS = "max replicas per node limit exceed on {nodes}"
@@ -72,6 +74,8 @@ def lasting_filters(columns: Columns, wanted: Demand) -> list[Filter]:
     for permission in sorted(wanted.permissions):
         passes = _permitting(columns, permission)
         filters.append(Filter(Refusal.PERMISSION, passes, f"does not permit {permission}", f"do not permit {permission}"))
+    if wanted.encrypted:
+        filters.append(lacking(Refusal.ENCRYPTION, _encrypting(columns), "WireGuard"))
     return filters
 
 
@@ -85,6 +89,7 @@ def lasting_mask(columns: Columns, wanted: Demand) -> Mask:
         wanted.volume_drivers,
         wanted.log_driver,
         wanted.permissions,
+        wanted.encrypted,
     )
     mask = columns.kept(key)
     if mask is None:
@@ -151,6 +156,11 @@ def _permitting(columns: Columns, permission: str) -> Mask:
         lambda node: None if node.description.mesh_permits is None else tuple(node.description.mesh_permits),
         lambda permits: permits is None or permission in permits,
     )
+
+
+def _encrypting(columns: Columns) -> Mask:
+    """The nodes that say they can; one that says nothing would carry them plain."""
+    return columns.where("encryption", "encryption", can_encrypt, bool)
 
 
 def _classic(columns: Columns, one: Expression) -> Mask:

@@ -11,6 +11,7 @@ from orchestrator.control.allocator import allocate
 from orchestrator.control.attachments import attachments
 from orchestrator.control.cron import cron
 from orchestrator.control.drain import drain
+from orchestrator.control.encryption import encryption
 from orchestrator.control.enforcement import enforcement
 from orchestrator.control.global_ import global_
 from orchestrator.control.jobs import jobs
@@ -47,4 +48,4 @@ LIFECYCLE: tuple[Loop, ...] = (
     succession,
 )
 
-LOOPS: tuple[Loop, ...] = (*LIFECYCLE, allocate, attachments, schedule, reaper)
+LOOPS: tuple[Loop, ...] = (*LIFECYCLE, allocate, attachments, schedule, encryption, reaper)

@@ -112,6 +112,8 @@ def affected_networks(snapshot: Snapshot, events: Iterable[Event]) -> set[str]:
     for event in events:
         if event.kind == "network":
             affected.add(event.id)
+        elif event.kind == "cluster" and _keys_step(event.old) != _keys_step(event.new):
+            affected.update(network.id for network in snapshot.all(Network))
         elif _shown(event.old) != _shown(event.new):
             for obj in (event.old, event.new):
                 affected.update(_networks_of(obj, ingress))
@@ -129,8 +131,16 @@ def _shown(obj: Object | None) -> object:
             return (spec.name, spec.labels, spec.networks, spec.task_template.networks, spec.endpoint_spec, obj.endpoint)
         case Node():
             description = obj.description
-            return (obj.mesh_attachments, description.hostname, description.mesh_data_addr, obj.status.addr, obj.status.state == "down")
+            published = description.mesh_encryption.keys if description.mesh_encryption else None
+            return (
+                *(obj.mesh_attachments, description.hostname, description.mesh_data_addr, published),
+                *(obj.status.addr, obj.status.state == "down"),
+            )
     return None
+
+
+def _keys_step(obj: Object | None) -> int:
+    return obj.mesh_keys.step if isinstance(obj, Cluster) else 0
 
 
 def _networks_of(obj: Object | None, ingress: list[str]) -> Iterable[str]:
@@ -234,6 +244,8 @@ def _network_row(network: Network, members: list[tuple[Node, str]], cluster: Clu
         vxlan_port=cluster.data_path_port if cluster is not None and cluster.data_path_port else DEFAULT_DATA_PATH_PORT,
         lb_addresses={node.id: address for node, address in sorted(members, key=lambda member: member[0].id)},
         dns=_dns_options(network),
+        keys_step=cluster.mesh_keys.step if cluster is not None else 0,
+        keys={node.id: own.keys for node, _ in members if (own := node.description.mesh_encryption)} if network.mesh_encrypted else None,
     )
 
 

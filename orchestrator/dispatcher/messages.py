@@ -53,7 +53,8 @@ class NodeRow(msgspec.Struct, frozen=True, kw_only=True, tag="node"):
 
 
 class NetworkRow(msgspec.Struct, frozen=True, kw_only=True, tag="network"):
-    """lb_addresses: node id -> that node's own address on this network (no prefix length). vxlan_port: the cluster's, on every row."""
+    """lb_addresses: node id -> that node's own address on this network (no prefix length). vxlan_port, keys_step: the cluster's, on every
+    row. keys: node id -> its public keys by epoch, of an encrypted network; None: it is not encrypted."""
 
     id: str
     name: str
@@ -65,6 +66,8 @@ class NetworkRow(msgspec.Struct, frozen=True, kw_only=True, tag="network"):
     vxlan_port: int = 4789
     lb_addresses: dict[str, str] = {}
     dns: DnsOptions = DnsOptions()
+    keys_step: int = 0
+    keys: dict[str, dict[str, str]] | None = None
 
     @property
     def key(self) -> str:

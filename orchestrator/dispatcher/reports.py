@@ -109,6 +109,7 @@ def _after(node: Node, presence: Presence) -> Node:
             mesh_engine_error=description.mesh_engine_error,
             mesh_api_addr=description.mesh_api_addr,
             mesh_data_addr=description.mesh_data_addr,
+            mesh_encryption=description.mesh_encryption,
         )
     return msgspec.structs.replace(
         node,
