@@ -29,6 +29,7 @@ from orchestrator.api import (
     execs,
     images,
     logs,
+    network_keys,
     networks,
     node_scope,
     node_sockets,
@@ -87,7 +88,7 @@ def make_app(backend: Backend, audit_log: AuditLog | None = None) -> web.Applica
     app.on_response_prepare.append(announce)
     routes = [
         *system.ROUTES, *swarm.ROUTES, *nodes.ROUTES, *services.ROUTES, *tasks.ROUTES, *logs.ROUTES, *networks.ROUTES,
-        *container_creation.ROUTES, *execs.ROUTES, *containers.ROUTES, *images.ROUTES, *volumes.ROUTES, *totals.ROUTES,
+        *network_keys.ROUTES, *container_creation.ROUTES, *execs.ROUTES, *containers.ROUTES, *images.ROUTES, *volumes.ROUTES, *totals.ROUTES,
         *secrets.ROUTES, *events.ROUTES, *backups.ROUTES, *diagnosis.ROUTES, *node_scope.ROUTES, *stacks.ROUTES, *proxy.ROUTES,
     ]  # fmt: skip
     for route in routes:

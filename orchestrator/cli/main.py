@@ -53,6 +53,7 @@ def main() -> None:
     meshd dns query web --as client.1    what this node's task is answered, and why
     meshd backup, restore        the whole cluster as one file, and back
     meshd recover                go on after most managers are lost for good
+    meshd rotate-network-keys    new keys for encrypted networks
     meshd api-certs              certificates for the docker CLI over TCP
     meshd audit                  who changed what
     """
@@ -180,11 +181,12 @@ def _add_groups() -> None:
     from orchestrator.cli.access import api_certs
     from orchestrator.cli.audit import audit
     from orchestrator.cli.dns import dns
+    from orchestrator.cli.network_keys import rotate_network_keys
     from orchestrator.cli.rescue import backup, recover, restore
     from orchestrator.cli.stack import stack
     from orchestrator.lab.cli import lab
 
-    for command in (dns, stack, lab, backup, restore, recover, api_certs, audit):
+    for command in (dns, stack, lab, backup, restore, recover, api_certs, audit, rotate_network_keys):
         main.add_command(command)
 
 

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from dnsd.model import DnsState, PortName, RouteSpec, ScopeSpec
-from mesh.model import Backend, HostPort, LocalEndpoint, NodeState, PublishedPort, RemoteEndpoint, Sandbox, VirtualService
+from mesh.facts import Facts
+from mesh.model import (
+    Backend,
+    Encryption,
+    EncryptionPeer,
+    HostPort,
+    LocalEndpoint,
+    NodeState,
+    PublishedPort,
+    RemoteEndpoint,
+    Sandbox,
+    VirtualService,
+)
+from mesh.render import Names, render
+from orchestrator.agent.keyring import Keyring
 from orchestrator.agent.names_state import dns_state
 from orchestrator.agent.network_state import draining_addresses, node_state
 from orchestrator.agent.rows import Rows
 from orchestrator.agent.runtime import Container
 from orchestrator.dispatcher.messages import ConfigRow, EndpointRow, NetworkRow, NodeRow, Row, SecretRow, ServiceRow, TaskRow
 from orchestrator.dns_options import DnsOptions
+from orchestrator.encryption import tunnel_address
+from orchestrator.errors import ConfigError
 from orchestrator.model import (
     ContainerSpec,
     DNSConfig,
@@ -38,6 +55,12 @@ def task(id: str, slot: int, *addresses: tuple[str, str], **more: Any) -> Task:
             networks_attachments=[NetworkAttachment(network=NetworkReference(id=n), addresses=[a]) for n, a in addresses],
         ), **more,
     )  # fmt: skip
+
+
+def keyed(id: str, *, step: int = 0, keys: dict[str, dict[str, str]]) -> NetworkRow:
+    """An encrypted network of both nodes."""
+    lb = {"n1": "10.0.9.2", "n2": "10.0.9.3"}
+    return NetworkRow(id=id, name=id, vni=4100, subnets=("10.0.9.0/24",), lb_addresses=lb, keys_step=step, keys=keys)
 
 
 def endpoint(task_id: str, network: str, address: str, node: str, **more: Any) -> EndpointRow:
@@ -222,3 +245,63 @@ def test_rows_come_and_go_by_key() -> None:
     built.update(3, every, [], False)
     built.update(4, [ROWS[0]], [], True)
     assert (list(built.nodes), built.tasks, built.revision) == (["n1"], {}, 4)
+
+
+# ---- encrypted networks --------------------------------------------------------------------------------------------------------
+
+PRIVATE = {0: "own0", 1: "own1"}
+PUBLISHED = {"n1": {"0": "a0", "1": "a1"}, "n2": {"0": "b0", "1": "b1"}}
+
+
+def test_tunnels_of_an_encrypted_network_lead_to_tunnel_addresses() -> None:
+    built = rows(keyed("secret", keys=PUBLISHED), endpoint("t9", "secret", "10.0.9.22", "n2"))
+    state = node_state(built, {}, node_id="n1", data_addr="192.0.2.1", cluster_id="c", private_keys=PRIVATE)
+    there = tunnel_address("c", "n2")
+    secret, *_ = sorted(state.networks, key=lambda network: not network.encrypted)
+    assert {remote.vtep for network in state.networks if not network.encrypted for remote in network.remote} == {"192.0.2.2"}
+    assert {remote.vtep for remote in secret.remote} == {there} and {remote.address for remote in secret.remote} == {
+        "10.0.9.3",
+        "10.0.9.22",
+    }
+    peer = EncryptionPeer(there, "192.0.2.2", ("b0", "b1"))
+    assert state.encryption == Encryption(tunnel_address("c", "n1"), ("own0", "own1"), 0, (peer,))
+
+
+def test_the_device_that_packets_leave_by_follows_the_step() -> None:
+    def at(step: int, private: dict[int, str], theirs: dict[str, str]) -> Encryption | None:
+        built = rows(keyed("secret", step=step, keys={"n2": theirs}))
+        return node_state(built, {}, node_id="n1", data_addr="192.0.2.1", cluster_id="c", private_keys=private).encryption
+
+    for step, active in enumerate((0, 0, 1)):
+        found = at(step, PRIVATE, PUBLISHED["n2"])
+        assert found is not None and found.active == active and found.keys == ("own0", "own1")
+    later = at(3, {1: "own1", 2: "own2"}, {"1": "b1"})
+    assert later is not None and later.active == 1 and later.keys == ("own2", "own1")
+    assert later.peers[0].keys == ("", "b1"), "the other one has not made its next key yet"
+    assert at(3, PRIVATE, {}) is None, "without its own keys a node has no encrypted networks"
+
+
+def test_without_keys_an_encrypted_network_is_never_plain() -> None:
+    built = rows(keyed("secret", keys=PUBLISHED))
+    state = node_state(built, {}, node_id="n1", data_addr="192.0.2.1", cluster_id="c")
+    assert state.encryption is None and [network.id for network in state.networks if network.encrypted] == ["secret"]
+    rendered = render(state, Facts(underlay_mtu=1500, host_id=1, netns={}, has_wireguard=True), Names("mesh"))
+    assert "was given no keys" in str(rendered.errors["network:secret"]) and "mesh-secret" not in rendered.tables
+
+
+def test_a_keyring_outlives_its_process_and_keeps_what_is_still_used(tmp_path: Path) -> None:
+    path = tmp_path / "keys" / "wireguard.json"
+    ring = Keyring(path)
+    assert sorted(ring.private) == [0, 1] and path.stat().st_mode & 0o777 == 0o600
+    assert (Keyring(path).private, Keyring(path).public) == (ring.private, ring.public)
+    first = ring.private
+    ring.follow(2)
+    assert ring.private == first and Keyring(path).step == 2
+    ring.follow(3)
+    assert sorted(ring.private) == [1, 2] and ring.private[1] == first[1] and Keyring(path).private == ring.private
+    assert set(ring.public) == {"1", "2"} and not set(ring.public.values()) & set(ring.private.values())
+    path.write_text("{")
+    with pytest.raises(ConfigError, match="makes itself new keys"):
+        Keyring(path)
+    ring.erase()
+    assert Keyring(path).step == 0 and Keyring(path).private != ring.private

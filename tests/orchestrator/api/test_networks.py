@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.model import Claim, Secret
+from orchestrator.model import Claim, Node, NodeDescription, NodeEncryption, NodeStatus, Secret
+from orchestrator.store.base import Put
 from tests.orchestrator.api.fakes import Setup
 from tests.orchestrator.api.test_services import a_spec, filtered, settled
 
@@ -36,6 +37,37 @@ async def test_an_overlay_has_its_subnet_as_soon_as_it_is_created(cluster: Setup
         "Internal": False, "Attachable": True, "Ingress": False, "ConfigFrom": {"Network": ""}, "ConfigOnly": False,
         "Containers": None, "Options": {"com.docker.network.driver.overlay.vxlanid_list": "4097"}, "Labels": None,
     }  # fmt: skip
+
+
+async def able(cluster: Setup, *said: NodeEncryption | None) -> None:
+    """The cluster has these nodes besides."""
+    nodes = [
+        Node(id=f"n{number}", description=NodeDescription(hostname=f"h{number}", mesh_encryption=own), status=NodeStatus(state="ready"))
+        for number, own in enumerate(said)
+    ]
+    await cluster.store.commit([Put(node) for node in nodes])
+
+
+async def test_an_encrypted_network_needs_a_node_that_can_encrypt(manager: Setup) -> None:
+    encrypted = an_overlay("secret", Options={"encrypted": ""})
+    await able(manager, NodeEncryption(unable="this node's kernel has no WireGuard"))
+    status, text = await manager.refused("POST", "/networks/create", encrypted)
+    assert status == 501 and text.endswith("no node of this cluster can have encrypted networks (this node's kernel has no WireGuard)")
+    assert (await manager.refused("POST", "/mesh/v1/network-keys/rotate"))[1].endswith("there are no keys to change")
+    await able(manager, NodeEncryption(keys={"0": "k", "1": "k"}), NodeEncryption(unable="no"))
+    answer = await manager.ok("POST", "/networks/create", encrypted)
+    assert "h1 can't have encrypted networks: no task of this network is placed there" in answer["Warning"]
+    network = manager.store.snapshot().network(answer["Id"])
+    assert network is not None and network.mesh_encrypted
+    shown = await manager.ok("GET", "/networks/secret")
+    assert shown["Options"]["encrypted"] == "" and "MeshEncrypted" not in shown
+    status, text = await manager.refused("POST", "/networks/create", an_overlay("in", Ingress=True, Options={"encrypted": ""}))
+    assert status == 501 and "the ingress network can't be encrypted" in text
+    await manager.ok("POST", "/mesh/v1/network-keys/rotate")
+    assert (await manager.ok("GET", "/mesh/v1/network-keys"))["UnderWay"] is True
+    plain = await manager.ok("POST", "/networks/create", an_overlay("plain", Options={"encrypted": "false"}))
+    stored = manager.store.snapshot().network(plain["Id"])
+    assert plain["Warning"] == "" and stored is not None and not stored.mesh_encrypted
 
 
 async def test_nulls_as_stack_deploy_sends_them(cluster: Setup) -> None:
@@ -78,7 +110,11 @@ async def test_the_list_has_the_engines_networks_too(cluster: Setup) -> None:
         ),
         (
             an_overlay("a", Options={"encrypted": ""}), 501,
-            "rpc error: code = Unimplemented desc = encrypted overlay networks are not supported: leave out the option `encrypted`",
+            "rpc error: code = Unimplemented desc = no node of this cluster can have encrypted networks",
+        ),
+        (
+            an_overlay("a", Options={"encrypted": "perhaps"}), 400,
+            "rpc error: code = InvalidArgument desc = invalid value 'perhaps' of the option encrypted: leave it out, or give true or false",
         ),
         (
             an_overlay("a", Options={"meshd.dns.forward": "no"}), 400,

@@ -21,8 +21,10 @@ from orchestrator.model import (
     Config,
     ConfigReference,
     ContainerSpec,
+    KeyChange,
     Network,
     Node,
+    NodeEncryption,
     Secret,
     SecretReference,
     SecretSpec,
@@ -415,3 +417,35 @@ def test_what_no_scope_shows_affects_none() -> None:
         after = picture.with_object(new)
         assert affected_networks(after, events_between(picture, after)) == set()
     assert affected_networks(picture, events_between(snapshot(), picture)) == {one.id for one in picture.all(Network)}
+
+
+def keyed(one: Node | None, own: NodeEncryption) -> Node:
+    assert one is not None
+    return msgspec.structs.replace(one, description=msgspec.structs.replace(one.description, mesh_encryption=own))
+
+
+def test_keys_are_told_to_the_nodes_of_encrypted_networks_only() -> None:
+    picture = placed()
+    for id in ("n1", "n2"):
+        picture = picture.with_object(keyed(picture.node(id), NodeEncryption(keys={"0": f"{id}0", "1": f"{id}1"})))
+    secret = picture.network("a")
+    assert secret is not None
+    after = picture.with_object(msgspec.structs.replace(secret, mesh_encrypted=True))
+    (row,) = of_kind(network_scope_rows(after, "a"), NetworkRow)
+    assert row.keys == {"n1": {"0": "n10", "1": "n11"}, "n2": {"0": "n20", "1": "n21"}}
+    (ingress,) = of_kind(network_scope_rows(after, "ing"), NetworkRow)
+    assert ingress.keys is None and of_kind(network_scope_rows(picture, "a"), NetworkRow)[0].keys is None
+
+
+def test_a_step_of_the_change_of_keys_and_new_keys_are_news() -> None:
+    picture = placed()
+    old = picture.cluster or Cluster(id="c")
+    new = msgspec.structs.replace(old, mesh_keys=KeyChange(step=1))
+    assert {"a", "ing"} <= affected_networks(picture.with_object(new), [Event("cluster", old.id, 9, old, new)])
+    other = msgspec.structs.replace(old, data_path_port=1)
+    assert affected_networks(picture, [Event("cluster", old.id, 9, old, other)]) == set()
+    one = picture.node("n1")
+    published = keyed(one, NodeEncryption(keys={"0": "k"}))
+    assert "a" in affected_networks(picture.with_object(published), [Event("node", "n1", 9, one, published)])
+    shown = keyed(one, NodeEncryption(keys={"0": "k"}, step=1))
+    assert affected_networks(picture.with_object(shown), [Event("node", "n1", 9, published, shown)]) == set()

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.control.allocator import allocate
 from orchestrator.control.demand import host_ports
 from orchestrator.control.placement_labels import OVERCOMMIT
 from orchestrator.control.resources import Available, Reservation, reservation
@@ -30,6 +31,7 @@ from orchestrator.model import (
     NetworkReference,
     Node,
     NodeDescription,
+    NodeEncryption,
     Placement,
     PlacementPreference,
     Platform,
@@ -211,6 +213,21 @@ def test_nodes_are_passed_over_that_do_not_permit_what_a_task_asks_for() -> None
     assert on_nodes(run(snapshot(*nodes.values(), s, *tasks(s, 2, state=PENDING)), schedule)) == {"b": 1, "c": 1}
     picture = run(snapshot(nodes["a"], s, *tasks(s, 1, state=PENDING)), schedule)
     assert err_of(picture, "s-1") == "no suitable node (not permitted on 1 node: 1 does not permit privileged)"
+
+
+def test_tasks_of_encrypted_networks_go_where_they_can_be() -> None:
+    """A node that has not said that it can is passed over: it would carry them plain."""
+    s = service("s", networks=["a"])
+    said = {"able": NodeEncryption(keys={"0": "k"}), "unable": NodeEncryption(unable="no WireGuard"), "old": None}
+    nodes = [node(id) for id in said]
+    nodes = [
+        msgspec.structs.replace(one, description=msgspec.structs.replace(one.description, mesh_encryption=said[one.id])) for one in nodes
+    ]
+    secret = network("a", "10.0.1.0/24", mesh_vni=5, mesh_encrypted=True)
+    picture = run(snapshot(cluster(), secret, *nodes, s, *tasks(s, 3)), allocate, schedule)
+    assert on_nodes(picture) == {"able": 3}
+    picture = run(snapshot(cluster(), secret, *nodes[1:], s, *tasks(s, 1)), allocate, schedule)
+    assert err_of(picture, "s-1") == "no suitable node (encrypted networks not possible on 2 nodes: 2 lack WireGuard)"
 
 
 def test_host_ports_are_exclusive_on_a_node_until_their_task_has_ended() -> None:
