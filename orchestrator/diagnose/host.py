@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mesh import check_kernel, detect_balancer
+from mesh import check_kernel, detect_balancer, unable_to_encrypt
 from mesh.linux import sysctl
 from orchestrator import local_state
 from orchestrator.addresses import choose_address, mtu_of, own_addresses
@@ -98,6 +98,7 @@ def _kernel() -> list[Finding]:
     if not problems:
         findings.append(Finding("ok", "kernel", f"Linux {os.uname().release}: VXLAN, bridges, namespaces and nftables work"))
     findings.append(judge.balancer(detect_balancer()))
+    findings.append(judge.encryption(unable_to_encrypt()))
     directory = Path("/lib/modules") / os.uname().release
     builtin, dependencies = _text(directory / "modules.builtin"), _text(directory / "modules.dep")
     loaded = {path.name for path in Path("/sys/module").iterdir()}

@@ -170,6 +170,8 @@ def _within(
     service: Service | None,
 ) -> Itinerary:
     """From a task of the network: nobody else reaches its addresses."""
+    if network.mesh_encrypted:
+        raise ApiError(400, f"the network {network.name} is encrypted: what a trace looks for can't be seen between its nodes")
     client = _client_task(snapshot, request, here, network, service)
     place = task_place(client.id)
     watch = _watch(snapshot, network.id, service, client.node_id, place, client.node_id)

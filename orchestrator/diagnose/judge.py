@@ -70,6 +70,12 @@ def balancer(kind: str) -> Finding:
     return Finding("note", "balancer", what, other_kernel("ip_vs"))
 
 
+def encryption(unable: str) -> Finding:
+    if not unable:
+        return Finding("ok", "encryption", "networks made with `--opt encrypted` can be here")
+    return Finding("note", "encryption", f"no task of a network made with `--opt encrypted` is placed here: {unable}", "")
+
+
 def other_kernel(module: str) -> str:
     return f"use a kernel that has {module}, such as Debian's linux-image-amd64"
 

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from dnsd.model import Explanation
+from mesh import unable_to_encrypt
 from orchestrator.diagnose.finding import is_well
 from orchestrator.diagnose.report import TraceReport
 from orchestrator.lab.lab import Lab, Node, run, wait_until
@@ -611,3 +612,17 @@ def test_many_clients_at_once(lab: Lab) -> None:
     assert set(outcomes) == {"created", "APIError"}
     cli = Cli(lab.nodes[0])
     cli.ok("service", "rm", *cli.ok("service", "ls", "-q").split())
+
+
+def test_an_encrypted_network_is_encrypted_or_refused(cli: Cli) -> None:
+    """By the kernel that all nodes of the lab share."""
+    unable = unable_to_encrypt()
+    if unable:
+        assert unable in cli.fails("network", "create", "-d", "overlay", "--opt", "encrypted", "secret")
+        assert "secret" not in cli.ok("network", "ls", "--format", "{{.Name}}")
+        return
+    cli.ok("network", "create", "-d", "overlay", "--opt", "encrypted", "secret")
+    cli.create("web", "--network", "secret", "--replicas", "3")
+    there = netns_of(cli.node, "web")
+    (vip,) = resolves(there, "web")
+    assert len(answers(there, vip, 80, 3)) == 3
