@@ -15,6 +15,7 @@ from dnsd.model import Applied, DnsState
 from mesh.errors import KernelError
 from mesh.model import NodeState
 from orchestrator.agent.agent import Agent
+from orchestrator.agent.keyring import Keyring
 from orchestrator.agent.lease import Lease
 from orchestrator.agent.network_loop import Timing
 from orchestrator.control.status import advance
@@ -213,6 +214,8 @@ class AgentBed:
         self.listening: dict[int, frozenset[int]] = {}
         self.now_s = 1000.0
         self.lease_file: Path | None = None
+        self.keyring: Keyring | None = None
+        self.unable_to_encrypt = ""
         self.agent: Agent | None = None
         self._run: asyncio.Task[None] | None = None
 
@@ -222,6 +225,7 @@ class AgentBed:
             node_id="n1", data_addr="192.0.2.1", runtime=FakeRuntime(self.engine), mesh=self.mesh, names=self.names,
             session=self.managers, timing=TIMING, listening=lambda pid: self.listening.get(pid, frozenset()),
             alive=lambda pid: pid in self.engine.living(), lease=self.lease,
+            cluster_id="c", keyring=self.keyring, unable_to_encrypt=self.unable_to_encrypt,
         )  # fmt: skip
         self.managers.agent = self.agent
         self._run = asyncio.create_task(self.agent.run())

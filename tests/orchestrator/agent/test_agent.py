@@ -14,7 +14,9 @@ import pytest
 import pytest_asyncio
 import uvloop
 
-from orchestrator.model import HealthConfig, SecretReference, Task, TaskState
+from orchestrator.agent.keyring import Keyring
+from orchestrator.dispatcher.messages import NetworkRow
+from orchestrator.model import HealthConfig, NetworkAttachment, NetworkReference, SecretReference, Task, TaskState
 
 from .bed import AgentBed
 from .fake_runtime import FakeRuntime
@@ -374,6 +376,44 @@ async def test_what_the_nodes_owner_does_not_permit_is_rejected_with_a_sentence(
         "this node does not permit containers to be privileged: its owner can, with `meshd daemon --permit privileged`"
     )
     assert not bed.engine.boxes
+
+
+async def test_a_node_that_can_not_encrypt_rejects_tasks_of_encrypted_networks(bed: AgentBed) -> None:
+    bed.unable_to_encrypt = "this node's kernel has no WireGuard"
+    bed.managers.add("t1")
+    attachment = NetworkAttachment(network=NetworkReference(id="app", mesh_encrypted=True), addresses=["10.0.1.20/24"])
+    bed.managers.add("t2")
+    bed.managers.change("t2", networks_attachments=[attachment])
+    await bed.start()
+    await reaches(bed, "t2", S.REJECTED)
+    assert bed.managers.tasks["t2"].status.err == "one of its networks is encrypted: this node's kernel has no WireGuard"
+    await reaches(bed, "t1", S.RUNNING)
+
+
+async def test_keys_are_on_disk_before_the_kernel_has_them_and_shown_when_it_has(bed: AgentBed, tmp_path: Path) -> None:
+    bed.keyring = Keyring(tmp_path / "keys.json")
+    agent = await bed.start()
+    first = bed.keyring.private
+
+    async def told(step: int) -> None:
+        bed.managers.revision += 1
+        row = NetworkRow(
+            id="app", name="shop", vni=4097, subnets=("10.0.1.0/24",), lb_addresses={"n1": "10.0.1.2"}, keys_step=step, keys={"n1": {}}
+        )
+        await agent.on_rows(bed.managers.revision, [row], [], False)
+
+    await told(2)
+    await until(lambda: agent.keys_step == 2, "the kernel sends by the newer keys")
+    sent = bed.mesh.states[-1].encryption
+    assert sent is not None and sent.keys == (first[0], first[1]) and sent.active == 1
+    bed.mesh.errors = {"namespace:mesh-+encryption": "UDP port 51871 is in use"}
+    await told(3)
+    await until(lambda: bed.keyring is not None and Keyring(tmp_path / "keys.json").step == 3, "new keys are on disk")
+    await until(lambda: agent.keys_step is None, "what the kernel does not show is not said")
+    sent = bed.mesh.states[-1].encryption
+    assert sent is not None and sent.keys == (bed.keyring.private[2], first[1])
+    bed.mesh.errors = {}
+    await until(lambda: agent.keys_step == 3, "it is shown once it is so")
 
 
 async def test_one_broken_sandbox_keeps_nobody_else_waiting(bed: AgentBed) -> None:
