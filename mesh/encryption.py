@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Set
 from ipaddress import IPv6Address
 from typing import Final
 
 from mesh import address as addr
-from mesh.errors import ConfigError
+from mesh.errors import ConfigError, MeshError
 from mesh.facts import Facts
-from mesh.model import Encryption, NodeState
+from mesh.model import Encryption, EncryptionPeer, NodeState
 from mesh.table import WIREGUARDS, NamespaceTable, Peer, WireGuard
 
 NO_WIREGUARD: Final = "this node's kernel has no WireGuard: load the module wireguard (CONFIG_WIREGUARD)"
@@ -41,15 +42,22 @@ def unable(state: NodeState, facts: Facts) -> str:
     return ""
 
 
-def render_encryption(state: NodeState, facts: Facts) -> NamespaceTable:
-    """Raises ConfigError."""
+def render_encryption(state: NodeState, facts: Facts, errors: dict[str, MeshError]) -> NamespaceTable:
+    """A peer that makes no sense is left out and in `errors`: what is said by one node stops no other. Raises ConfigError."""
     encryption = state.encryption
     assert encryption is not None
     _check(encryption)
     mtu = device_mtu(state, facts)
     peers: dict[tuple[str, str], Peer] = {}
     routes: dict[str, str] = {}
+    known: set[str] = {encryption.address}
     for peer in encryption.peers:
+        try:
+            _check_peer(peer, known)
+        except ConfigError as error:
+            errors[f"peer:{peer.address}"] = error
+            continue
+        known |= {peer.address, *peer.keys}
         for number, (device, key) in enumerate(zip(WIREGUARDS, peer.keys, strict=True)):
             if key:
                 peers[device, key] = Peer((peer.underlay, encryption.port + number), frozenset({f"{peer.address}/128"}))
@@ -67,28 +75,27 @@ def render_encryption(state: NodeState, facts: Facts) -> NamespaceTable:
 
 
 def _check(encryption: Encryption) -> None:
-    where = "encryption"
-    _tunnel_address(f"{where}: address", encryption.address)
+    _tunnel_address("encryption: address", encryption.address)
     if not 0 < encryption.port < 65535:
-        raise ConfigError(f"{where}: port", f"{encryption.port} and the one after it must be ports")
+        raise ConfigError("encryption: port", f"{encryption.port} and the one after it must be ports")
     for key in encryption.keys:
-        _key(f"{where}: keys", key, secret=True)
-    seen = {encryption.address: "this node"}
-    known: set[str] = set()
-    for peer in encryption.peers:
-        _tunnel_address(f"{where}: peers", peer.address)
-        if peer.address in seen:
-            raise ConfigError(f"{where}: peers", f"{peer.address} is there twice")
-        seen[peer.address] = "a peer"
-        try:
-            addr.family(peer.underlay)
-        except ValueError as error:
-            raise ConfigError(f"{where}: peer {peer.address}", f"underlay: {error}") from error
-        for key in filter(None, peer.keys):
-            _key(f"{where}: peer {peer.address}", key)
-            if key in known:
-                raise ConfigError(f"{where}: peer {peer.address}", "has a key that is there twice")
-            known.add(key)
+        _key("encryption: keys", key, secret=True)
+
+
+def _check_peer(peer: EncryptionPeer, known: Set[str]) -> None:
+    """known: addresses and keys of this node and of the peers before."""
+    where = f"encryption: peer {peer.address}"
+    _tunnel_address(where, peer.address)
+    if peer.address in known:
+        raise ConfigError(where, "is there twice")
+    try:
+        addr.family(peer.underlay)
+    except ValueError as error:
+        raise ConfigError(where, f"underlay: {error}") from error
+    for key in filter(None, peer.keys):
+        _key(where, key)
+        if key in known or peer.keys.count(key) > 1:
+            raise ConfigError(where, "has a key that is there twice")
 
 
 def _tunnel_address(where: str, address: str) -> None:

@@ -140,7 +140,7 @@ def render(state: NodeState, facts: Facts, names: Names, before: Rendered | None
                 ingress = network
     if any(n.encrypted for n in state.networks) and not unable(state, facts):
         try:
-            tables[names.encryption] = render_encryption(state, facts)
+            tables[names.encryption] = render_encryption(state, facts, errors)
         except ConfigError as error:
             errors["encryption"] = error
             frozen.add(names.encryption)

@@ -249,7 +249,8 @@ _ENCRYPTION = frozenset({"encryption", ENCRYPTION})
 
 
 def _of_encryption(key: str) -> bool:
-    return _concerns(key, set(_ENCRYPTION), "")
+    """Of no container in particular."""
+    return _concerns(key, set(_ENCRYPTION), "no container")
 
 
 def _of_network(key: str, id: str) -> bool:

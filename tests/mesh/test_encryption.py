@@ -84,16 +84,29 @@ def test_where_it_can_not_be_encrypted_it_is_not_made(state: NodeState, facts: F
         (replace(ENCRYPTION, address="2001:4860::1"), "not of the private IPv6 addresses"),
         (replace(ENCRYPTION, port=65535), "must be ports"),
         (replace(ENCRYPTION, keys=("secret", SECRETS[1])), "a private key is not the base64 of 32 bytes"),
-        (replace(ENCRYPTION, peers=ENCRYPTION.peers * 2), "fd00::b is there twice"),
-        (replace(ENCRYPTION, peers=(EncryptionPeer(OWN, "192.0.2.2", ("", "")),)), "fd00::1 is there twice"),
-        (replace(ENCRYPTION, peers=(EncryptionPeer(B, "192.0.2.2", (key(3), key(3))),)), "key that is there twice"),
-        (replace(ENCRYPTION, peers=(EncryptionPeer(B, "nowhere", ("", "")),)), "underlay"),
     ],
 )
 def test_what_makes_no_sense_is_said_and_nothing_is_touched(encryption: Encryption, says: str) -> None:
     rendered = render(replace(STATE, encryption=encryption), FACTS, NAMES)
     assert says in str(rendered.errors["encryption"]) and "secret" not in str(rendered.errors["encryption"])
     assert SPACE in rendered.frozen
+
+
+@pytest.mark.parametrize(
+    ("peer", "says"),
+    [
+        (ENCRYPTION.peers[0], "fd00::b: is there twice"),
+        (EncryptionPeer(OWN, "192.0.2.3", ("", "")), "fd00::1: is there twice"),
+        (EncryptionPeer(C, "192.0.2.3", (key(3), key(3))), "key that is there twice"),
+        (EncryptionPeer(C, "192.0.2.3", (key(11), "")), "key that is there twice"),
+        (EncryptionPeer(C, "192.0.2.3", ("garbage", "")), "'garbage' is not the base64 of 32 bytes"),
+        (EncryptionPeer(C, "nowhere", ("", "")), "underlay"),
+    ],
+)
+def test_a_peer_that_makes_no_sense_is_left_out_and_stops_no_other(peer: EncryptionPeer, says: str) -> None:
+    rendered = render(replace(STATE, encryption=replace(ENCRYPTION, peers=(*ENCRYPTION.peers, peer))), FACTS, NAMES)
+    assert says in str(rendered.errors[f"peer:{peer.address}"])
+    assert rendered.tables == tables(STATE) and SPACE not in rendered.frozen
 
 
 def universe() -> list[Tables]:
