@@ -39,24 +39,24 @@ async def test_an_overlay_has_its_subnet_as_soon_as_it_is_created(cluster: Setup
     }  # fmt: skip
 
 
-async def able(cluster: Setup, *said: NodeEncryption | None) -> None:
-    """The cluster has these nodes besides."""
+async def add_nodes(cluster: Setup, **said: NodeEncryption) -> None:
+    """By name: what each says of encryption."""
     nodes = [
-        Node(id=f"n{number}", description=NodeDescription(hostname=f"h{number}", mesh_encryption=own), status=NodeStatus(state="ready"))
-        for number, own in enumerate(said)
+        Node(id=name, description=NodeDescription(hostname=name, mesh_encryption=own), status=NodeStatus(state="ready"))
+        for name, own in said.items()
     ]
     await cluster.store.commit([Put(node) for node in nodes])
 
 
 async def test_an_encrypted_network_needs_a_node_that_can_encrypt(manager: Setup) -> None:
     encrypted = an_overlay("secret", Options={"encrypted": ""})
-    await able(manager, NodeEncryption(unable="this node's kernel has no WireGuard"))
+    await add_nodes(manager, h1=NodeEncryption(unable="this node's kernel has no WireGuard"))
     status, text = await manager.refused("POST", "/networks/create", encrypted)
     assert status == 501 and text.endswith("no node of this cluster can have encrypted networks (this node's kernel has no WireGuard)")
     assert (await manager.refused("POST", "/mesh/v1/network-keys/rotate"))[1].endswith("there are no keys to change")
-    await able(manager, NodeEncryption(keys={"0": "k", "1": "k"}), NodeEncryption(unable="no"))
+    await add_nodes(manager, h2=NodeEncryption(keys={"0": "k", "1": "k"}))
     answer = await manager.ok("POST", "/networks/create", encrypted)
-    assert "h1 can't have encrypted networks: no task of this network is placed there" in answer["Warning"]
+    assert answer["Warning"] == "h1, node-a can't have encrypted networks: no task of this network is placed there"
     network = manager.store.snapshot().network(answer["Id"])
     assert network is not None and network.mesh_encrypted
     shown = await manager.ok("GET", "/networks/secret")
