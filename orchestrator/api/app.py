@@ -88,7 +88,8 @@ def make_app(backend: Backend, audit_log: AuditLog | None = None) -> web.Applica
     app.on_response_prepare.append(announce)
     routes = [
         *system.ROUTES, *swarm.ROUTES, *nodes.ROUTES, *services.ROUTES, *tasks.ROUTES, *logs.ROUTES, *networks.ROUTES,
-        *network_keys.ROUTES, *container_creation.ROUTES, *execs.ROUTES, *containers.ROUTES, *images.ROUTES, *volumes.ROUTES, *totals.ROUTES,
+        *network_keys.ROUTES,
+        *container_creation.ROUTES, *execs.ROUTES, *containers.ROUTES, *images.ROUTES, *volumes.ROUTES, *totals.ROUTES,
         *secrets.ROUTES, *events.ROUTES, *backups.ROUTES, *diagnosis.ROUTES, *node_scope.ROUTES, *stacks.ROUTES, *proxy.ROUTES,
     ]  # fmt: skip
     for route in routes:

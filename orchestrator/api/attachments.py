@@ -16,9 +16,10 @@ import msgspec
 from aiohttp import web
 from msgspec.structs import replace
 
-from orchestrator.api import access, attached, codec, engines, references
+from orchestrator.api import access, attached, codec, engines, references, validate
 from orchestrator.api.attached_views import attachment_of
 from orchestrator.api.engines import Member
+from orchestrator.control.eligibility import can_encrypt
 from orchestrator.control.slots import wanted as is_wanted
 from orchestrator.control.transitions import removed
 from orchestrator.engine_http import Answer, Engine
@@ -120,9 +121,15 @@ def refuse_unable(snapshot: Snapshot, member: Member) -> None:
 
 
 def _made(snapshot: Snapshot, task: Task) -> list[Change]:
+    node = snapshot.node(task.node_id)
     for config in task.spec.networks or ():
-        if snapshot.network(config.target) is None:
+        network = snapshot.network(config.target)
+        if network is None:
             raise ApiError(404, f"network {config.target} not found")
+        if network.mesh_encrypted and node is not None and not can_encrypt(node):
+            raise validate.unsupported(
+                f"network {network.name} is encrypted, and node {node.description.hostname} can't have such networks"
+            )
     for port in task.mesh_endpoint_ports or ():
         if snapshot.claim(f"port/{port.protocol}/{port.published_port}") is not None or _holds_port(snapshot, task.node_id, port):
             raise ApiError(

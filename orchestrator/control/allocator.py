@@ -263,7 +263,9 @@ class _Pass:
             if not pool.has_room_for_task():
                 raise ConfigError(pool.exhausted())
             pool.check(chosen)
-        return [NetworkAttachment(network=_reference(pool.network), addresses=pool.take_for_task(chosen)) for pool, chosen in wanted.values()]
+        return [
+            NetworkAttachment(network=_reference(pool.network), addresses=pool.take_for_task(chosen)) for pool, chosen in wanted.values()
+        ]
 
 
 def _reference(network: Network) -> NetworkReference:
