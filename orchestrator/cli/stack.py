@@ -167,7 +167,7 @@ def _mappings(section: object) -> list[dict[str, object]]:
 
 
 def _dot_env(path: Path) -> dict[str, str]:
-    from orchestrator.stacks.render import env_file
+    from orchestrator.stacks.fields import env_file
 
     if not path.is_file():
         return {}

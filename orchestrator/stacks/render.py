@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -18,50 +17,36 @@ from orchestrator.model import (
     BindOptions,
     ConfigReference,
     ContainerSpec,
-    DiscreteGenericResource,
     DNSConfig,
     Driver,
     EndpointSpec,
     FileTarget,
-    GenericResource,
     GlobalJob,
     GlobalService,
-    HealthConfig,
-    Limit,
     Mount,
     NetworkAttachmentConfig,
-    PlacementPreference,
     PortConfig,
     ReplicatedJob,
     ReplicatedService,
-    ResourceObject,
-    ResourceRequirements,
-    RestartPolicy,
     SecretReference,
     ServiceMode,
     ServiceSpec,
-    SpreadOver,
     StackFile,
     StackNetwork,
     StackParts,
     TaskSpec,
     TmpfsOptions,
-    Ulimit,
-    UpdateConfig,
     VolumeOptions,
 )
-from orchestrator.model import Placement as PlacementSpec
-from orchestrator.run_options import PREFIX as RUN
-from orchestrator.stacks import compose
-from orchestrator.stacks.compose import Compose, Pairs, Words
-from orchestrator.stacks.units import cpus_ns, duration_ns, port_range, size_bytes
+from orchestrator.stacks import compose, fields
+from orchestrator.stacks.compose import Compose
+from orchestrator.stacks.units import duration_ns, port_range, size_bytes
 
 # docker/cli cli/compose/convert: what belongs to a stack carries its name in this label
 NAMESPACE = "com.docker.stack.namespace"
 IMAGE = "com.docker.stack.image"
 DEFAULT_NETWORK = "default"
 _STACK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _Reference = TypeVar("_Reference", SecretReference, ConfigReference)
 
 
@@ -114,19 +99,19 @@ class _Reading:
         mode = self._mode(service, deploy)
         template = TaskSpec(
             container_spec=self._container(name, service),
-            resources=_resources(service, deploy),
-            restart_policy=_restart_policy(service, deploy),
-            placement=_placement(deploy.placement),
+            resources=fields.resources(service, deploy),
+            restart_policy=fields.restart_policy(service, deploy),
+            placement=fields.placement(deploy.placement),
             networks=self._attachments(name, service),
-            log_driver=Driver(name=service.logging.driver, options=_texts(service.logging.options)) if service.logging else None,
+            log_driver=Driver(name=service.logging.driver, options=fields.texts(service.logging.options)) if service.logging else None,
         )
         return ServiceSpec(
             name=f"{self._stack}_{name}",
-            labels={**_pairs(deploy.labels, "deploy.labels"), NAMESPACE: self._stack, IMAGE: service.image},
+            labels={**fields.pairs(deploy.labels, "deploy.labels"), NAMESPACE: self._stack, IMAGE: service.image},
             task_template=template,
             mode=mode,
-            update_config=_update(deploy.update_config),
-            rollback_config=_update(deploy.rollback_config),
+            update_config=fields.update(deploy.update_config),
+            rollback_config=fields.update(deploy.rollback_config),
             endpoint_spec=EndpointSpec(mode=deploy.endpoint_mode, ports=self._ports(name, service)),
         )
 
@@ -148,15 +133,15 @@ class _Reading:
                 raise ConfigError(f"deploy.mode {deploy.mode!r}: there are replicated, global, replicated-job and global-job")
 
     def _container(self, name: str, service: compose.Service) -> ContainerSpec:
-        labels = {**_pairs(service.labels, "labels"), **_run_labels(service), NAMESPACE: self._stack}
-        dns = DNSConfig(nameservers=_words(service.dns), search=_words(service.dns_search), options=service.dns_opt)
+        labels = {**fields.pairs(service.labels, "labels"), **fields.run_labels(service), NAMESPACE: self._stack}
+        dns = DNSConfig(nameservers=fields.words(service.dns), search=fields.words(service.dns_search), options=service.dns_opt)
         if service.domainname:
             self.warnings.append(f"services.{name}.domainname is ignored: write hostname: {service.hostname or name}.{service.domainname}")
         return ContainerSpec(
             image=service.image,
             labels=labels,
-            command=_command(service.entrypoint),
-            args=_command(service.command),
+            command=fields.command(service.entrypoint),
+            args=fields.command(service.command),
             hostname=service.hostname,
             env=self._environment(service) or None,
             dir=service.working_dir,
@@ -169,16 +154,16 @@ class _Reading:
             read_only=service.read_only,
             mounts=self._mounts(service) or None,
             stop_grace_period=duration_ns("stop_grace_period", service.stop_grace_period) if service.stop_grace_period else None,
-            healthcheck=_healthcheck(service.healthcheck),
-            hosts=_hosts(service.extra_hosts) or None,
+            healthcheck=fields.healthcheck(service.healthcheck),
+            hosts=fields.hosts(service.extra_hosts) or None,
             dns_config=dns if dns != DNSConfig() else None,
             secrets=self._references(service.secrets, "secrets", SecretReference, "secret") or None,
             configs=self._references(service.configs, "configs", ConfigReference, "config") or None,
             isolation=service.isolation,
-            sysctls=_pairs(service.sysctls, "sysctls") or None,
-            capability_add=_capabilities(service.cap_add),
-            capability_drop=_capabilities(service.cap_drop),
-            ulimits=_ulimits(service.ulimits) or None,
+            sysctls=fields.pairs(service.sysctls, "sysctls") or None,
+            capability_add=fields.capabilities(service.cap_add),
+            capability_drop=fields.capabilities(service.cap_drop),
+            ulimits=fields.ulimits(service.ulimits) or None,
             oom_score_adj=service.oom_score_adj,
         )
 
@@ -189,10 +174,10 @@ class _Reading:
         for entry in env_files:
             path, required = (entry.path, entry.required) if isinstance(entry, compose.EnvFile) else (entry, True)
             if path in self._files:
-                given.update(env_file(path, self._files[path]))
+                given.update(fields.env_file(path, self._files[path]))
             elif required:
                 raise ConfigError(f"env_file {path} was not sent along")
-        given.update(_maybe_pairs(service.environment, "environment"))
+        given.update(fields.maybe_pairs(service.environment, "environment"))
         known = {name: self._variables.get(name) if value is None else value for name, value in given.items()}
         return [f"{name}={value}" for name, value in sorted(known.items()) if value is not None]
 
@@ -240,12 +225,12 @@ class _Reading:
     # ---- volumes ------------------------------------------------------------------------------------------------------------------
 
     def _mounts(self, service: compose.Service) -> list[Mount]:
-        mounts = [self._mount(given if isinstance(given, compose.Mount) else _short_mount(given)) for given in service.volumes or ()]
-        for given in _words(service.tmpfs) or ():
+        mounts = [self._mount(given if isinstance(given, compose.Mount) else fields.short_mount(given)) for given in service.volumes or ()]
+        for given in fields.words(service.tmpfs) or ():
             target, _, options = given.partition(":")
             size = next((option.removeprefix("size=") for option in options.split(",") if option.startswith("size=")), "")
             mode = next((option.removeprefix("mode=") for option in options.split(",") if option.startswith("mode=")), "")
-            sized = TmpfsOptions(size_bytes=size_bytes("tmpfs size", size) if size else 0, mode=_octal("tmpfs mode", mode))
+            sized = TmpfsOptions(size_bytes=size_bytes("tmpfs size", size) if size else 0, mode=fields.octal("tmpfs mode", mode))
             mounts.append(Mount(type="tmpfs", target=target, tmpfs_options=sized if sized != TmpfsOptions() else None))
         return mounts
 
@@ -292,9 +277,9 @@ class _Reading:
         volume = self._file.volumes[given.source] or compose.Volume()
         if volume.external:
             options = VolumeOptions(no_copy=nocopy, subpath=subpath)
-            return _external_name(volume, given.source), options if options != VolumeOptions() else None
-        driver = Driver(name=volume.driver, options=_texts(volume.driver_opts)) if volume.driver or volume.driver_opts else None
-        labels = {**_pairs(volume.labels, f"volumes.{given.source}.labels"), NAMESPACE: self._stack}
+            return fields.external_name(volume, given.source), options if options != VolumeOptions() else None
+        driver = Driver(name=volume.driver, options=fields.texts(volume.driver_opts)) if volume.driver or volume.driver_opts else None
+        labels = {**fields.pairs(volume.labels, f"volumes.{given.source}.labels"), NAMESPACE: self._stack}
         return (
             volume.name or f"{self._stack}_{given.source}",
             VolumeOptions(no_copy=nocopy, subpath=subpath, labels=labels, driver_config=driver),
@@ -322,7 +307,7 @@ class _Reading:
             for field in ("ipv4_address", "ipv6_address", "link_local_ips", "mac_address"):
                 if getattr(attached, field):
                     self.warnings.append(f"services.{name}.networks.{key}.{field} is ignored: tasks get their addresses from the cluster")
-            options = _texts(attached.driver_opts)
+            options = fields.texts(attached.driver_opts)
             target = self._network_name(key)
             aliases = sorted({*(attached.aliases or ()), name}) if target != "host" else None
             attachments.append(NetworkAttachmentConfig(target=target, aliases=aliases, driver_opts=options))
@@ -331,7 +316,7 @@ class _Reading:
     def _network_name(self, key: str) -> str:
         network = self._file.networks.get(key) or compose.Network()
         if network.external:
-            return _external_name(network, key)
+            return fields.external_name(network, key)
         return network.name or f"{self._stack}_{key}"
 
     def networks(self) -> list[StackNetwork]:
@@ -350,15 +335,15 @@ class _Reading:
             sent: dict[str, Any] = {
                 "Name": name,
                 "Driver": "overlay",
-                "Labels": {**_pairs(network.labels, f"networks.{key}.labels"), NAMESPACE: self._stack},
+                "Labels": {**fields.pairs(network.labels, f"networks.{key}.labels"), NAMESPACE: self._stack},
             }
             if network.driver_opts:
-                sent["Options"] = _texts(network.driver_opts)
+                sent["Options"] = fields.texts(network.driver_opts)
             for flag, value in (("Internal", network.internal), ("Attachable", network.attachable), ("EnableIPv6", network.enable_ipv6)):
                 if value:
                     sent[flag] = True
             if network.ipam:
-                sent["IPAM"] = _ipam(key, network.ipam)
+                sent["IPAM"] = fields.ipam(key, network.ipam)
             rendered.append(StackNetwork(name=name, sent=sent))
         return rendered
 
@@ -376,7 +361,7 @@ class _Reading:
                 name=reference.target or default,
                 uid=str(reference.uid) or "0",
                 gid=str(reference.gid) or "0",
-                mode=_octal(f"{section}.mode", reference.mode) if reference.mode is not None else 0o444,
+                mode=fields.octal(f"{section}.mode", reference.mode) if reference.mode is not None else 0o444,
             )
             # the object's id is not known before it is in the store
             references.append(cls(file=target, **{f"{what}_name": file.name}))  # type: ignore[arg-type]
@@ -391,14 +376,14 @@ class _Reading:
             raise ConfigError(f"{section}: undefined {section[:-1]} {key!r}: name it below {section}:, at the top")
         file = files[key]
         if file.external:
-            known[key] = StackFile(name=_external_name(file, key), external=True)
+            known[key] = StackFile(name=fields.external_name(file, key), external=True)
             return known[key]
         if file.driver or file.driver_opts:
             raise ConfigError(f"{section}.{key}: drivers of secrets are not supported: give file, content or environment")
         content = self._content(key, section, file)
         digest = hashlib.sha256(content).hexdigest()[:10]
         name = f"{file.name or f'{self._stack}_{key}'}-{digest}"
-        labels = {**_pairs(file.labels, f"{section}.{key}.labels"), NAMESPACE: self._stack}
+        labels = {**fields.pairs(file.labels, f"{section}.{key}.labels"), NAMESPACE: self._stack}
         known[key] = StackFile(name=name, labels=labels, template_driver=file.template_driver)
         self.contents[name] = content
         return known[key]
@@ -422,290 +407,3 @@ class _Reading:
         for key in sorted(files.keys() - self._used_files[section].keys()):
             self.warnings.append(f"{section}.{key} is used by no service: it is not created")
         return [file for _, file in sorted(self._used_files[section].items())]
-
-
-# ---- fields -----------------------------------------------------------------------------------------------------------------------
-
-
-def _external_name(part: compose.Network | compose.Volume | compose.File, key: str) -> str:
-    named = part.external.name if isinstance(part.external, compose.External) else ""
-    return part.name or named or key
-
-
-def _maybe_pairs(given: Pairs | None, where: str) -> dict[str, str | None]:
-    """A mapping, or a list of `name=value` and `name` (None)."""
-    if isinstance(given, list):
-        split = [entry.partition("=") for entry in given]
-        if any(not name for name, _, _ in split):
-            raise ConfigError(f"{where}: expected name=value")
-        return {name: value if sign else None for name, sign, value in split}
-    return {name: None if value is None else _text(value) for name, value in (given or {}).items()}
-
-
-def _pairs(given: Pairs | None, where: str) -> dict[str, str]:
-    return {name: value or "" for name, value in _maybe_pairs(given, where).items()}
-
-
-def _texts(given: Mapping[str, compose.Scalar] | None) -> dict[str, str] | None:
-    return {name: "" if value is None else _text(value) for name, value in given.items()} if given else None
-
-
-def _text(value: str | int | float | bool) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
-
-
-def _words(given: Words | None) -> list[str] | None:
-    return [given] if isinstance(given, str) else given
-
-
-def _command(given: Words | None) -> list[str] | None:
-    if not isinstance(given, str):
-        return given
-    try:
-        return shlex.split(given)
-    except ValueError as error:
-        raise ConfigError(f"the command {given!r} can't be split into words: {error}") from None
-
-
-def _capabilities(given: list[str] | None) -> list[str] | None:
-    """docker/cli opts/capabilities.go: upper case, with CAP_; sorted."""
-    upper = sorted({name.upper() for name in given or ()})
-    return [name if name == "ALL" or name.startswith("CAP_") else f"CAP_{name}" for name in upper] or None
-
-
-def _octal(where: str, value: str | int) -> int:
-    if isinstance(value, int):
-        return value
-    if value and not re.fullmatch(r"0?o?[0-7]{1,5}", value):
-        raise ConfigError(f"{where} {value!r}: expected an octal number such as 0440")
-    return int(value.replace("o", ""), 8) if value else 0
-
-
-def env_file(path: str, content: bytes) -> dict[str, str | None]:
-    """NAME=value lines; None: a name alone. ConfigError with the line."""
-    given: dict[str, str | None] = {}
-    for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
-        text = line.strip().removeprefix("export ")
-        if not text or text.startswith("#"):
-            continue
-        name, sign, value = text.partition("=")
-        if not _VARIABLE.fullmatch(name.strip()):
-            raise ConfigError(f"env_file {path}, line {number}: expected NAME=value")
-        value = value.strip()
-        if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-            value = value[1:-1]
-        given[name.strip()] = value if sign else None
-    return given
-
-
-def _short_mount(text: str) -> compose.Mount:
-    """[source:]target[:options]"""
-    parts = text.split(":")
-    if len(parts) > 3 or not all(parts):
-        raise ConfigError(f"volumes: {text!r}: expected [source:]target[:options]")
-    if len(parts) == 1:
-        return compose.Mount(type="volume", target=parts[0])
-    source, target, *rest = parts
-    options = rest[0].split(",") if rest else []
-    is_path = source[0] in "/.~"
-    known = {"ro", "rw", "nocopy", "z", "Z", "cached", "delegated", "consistent"} | _PROPAGATIONS
-    for option in options:
-        if option not in known:
-            raise ConfigError(f"volumes: {text!r}: unknown option {option!r}")
-    propagation = next((option for option in options if option in _PROPAGATIONS), "")
-    return compose.Mount(
-        type="bind" if is_path else "volume",
-        source=source,
-        target=target,
-        read_only="ro" in options,
-        bind=compose.Bind(propagation=propagation) if is_path and propagation else None,
-        volume=compose.VolumeMount(nocopy=True) if not is_path and "nocopy" in options else None,
-    )
-
-
-_PROPAGATIONS = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave"})
-
-
-def _hosts(given: list[str] | dict[str, str | list[str]] | None) -> list[str]:
-    """As the Engine's file of hosts has them: "address name"."""
-    pairs: list[tuple[str, str]] = []
-    if isinstance(given, dict):
-        for name, addresses in given.items():
-            pairs += [(name, address) for address in ([addresses] if isinstance(addresses, str) else addresses)]
-    else:
-        for entry in given or ():
-            name, sign, address = entry.partition("=") if "=" in entry else entry.partition(":")
-            if not sign:
-                raise ConfigError(f"extra_hosts: {entry!r}: expected name:address")
-            pairs.append((name, address))
-    return [f"{address.strip('[]')} {name}" for name, address in pairs]
-
-
-def _ulimits(given: dict[str, int | dict[str, int]] | None) -> list[Ulimit]:
-    limits = []
-    for name, value in sorted((given or {}).items()):
-        soft, hard = (value, value) if isinstance(value, int) else (value.get("soft", 0), value.get("hard", 0))
-        limits.append(Ulimit(name=name, soft=soft, hard=hard))
-    return limits
-
-
-def _healthcheck(given: compose.Healthcheck | None) -> HealthConfig | None:
-    if given is None:
-        return None
-    if given.disable:
-        if given.test:
-            raise ConfigError("healthcheck: disable and test don't go together")
-        return HealthConfig(test=["NONE"])
-    test = ["CMD-SHELL", given.test] if isinstance(given.test, str) else given.test
-    return HealthConfig(
-        test=test,
-        interval=duration_ns("healthcheck.interval", given.interval),
-        timeout=duration_ns("healthcheck.timeout", given.timeout),
-        retries=given.retries,
-        start_period=duration_ns("healthcheck.start_period", given.start_period),
-        start_interval=duration_ns("healthcheck.start_interval", given.start_interval),
-    )
-
-
-def _resources(service: compose.Service, deploy: compose.Deploy) -> ResourceRequirements | None:
-    limits = (deploy.resources.limits if deploy.resources else None) or compose.Amounts()
-    reserved = (deploy.resources.reservations if deploy.resources else None) or compose.Amounts()
-    for amounts, where in ((limits, "limits"), (reserved, "reservations")):
-        if amounts.devices:
-            raise ConfigError(f"deploy.resources.{where}.devices: for GPUs write gpus: all, or generic_resources")
-    limit = Limit(
-        nano_cpus=cpus_ns("cpus", limits.cpus or service.cpus),
-        memory_bytes=size_bytes("memory", limits.memory or service.mem_limit),
-        pids=limits.pids or service.pids_limit,
-    )
-    kept = ResourceObject(
-        nano_cpus=cpus_ns("cpus", reserved.cpus),
-        memory_bytes=size_bytes("memory", reserved.memory or service.mem_reservation),
-        generic_resources=_generic(reserved.generic_resources) or None,
-    )
-    if limit == Limit() and kept == ResourceObject():
-        return None
-    return ResourceRequirements(limits=limit if limit != Limit() else None, reservations=kept if kept != ResourceObject() else None)
-
-
-def _generic(given: list[dict[str, Any]] | None) -> list[GenericResource]:
-    resources = []
-    for entry in given or ():
-        discrete = entry.get("discrete_resource_spec")
-        if not isinstance(discrete, dict) or not isinstance(discrete.get("kind"), str):
-            raise ConfigError("generic_resources: expected discrete_resource_spec with kind and value")
-        try:
-            amount = int(discrete.get("value", 0))
-        except (TypeError, ValueError):
-            raise ConfigError(f"generic_resources: {discrete.get('value')!r} is no number") from None
-        resources.append(GenericResource(discrete_resource_spec=DiscreteGenericResource(kind=discrete["kind"], value=amount)))
-    return resources
-
-
-def _restart_policy(service: compose.Service, deploy: compose.Deploy) -> RestartPolicy | None:
-    given = deploy.restart_policy
-    if given is not None:
-        return RestartPolicy(
-            condition=given.condition,
-            delay=duration_ns("restart_policy.delay", given.delay) if given.delay else None,
-            max_attempts=given.max_attempts,
-            window=duration_ns("restart_policy.window", given.window) if given.window else None,
-        )
-    text = "no" if service.restart is False else str(service.restart)
-    name, _, attempts = text.partition(":")
-    if attempts and (name != "on-failure" or not attempts.isdigit()):
-        raise ConfigError(f"restart {text!r}: only on-failure:N counts")
-    match name:
-        case "":
-            return None
-        case "no":
-            return RestartPolicy(condition="none")
-        case "always" | "unless-stopped":
-            return RestartPolicy(condition="any")
-        case "on-failure":
-            return RestartPolicy(condition="on-failure", max_attempts=int(attempts) if attempts else None)
-        case _:
-            raise ConfigError(f"restart {text!r}: there are no, always, unless-stopped and on-failure[:N]")
-
-
-def _update(given: compose.Update | None) -> UpdateConfig | None:
-    if given is None:
-        return None
-    return UpdateConfig(
-        parallelism=1 if given.parallelism is None else given.parallelism,
-        delay=duration_ns("delay", given.delay),
-        failure_action=given.failure_action,
-        monitor=duration_ns("monitor", given.monitor),
-        max_failure_ratio=given.max_failure_ratio,
-        order=given.order,
-    )
-
-
-def _placement(given: compose.Placement | None) -> PlacementSpec | None:
-    if given is None:
-        return None
-    preferences = []
-    for entry in given.preferences or ():
-        if set(entry) != {"spread"}:
-            raise ConfigError("deploy.placement.preferences: expected spread: node.labels.NAME")
-        preferences.append(PlacementPreference(spread=SpreadOver(spread_descriptor=entry["spread"])))
-    return PlacementSpec(constraints=given.constraints or None, preferences=preferences or None, max_replicas=given.max_replicas_per_node)
-
-
-def _ipam(key: str, given: dict[str, Any]) -> dict[str, Any]:
-    sent: dict[str, Any] = {}
-    if given.get("driver"):
-        sent["Driver"] = str(given["driver"])
-    if given.get("options"):
-        sent["Options"] = given["options"]
-    pools = given.get("config") or []
-    if not isinstance(pools, list) or not all(isinstance(pool, dict) for pool in pools):
-        raise ConfigError(f"networks.{key}.ipam.config: expected a list of mappings with subnet")
-    names = {"subnet": "Subnet", "gateway": "Gateway", "ip_range": "IPRange", "aux_addresses": "AuxiliaryAddresses"}
-    for pool in pools:
-        if unknown := sorted(pool.keys() - names.keys()):
-            raise ConfigError(f"networks.{key}.ipam.config: there is no field {unknown[0]!r}: there are {', '.join(names)}")
-    if pools:
-        sent["Config"] = [{names[field]: value for field, value in pool.items()} for pool in pools]
-    return sent
-
-
-def _run_labels(service: compose.Service) -> dict[str, str]:
-    """What `docker run` can and a service can't: our labels for it."""
-    given: dict[str, str] = {}
-
-    def add(option: str, value: str | None) -> None:
-        if value:
-            given[f"{RUN}{option}"] = value
-
-    add("privileged", "true" if service.privileged else None)
-    add("devices", ",".join(_device(device) for device in service.devices or ()))
-    add("shm-size", str(service.shm_size) if service.shm_size else None)
-    for option, value in (
-        ("pid", service.pid), ("ipc", service.ipc), ("cgroupns", service.cgroup), ("cgroup-parent", service.cgroup_parent),
-        ("cpuset-cpus", service.cpuset), ("runtime", service.runtime), ("userns", service.userns_mode), ("uts", service.uts),
-    ):  # fmt: skip
-        add(option, value)
-    add("cpu-shares", str(service.cpu_shares) if service.cpu_shares else None)
-    add("device-cgroup-rules", ",".join(service.device_cgroup_rules or ()))
-    add("memory-swap", str(service.memswap_limit) if service.memswap_limit else None)
-    add("memory-swappiness", str(service.mem_swappiness) if service.mem_swappiness is not None else None)
-    add("oom-kill-disable", "true" if service.oom_kill_disable else None)
-    add("security-opt", ",".join(service.security_opt or ()))
-    add("storage-opt", ",".join(f"{name}={value}" for name, value in (_texts(service.storage_opt) or {}).items()))
-    if service.gpus:
-        if not isinstance(service.gpus, str):
-            raise ConfigError("gpus: expected all; for some of them use deploy.resources.reservations.generic_resources")
-        add("gpus", service.gpus)
-    return given
-
-
-def _device(given: str | dict[str, str]) -> str:
-    if isinstance(given, str):
-        return given
-    source = given.get("source", "")
-    return ":".join([source, given.get("target", source), given.get("permissions", "rwm")])
