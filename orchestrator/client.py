@@ -19,7 +19,7 @@ from orchestrator.cli.ask import ask
 from orchestrator.diagnose.finding import Finding
 from orchestrator.diagnose.itinerary import TraceRequest
 from orchestrator.diagnose.report import TraceReport
-from orchestrator.mesh_api import OPERATIONS, Operation, Restored
+from orchestrator.mesh_api import OPERATIONS, NetworkKeys, Operation, Restored
 from orchestrator.stacks.messages import StackAnswer, StackRequest, StackState
 
 _BY_ID = {operation.id: operation for operation in OPERATIONS}
@@ -68,6 +68,13 @@ class Mesh:
     def restore(self, packed: bytes, *, advertise_addr: str = "") -> Restored:
         """At a node that is in no cluster."""
         return self._call("restore", Restored, packed, {"advertise-addr": advertise_addr} if advertise_addr else {})
+
+    def network_keys(self) -> NetworkKeys:
+        return self._call("network_keys", NetworkKeys)
+
+    def rotate_network_keys(self) -> None:
+        """Asks for it; `network_keys().under_way` says when it is done."""
+        self._raw("rotate_network_keys")
 
     # ---- diagnosis -----------------------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,14 @@ class Restored(msgspec.Struct, frozen=True):
     objects: int = msgspec.field(name="Objects")
 
 
+class NetworkKeys(msgspec.Struct, frozen=True, rename="pascal"):
+    """Keys of encrypted networks. changes: how often they were changed; last: when, RFC 3339; under_way: a change is being made."""
+
+    changes: int
+    last: str
+    under_way: bool
+
+
 class Refusal(msgspec.Struct, frozen=True):
     """Of every status from 400 on."""
 
@@ -89,6 +97,8 @@ OPERATIONS = (
         "trace", "POST", "/mesh/v1/trace", "Send probes and tell the way they took, link by link",
         body=TraceRequest, answer=TraceReport,
     ),
+    Operation("network_keys", "GET", "/mesh/v1/network-keys", "How old the keys of encrypted networks are", answer=NetworkKeys),
+    Operation("rotate_network_keys", "POST", "/mesh/v1/network-keys/rotate", "New keys for encrypted networks, without a lost packet"),
     Operation("doctor", "GET", "/mesh/v1/doctor", "What this node finds wrong with itself and its way to the others", answer=list[Finding]),
 )  # fmt: skip
 
@@ -100,6 +110,7 @@ def openapi() -> dict[str, Any]:
     of_type = {str(kind): schema for kind, schema in zip(types, schemas, strict=False)}
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
+        content = {} if operation.answer is None else {operation.answer_type: {"schema": _schema(operation.answer, of_type)}}
         described: dict[str, Any] = {
             "operationId": operation.id,
             "summary": operation.summary,
@@ -111,7 +122,7 @@ def openapi() -> dict[str, Any]:
                 ),
             ],
             "responses": {
-                "200": {"description": "done", "content": {operation.answer_type: {"schema": _schema(operation.answer, of_type)}}},
+                "2XX": {"description": "done", "content": content},
                 "default": {"description": "refused, and why", "content": {"application/json": {"schema": schemas[-1]}}},
             },
         }

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from orchestrator.api import access, validate
 from orchestrator.encryption import STEPS
 from orchestrator.errors import ApiError
+from orchestrator.mesh_api import NetworkKeys
 from orchestrator.model import Cluster, Network
 from orchestrator.store.base import Change, Put
 from orchestrator.store.snapshot import Snapshot
@@ -32,7 +33,7 @@ async def rotate(request: web.Request) -> web.Response:
 async def progress(request: web.Request) -> web.Response:
     keys = _cluster(access.store_of(request).snapshot()).mesh_keys
     under_way = keys.wanted or bool(keys.step % STEPS)
-    return access.answer({"Changes": keys.step // STEPS, "Last": keys.since.isoformat(), "UnderWay": under_way})
+    return access.answer(NetworkKeys(keys.step // STEPS, keys.since.isoformat(), under_way))
 
 
 def _cluster(snapshot: Snapshot) -> Cluster:
