@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import ssl
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +34,10 @@ from orchestrator.diagnose.peers import NodeView
 from orchestrator.dispatcher.connection import over_tls
 from orchestrator.dispatcher.session import AgentSession
 from orchestrator.dispatcher.tls_app import ManagerSide, NodeServer
-from orchestrator.errors import ApiError, MeshdError, StoreError
+from orchestrator.errors import MeshdError
 from orchestrator.formation.door import Door
-from orchestrator.keepalive import kept_alive
 from orchestrator.model import NodeDescription, NodeEncryption
+from orchestrator.node_sessions import NodeSessions
 from orchestrator.security.admission import Trust, split_endpoint
 from orchestrator.security.identity import Credentials
 from orchestrator.security.registrar import Registrar
@@ -126,7 +125,7 @@ class NodeRuntime:
         self._session: AgentSession | None = None
         self._agent: Agent | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._http: dict[str, tuple[ssl.SSLContext, aiohttp.ClientSession]] = {}
+        self._sessions = NodeSessions(credentials)
         self._manager_side = manager_side
         self._renewal = Renewal(
             credentials,
@@ -143,7 +142,7 @@ class NodeRuntime:
         await self._server.start()
         self._tasks.append(asyncio.create_task(self._run_agent(), name="agent"))
         self._tasks.append(asyncio.create_task(self._renewal.run(), name="renew"))
-        self._tasks.append(asyncio.create_task(self._part_from_removed(), name="removed"))
+        self._tasks.append(asyncio.create_task(self._follow_removals(), name="removals"))
 
     def mesh_totals(self) -> Totals:
         return self._mesh.totals
@@ -160,8 +159,7 @@ class NodeRuntime:
                 log.error("stopping part=%r error=%r", "agent", done)
         self._tasks.clear()
         await self._server.stop()
-        for node_id in [*self._http]:
-            await self._part_from(node_id)
+        await self._sessions.close()
         await self._names_status.close()
         await self._mesh.close()
         await self._runtime.close()
@@ -180,35 +178,13 @@ class NodeRuntime:
 
     def node_session(self, snapshot: Snapshot, node_id: str) -> tuple[aiohttp.ClientSession, str]:
         """HTTP to a node's own API, as a manager. ApiError(500) for a node that has no address."""
-        node = snapshot.node(node_id)
-        if node is None or not node.description.mesh_api_addr:
-            raise ApiError(500, f"node {node_id} is not known to this cluster any more")
-        context = self._credentials.client_context(node_id)
-        known, session = self._http.get(node_id, (None, None))
-        if session is None or known is not context:
-            # Another context: the root was replaced. What goes on over the old connections ends by itself.
-            connector = aiohttp.TCPConnector(ssl=context, limit=0, socket_factory=kept_alive)
-            session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None, sock_connect=5), trust_env=False)
-            self._http[node_id] = (context, session)
-        return session, f"https://{node.description.mesh_api_addr}/v1"
+        return self._sessions.to(snapshot, node_id)
 
-    async def _part_from(self, node_id: str) -> None:
-        """End all that this manager has under way with a node."""
-        _, session = self._http.pop(node_id)
-        await session.close()
-
-    async def _part_from_removed(self) -> None:
-        """On a manager, what is relayed from a node (logs, events, a terminal) ends when the node is removed from the cluster."""
+    async def _follow_removals(self) -> None:
         while True:
-            side = self._manager_side()
-            if side is None:
-                await asyncio.sleep(_ENGINE_RETRY_S)
-                continue
-            with contextlib.suppress(StoreError):
-                async for snapshot, _ in side.store.watch():
-                    for node_id in [node_id for node_id in self._http if snapshot.node(node_id) is None]:
-                        log.info("connections to a removed node end node=%s", node_id)
-                        await self._part_from(node_id)
+            if (side := self._manager_side()) is not None:
+                await self._sessions.follow(side.store)
+            await asyncio.sleep(_ENGINE_RETRY_S)
 
     # ---- certificates --------------------------------------------------------------------------------------------------------
 

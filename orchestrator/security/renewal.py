@@ -108,7 +108,8 @@ class Renewal:
                 await self._do(step)
                 alone_since = None
                 self._on_change()
-            except MeshdError as error:
+            except (MeshdError, OSError) as error:
+                # OSError: a full disk, a store that doesn't answer in time
                 log.warning("%s failed reason=%s next_try_s=%d", step, error, pause_s)
                 await self._pause(pause_s)
                 pause_s = min(pause_s * 2, RETRY_LAST_S)

@@ -19,6 +19,7 @@ from orchestrator.dispatcher.tls_app import NodeServer
 from orchestrator.errors import ApiError, ConfigError
 from orchestrator.managers.root_rotation import RootRotation, ordered
 from orchestrator.model import NodeDescription, NodeSpec
+from orchestrator.node_sessions import NodeSessions
 from orchestrator.security import admission, ca, renewal
 from orchestrator.security import join as joining
 from orchestrator.security.identity import Credentials, joining_context
@@ -167,11 +168,7 @@ async def test_who_has_the_old_roots_key_loses_what_is_open(lab: Lab, at_once: N
             stream = await session.get(f"https://{manager.addr}/v1/engine/logs")
             assert await stream.content.readline() == b"line\n"
             await rotated(lab, manager, *members.values())
-            async with asyncio.timeout(5):
-                with pytest.raises((aiohttp.ClientError, ConnectionError)):
-                    while await stream.content.readline():
-                        pass
-                    raise ConnectionError("ended")
+            await ended(stream)
             stream.close()
 
 
@@ -350,6 +347,13 @@ async def endless_engine(path: Path) -> AsyncIterator[None]:
         await runner.cleanup()
 
 
+async def ended(stream: aiohttp.ClientResponse) -> None:
+    async with asyncio.timeout(10):
+        with contextlib.suppress(aiohttp.ClientError, ConnectionError):
+            while await stream.content.readline():
+                pass
+
+
 @pytest.mark.parametrize("how", ["demoted", "removed"])
 @pytest.mark.parametrize("where", ["worker", "manager"])
 async def test_a_manager_that_is_one_no_more_loses_the_engines_at_once(lab: Lab, tmp_path: Path, how: str, where: str) -> None:
@@ -383,11 +387,7 @@ async def test_a_manager_that_is_one_no_more_loses_the_engines_at_once(lab: Lab,
                     await lab.put(replace(lab.node("m2"), spec=NodeSpec(role="worker")))
                 else:
                     await lab.store.commit([Delete("node", "m2")])
-                async with asyncio.timeout(5):
-                    with pytest.raises((aiohttp.ClientError, ConnectionError)):
-                        while await cut.content.readline():
-                            pass
-                        raise ConnectionError("ended")
+                await ended(cut)
                 status, answer = await call(address, "GET", "/v1/engine/logs", fallen)
                 assert (status, "only managers may use the Engine" in str(answer)) == (403, True)
                 for _ in range(100):
@@ -395,6 +395,31 @@ async def test_a_manager_that_is_one_no_more_loses_the_engines_at_once(lab: Lab,
                 cut.close()
                 goes_on.close()
     finally:
+        await server.stop()
+
+
+async def test_what_is_relayed_from_a_node_ends_when_the_node_is_removed(lab: Lab, tmp_path: Path) -> None:
+    engine = tmp_path / "engine.sock"
+    server = NodeServer(await lab.cluster.node("w1"), engine_socket=str(engine), manager=lambda: None, host="127.0.0.1", port=0)
+    await server.start()
+    server.managers_only.told(("m1",))
+    address = f"127.0.0.1:{server.address[1]}"
+    await lab.put(replace(lab.node("w1"), description=NodeDescription(mesh_api_addr=address)))
+    sessions = NodeSessions(await lab.cluster.node("m1", "manager"))
+    following = asyncio.create_task(sessions.follow(lab.store))
+    try:
+        async with endless_engine(engine):
+            session, base = sessions.to(lab.store.snapshot(), "w1")
+            assert sessions.to(lab.store.snapshot(), "w1")[0] is session
+            stream = await session.get(f"{base}/engine/logs")
+            assert await stream.content.readline() == b"line\n"
+            await lab.store.commit([Delete("node", "w1")])
+            await ended(stream)
+            with pytest.raises(ApiError, match="not known to this cluster any more"):
+                sessions.to(lab.store.snapshot(), "w1")
+    finally:
+        following.cancel()
+        await sessions.close()
         await server.stop()
 
 
