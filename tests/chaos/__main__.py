@@ -17,6 +17,7 @@ import click
 import msgspec
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.lab.lab import Lab
@@ -48,7 +49,7 @@ def main(seed: int | None, minutes: float, managers: int, workers: int, subnet: 
             lab.up(managers + workers, managers=managers)
 
             def tell(text: str) -> None:
-                console.print(f"[dim]{run.elapsed_s:7.1f} s[/]  {text}", highlight=False, soft_wrap=True)
+                console.print(f"[dim]{run.elapsed_s:7.1f} s[/]  {escape(text)}", highlight=False, soft_wrap=True)
 
             run = Run(lab, managers, seed, minutes * 60, converges_within_s=180.0, tell=tell)
             with (
@@ -91,9 +92,9 @@ def _tell(console: Console, report: Report, picture: Path, seed: int) -> None:
     for line in report.lines:
         console.print(line, highlight=False, soft_wrap=True)
     for violation in report.violations[:20]:
-        console.print(f"[red]{violation}[/]", highlight=False, soft_wrap=True)
+        console.print(f"[red]{escape(str(violation))}[/]", highlight=False, soft_wrap=True)
     for answer in report.calm_failures[:20]:
-        console.print(f"[red]failed for no reason:[/] {answer}", highlight=False, soft_wrap=True)
+        console.print(f"[red]failed for no reason:[/] {escape(str(answer))}", highlight=False, soft_wrap=True)
     console.print(
         f"{'[green]nothing is wrong[/]' if report.good else '[red]something is wrong[/]'}; the picture: {picture}; again: SEED={seed}"
     )

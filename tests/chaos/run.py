@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -32,15 +33,18 @@ _LEADER_POLL_S = 0.3
 # the store forgets what is 10,000 revisions old
 _TERMS_EVERY_S = 60.0
 _THREADS = 32
+_BUGS = ("agent crashed", "bug in the API", "state=crashed", "store=etcd state=broken", "Check failed")
 
 
 @dataclass(slots=True)
 class Report:
-    """calm_failures: requests and questions that failed while the network, the power and DNS were left alone. converged_s: None: never."""
+    """calm_failures: requests and questions that failed while the network, the power and DNS were left alone. converged_s: None: never.
+    bugs: what meshd's logs say it has survived; told, not judged."""
 
     violations: list[Violation]
     lacks: list[str]
     calm_failures: list[Answer]
+    bugs: list[str]
     converged_s: float | None
     story: Story
     lines: list[str] = field(default_factory=list)
@@ -70,6 +74,7 @@ class Run:
         self._bars: list[Bar] = []
         self._leader_kills: list[float] = []
         self._terms: list[Term] = []
+        self._reading_terms = threading.Lock()
         self._probes: dict[str, list[Probe]] = {}
         self._netns: dict[str, str] = {}
         self._started = 0.0
@@ -174,8 +179,10 @@ class Run:
                 self._tell(f"the store's history can't be read just now: {str(error)[-200:]}")
 
     def _read_terms(self) -> None:
-        first = self._terms[-1].revision + 1 if self._terms else 1
-        self._terms += terms_since(self._lab, self._managers, first)
+        # one after the other: a reading whose task was cancelled goes on in its thread
+        with self._reading_terms:
+            first = self._terms[-1].revision + 1 if self._terms else 1
+            self._terms += terms_since(self._lab, self._managers, first)
 
     # ---- what goes wrong --------------------------------------------------------------------------------------------------------------
 
@@ -264,8 +271,19 @@ class Run:
             f"{len(calm)} while network, power and DNS were left alone, failed {len(calm_failures)}",
             f"converged {converged_s:.1f} s after healing" if converged_s is not None else f"NOT converged: {'; '.join(lacks)}",
         ]
+        bugs = self._bugs()
+        lines.append(f"meshd speaks of {len(bugs)} bugs of its own in its logs")
         story.summary = lines
-        return Report(violations, lacks, calm_failures, converged_s, story, lines)
+        return Report(violations, lacks, calm_failures, bugs, converged_s, story, lines)
+
+    def _bugs(self) -> list[str]:
+        """What meshd survived and calls a bug."""
+        found = []
+        for node in self._lab.nodes:
+            for line in (node.layout.log_dir / "meshd.log").read_text(errors="replace").splitlines():
+                if any(words in line for words in _BUGS):
+                    found.append(f"{node.name}: {line}")
+        return found
 
 
 def _asks_http(address: str, port: int) -> Callable[[], tuple[str, ...]]:

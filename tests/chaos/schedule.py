@@ -18,6 +18,8 @@ Kind = Literal[
 # the node that leads when the fault's round begins
 LEADER = "leader"
 _FIRST_S, _LAST_S = 2.0, 3.0
+# part of the rounds
+_NO_QUORUM = 0.15
 _ROUND_S, _LEAST_ROUND_S, _REST_S = (8.0, 20.0), 4.0, (4.0, 8.0)
 
 
@@ -53,7 +55,7 @@ class Fault:
 # (kind, unit) and how often, of all cards of a deck: every deck has every card
 _OF_PROCESSES: dict[tuple[Kind, str], int] = {
     ("kill", "meshd"): 3, ("kill", "etcd"): 3, ("kill", "engine"): 1, ("stop", "meshd"): 2, ("stop", "etcd"): 2, ("stop", "engine"): 1,
-    ("full_disk", ""): 2, ("slow_fsync", ""): 2, ("clock", ""): 2, ("no_quorum", ""): 1,
+    ("full_disk", ""): 2, ("slow_fsync", ""): 2, ("clock", ""): 2,
 }  # fmt: skip
 _OF_NETWORK: dict[tuple[Kind, str], int] = {
     ("kill", "dnsd"): 1, ("stop", "dnsd"): 1, ("partition", ""): 3, ("one_way", ""): 2, ("loss", ""): 2, ("slow_link", ""): 1,
@@ -101,6 +103,9 @@ def _round(
     workers: Sequence[str],
 ) -> list[Fault]:  # fmt: skip
     most = (len(managers) - 1) // 2
+    if random.random() < _NO_QUORUM:
+        for_s = _hundredths(min(random.uniform(*_FOR_S["no_quorum"]), end_s - start_s))
+        return [Fault(round, _hundredths(start_s), for_s, "no_quorum", tuple(sorted(random.sample(list(managers), most + 1))))]
     # the leader's troubles are the most instructive
     troubled = [*([LEADER] if random.random() < 0.4 else []), *random.sample(list(managers), len(managers))][:most]
     faults: list[Fault] = []
@@ -109,14 +114,9 @@ def _round(
         kind, unit = next(cards)
         for_s = _hundredths(min(random.uniform(*_FOR_S[kind]), end_s - at_s))
         amount = random.choice(_AMOUNTS.get(kind, (0.0,)))
-        if kind == "no_quorum":
-            if not faults:
-                nodes = tuple(sorted(random.sample(list(managers), most + 1)))
-                return [Fault(round, _hundredths(at_s), for_s, kind, nodes)]
-            continue
         nodes = _nodes(random, kind, unit, troubled, managers, workers)
         same = [fault for fault in faults if (fault.kind, fault.unit) == (kind, unit) and set(fault.nodes) & set(nodes)]
-        too_short = 0 < for_s < 0.5
+        too_short = kind != "kill" and for_s < 0.5
         if nodes and not too_short and not any(fault.end_s >= at_s for fault in same):
             faults.append(Fault(round, _hundredths(at_s), for_s, kind, nodes, unit, amount))
         at_s += random.choice((0.3, 1.0, 2.0, 4.0)) * random.uniform(0.5, 1.5)

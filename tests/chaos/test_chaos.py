@@ -35,7 +35,7 @@ def lab() -> Iterator[Lab]:
 
 def test_nothing_that_was_told_is_untrue_and_the_cluster_comes_to_rest(lab: Lab, tmp_path: Path) -> None:
     told: list[str] = []
-    run = Run(lab, MANAGERS, seed=1, duration_s=90.0, converges_within_s=180.0, tell=told.append)
+    run = Run(lab, MANAGERS, seed=17, duration_s=90.0, converges_within_s=180.0, tell=told.append)
     report = asyncio.run(run.play())
     (tmp_path / "chaos.svg").write_text(svg(report.story))
     if not report.good:

@@ -21,6 +21,7 @@ def test_a_seed_is_a_schedule_that_leaves_the_network_alone_at_first_and_ends_in
     assert faults == schedule(seed, duration_s, FIVE[:managers], TWO[:workers])
     assert faults == sorted(faults, key=lambda fault: fault.at_s)
     assert all(fault.end_s < duration_s for fault in faults)
+    assert all(fault.for_s == 0 if fault.kind == "kill" else fault.for_s >= 0.5 for fault in faults)
     assert not any(fault.of_network for fault in faults if fault.at_s < duration_s / 2)
     assert all(fault.end_s < duration_s / 2 or fault.at_s >= duration_s / 2 for fault in faults)
 
@@ -43,7 +44,7 @@ def test_a_round_troubles_a_minority_of_the_managers_or_takes_the_majority_on_pu
 @pytest.mark.parametrize("seed", range(5))
 def test_a_long_schedule_has_everything(seed: int) -> None:
     faults = schedule(seed, 1200.0, FIVE, TWO)
-    assert {(fault.kind, fault.unit) for fault in faults} == {*_OF_PROCESSES, *_OF_NETWORK}
+    assert {(fault.kind, fault.unit) for fault in faults} == {*_OF_PROCESSES, *_OF_NETWORK, ("no_quorum", "")}
     assert len(faults) > 100
 
 
