@@ -6,7 +6,9 @@ id follows from its own, so that two clients at once make one. Source: Docker En
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -21,11 +23,13 @@ from orchestrator.control.slots import wanted as is_wanted
 from orchestrator.control.transitions import removed
 from orchestrator.errors import ApiError
 from orchestrator.ids import base36
-from orchestrator.model import STATE_ORDER, Network, NetworkAttachmentConfig, Task, TaskState, terminal
+from orchestrator.model import STATE_ORDER, Network, NetworkAttachmentConfig, Task, TaskState, is_attachment, terminal
 from orchestrator.store.base import Change, Put
 from orchestrator.store.snapshot import Snapshot
 
 _ASSIGNED = STATE_ORDER[TaskState.ASSIGNED]
+_SETTLE_S = 5.0
+_POLL_S = 0.01
 
 
 async def connect(request: web.Request) -> web.StreamResponse | None:
@@ -53,13 +57,14 @@ async def connect(request: web.Request) -> web.StreamResponse | None:
         if task is None:
             made = attached.attachment(id, member.node_id, name, [join], access.now(), container_id=container_id)
             return [Put(made)]
-        if not is_wanted(task) or terminal(task.status.state):
+        if _is_leaving(task):
             raise ApiError(409, f"container {name} is just leaving its networks: try again")
         configs = task.spec.networks or []
         if any(config.target == network.id for config in configs):
             raise ApiError(403, f"endpoint with name {name} already exists in network {network.name}")
         return [Put(_with_networks(task, [*configs, attached.config(join)]))]
 
+    await _settled(lambda: not _is_leaving(store.snapshot().task(id)))
     await access.commit(store, plan)
     try:
         await until(store, id, lambda task: _is_on(task, network.id))
@@ -85,7 +90,37 @@ async def disconnect(request: web.Request) -> web.StreamResponse | None:
         raise ApiError(500, f"container {asked.container} is not connected to network {network.name}")
     id = task.id
     await access.commit(store, lambda snapshot: _left(snapshot, id, network.id))
+    # a network that was left can be removed
+    await _settled(lambda: all(task.id != id for task in store.snapshot().tasks_of_network(network.id)))
     return web.Response(status=200)
+
+
+async def wait_for_removed(request: web.Request, network: Network) -> None:
+    """Containers of this network that were removed just now hold their addresses until their agents have said so: `docker rm -f db` and
+    `docker network rm net` follow one another."""
+    store, all_engines = access.store_of(request), engines.engines_of(request)
+    gone = set()
+    for task in store.snapshot().tasks_of_network(network.id):
+        status = task.status.container_status
+        if not is_attachment(task) or status is None or not status.container_id:
+            continue
+        member = next((member for member in all_engines.members() if member.node_id == task.node_id), None)
+        if member is not None and not member.away:
+            replies = await all_engines.ask_all("GET", f"/containers/{status.container_id}/json", members=[member])
+            if any(answer.status == HTTPStatus.NOT_FOUND for _, answer in replies.refusals()):
+                gone.add(task.id)
+    await _settled(lambda: all(task.id not in gone for task in store.snapshot().tasks_of_network(network.id)))
+
+
+async def _settled(so: Callable[[], bool]) -> None:
+    """Wait a moment for what leader and agent are about to do; if they don't, the next step says what is in the way."""
+    deadline = asyncio.get_running_loop().time() + _SETTLE_S
+    while not so() and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(_POLL_S)
+
+
+def _is_leaving(task: Task | None) -> bool:
+    return task is not None and (not is_wanted(task) or terminal(task.status.state))
 
 
 class _Connection(msgspec.Struct, rename="pascal"):

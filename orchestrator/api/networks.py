@@ -107,6 +107,7 @@ async def remove_network(request: web.Request) -> web.StreamResponse:
         if reference in validate.PREDEFINED_NETWORKS - {"default"}:
             raise ApiError(403, f"{reference} is a pre-defined network and cannot be removed")
         return await _at_holder(request, reference)
+    await connections.wait_for_removed(request, found)
 
     def plan(snapshot: Snapshot) -> Sequence[Change]:
         return removal(snapshot, references.find(snapshot, Network, found.id))
