@@ -18,7 +18,7 @@ from orchestrator.api.attached import ImageConfig, Wanted, command_line
 from orchestrator.api.attached_views import Attachments, committed
 from orchestrator.errors import ApiError
 from orchestrator.model import ContainerStatus, Network, Task, TaskState, is_attachment
-from orchestrator.store.base import Put
+from orchestrator.store.base import Delete, Put
 from tests.orchestrator.api.fakes import Setup
 
 ID = "c1" * 32
@@ -285,3 +285,20 @@ async def test_network_inspect_shows_containers_once_they_are_there(att: Setup) 
     await att.store.commit([Put(msgspec.structs.replace(task, status=status))])
     detail = await att.ok("GET", "/networks/att")
     assert {id: (one["Name"], one["IPv4Address"]) for id, one in detail["Containers"].items()} == {ID: ("db", "10.0.1.100/24")}
+
+
+async def test_a_network_waits_for_the_word_that_its_removed_container_is_gone(att: Setup) -> None:
+    await att.ok("POST", "/containers/create?name=db", run_request("att"))
+    (task,) = attachments(att)
+    # what the Engine says of this one is that there is no such container
+    status = ContainerStatus(container_id="nosuch", pid=7)
+    running = msgspec.structs.replace(task.status, state=TaskState.RUNNING, container_status=status)
+    await att.store.commit([Put(msgspec.structs.replace(task, status=running))])
+    removing = asyncio.create_task(att.call("DELETE", "/networks/att"))
+    async with asyncio.timeout(10):
+        while ("GET", "/v1.41/containers/nosuch/json") not in att.engine.asked:
+            await asyncio.sleep(0.01)
+    assert not removing.done()
+    (task,) = attachments(att)
+    await att.store.commit([Delete("task", task.id, task.version.index)])
+    assert await removing == (204, None)
