@@ -10,10 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import shutil
-import signal
-import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
@@ -22,25 +19,20 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import msgspec
-import uvloop
 
-from mesh import NodeMesh, check_kernel, detect_balancer
+from mesh import NodeMesh
 from mesh.model import Balancer
 from orchestrator import local_state
-from orchestrator.addresses import check_listen_address, choose_address, data_path_address, metrics_endpoint, own_addresses
-from orchestrator.api.app import serve
+from orchestrator.addresses import check_listen_address, choose_address, data_path_address, own_addresses
 from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole, NodeFacts, NodeState
-from orchestrator.api.connection import Limits
-from orchestrator.api.swarm import DEFAULT_SPEC
-from orchestrator.audit_log import AuditLog
 from orchestrator.daemon_config import DaemonConfig
 from orchestrator.diagnose.finding import Finding
 from orchestrator.diagnose.peers import examine
 from orchestrator.dispatcher.connection import RELAY, Connection, over_tls
 from orchestrator.errors import ApiError, ConfigError
+from orchestrator.formation.daemon_side import former_of
 from orchestrator.formation.decision import Membership, promise_kept
-from orchestrator.formation.former import Daemon as FormerDaemon
-from orchestrator.formation.former import Former, load_record
+from orchestrator.formation.former import load_record
 from orchestrator.local_state import LocalState
 from orchestrator.managers.backup import Backup
 from orchestrator.managers.founding import Founding, Place, found, refound
@@ -50,13 +42,13 @@ from orchestrator.managers.root_rotation import ordered
 from orchestrator.managers.seat import Seat
 from orchestrator.model import Cluster, ClusterSpec, JoinTokens, Network, Node
 from orchestrator.node import NodeRuntime, NodeSettings, leave_without_running
+from orchestrator.node_facts import facts_of
 from orchestrator.security import keyring, tokens
 from orchestrator.security.admission import DEFAULT_PORT, join_endpoint, managers_of, split_endpoint
 from orchestrator.security.identity import Credentials, Identity
 from orchestrator.security.join import ask_for_promotion, join, renew
 from orchestrator.store import sealing
 from orchestrator.store.base import Store
-from orchestrator.version import VERSION
 
 if TYPE_CHECKING:
     from orchestrator.managers.manager import Manager
@@ -84,7 +76,7 @@ class Meshd:
         self._changing = asyncio.Lock()
         # what this node is, is on disk: others may be told
         self._settled = False
-        self._former = Former(config.formation, config.state_dir, self._for_former()) if config.formation else None
+        self._former = former_of(config, self._membership, self._changing.locked, self._init, self._join)
 
     @property
     def _manager(self) -> Manager | None:
@@ -120,31 +112,15 @@ class Meshd:
         return self._config.engine_socket
 
     def facts(self) -> NodeFacts:
-        warnings = []
-        if self._balancer == "nftables":
-            warnings.append("balancer is nftables because this kernel has no ip_vs: servers see the node's address, not the client's")
-        # dockerd's words
-        warnings += [
-            f"API is accessible on {host} without encryption: access to it is equivalent to root access on every node of the cluster"
-            for host in self._config.plain_tcp
-        ]
-        local = self._local
-        if self._former and self._former.why:
-            warnings.append(f"this node comes into a cluster by itself: {self._former.why}")
-        if self._manager and not self._manager.store.available:
-            warnings.append("no majority of the managers can be reached: what is shown is as old as that, and nothing can be changed")
-        snapshot = self._manager.store.snapshot() if self._manager else None
-        known: list[tuple[str, str]] = [("", addr) for addr in local.managers] if local else []
-        if snapshot is not None:
-            known = [(node.id, node.manager_status.addr) for node in snapshot.all(Node) if node.manager_status]
-        return NodeFacts(
-            node_addr=local.advertise_addr if local else "",
-            data_path_addr=local.data_addr if local else "",
-            managers=sorted(known),
-            balancer=self._balancer,
-            meshd_version=VERSION,
+        store = self._manager.store if self._manager else None
+        return facts_of(
+            self._config,
+            self._balancer,
+            self._local,
+            forming=self._former.why if self._former else "",
+            snapshot=store.snapshot() if store is not None else None,
+            has_majority=store is None or store.available,
             error=self._seat.error,
-            warnings=warnings,
         )
 
     async def init(self, request: InitRequest) -> str:
@@ -493,31 +469,6 @@ class Meshd:
 
     # ---- coming into a cluster by itself -------------------------------------------------------------------------------------
 
-    def _for_former(self) -> FormerDaemon:
-        def listen(own: str) -> str:
-            return self._config.listen_addr or f"0.0.0.0:{split_endpoint(own)[1] if own else DEFAULT_PORT}"
-
-        async def addresses() -> list[str]:
-            given = self._config.advertise_addr
-            own = await asyncio.to_thread(own_addresses)
-            return [choose_address(given, own, "")] if given else list(own)
-
-        async def begin(own: str) -> None:
-            await self._init(InitRequest(spec=DEFAULT_SPEC, advertise_addr=split_endpoint(own)[0], listen_addr=listen(own)))
-
-        async def join(own: str, managers: tuple[str, ...], token: str) -> None:
-            advertise = split_endpoint(own)[0] if own else ""
-            await self._join(JoinRequest(remote_addrs=managers, token=token, advertise_addr=advertise, listen_addr=listen(own)))
-
-        return FormerDaemon(
-            member=self._membership,
-            busy=self._changing.locked,
-            addresses=addresses,
-            listen=lambda own: split_endpoint(listen(own)),
-            found=begin,
-            join=join,
-        )
-
     def _membership(self) -> Membership | None:
         if self._local is None or not self._settled:
             return None
@@ -567,53 +518,3 @@ class Meshd:
             raise ApiError(503, "this node is just being initialized, joined or removed: wait until that is done")
         async with self._changing:
             yield
-
-
-async def _serve(config: DaemonConfig) -> None:
-    balancer = detect_balancer()
-    daemon = Meshd(config, balancer)
-    runners = []
-    if config.metrics:
-        from orchestrator import metrics
-
-        runners.append(await metrics.serve(*metrics_endpoint(config.metrics), daemon.member))
-    limits = Limits(requests_per_s=config.api_rate)
-    audit_log = AuditLog(config.audit_log) if config.audit_log is not None else None
-    runners.append(await serve(daemon, config.endpoints, group=config.group, tls=config.tls, limits=limits, audit_log=audit_log))
-    log.info(
-        "meshd version=%s api=%s engine=%s balancer=%s hostname=%s",
-        VERSION,
-        ",".join(map(str, config.endpoints)),
-        config.engine,
-        balancer,
-        config.hostname,
-    )
-    ended = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    starting = asyncio.create_task(daemon.start(), name="start")
-    waiting = asyncio.create_task(ended.wait(), name="end")
-    try:
-        await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            starting.result()
-            await waiting
-    finally:
-        for task in (starting, waiting):
-            task.cancel()
-        for runner in runners:
-            await runner.cleanup()
-        await daemon.stop()
-
-
-def run(config: DaemonConfig) -> None:
-    """The daemon until SIGTERM. ConfigError: one sentence what this machine lacks."""
-    if os.geteuid() != 0:
-        raise ConfigError("meshd makes network namespaces and devices: run it as root")
-    logging.basicConfig(level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    if problems := check_kernel():
-        raise ConfigError("; ".join(problems))
-    if shutil.which("nft") is None and shutil.which("nft", path="/usr/sbin:/sbin") is None:
-        raise ConfigError("nft is missing: apt-get install nftables")
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config))

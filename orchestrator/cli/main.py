@@ -104,10 +104,10 @@ def daemon(**options: object) -> None:
 
     Stopping or killing it disturbs no container, no connection and no DNS answer; the next start adopts everything.
     """
-    from orchestrator import meshd
+    from orchestrator import daemon as process
     from orchestrator.daemon_config import DaemonConfig
 
-    meshd.run(DaemonConfig.from_options(options))
+    process.run(DaemonConfig.from_options(options))
 
 
 @main.command()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from orchestrator import meshd
+from orchestrator import daemon
 from orchestrator.cli.main import main
 
 
@@ -75,11 +75,11 @@ def test_not_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_what_kernel_or_programs_lack_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     options = ["daemon", "--state-dir", str(tmp_path), "--socket", str(tmp_path / "s")]
-    monkeypatch.setattr(meshd, "check_kernel", lambda: ["this kernel has no VXLAN: modprobe vxlan"])
+    monkeypatch.setattr(daemon, "check_kernel", lambda: ["this kernel has no VXLAN: modprobe vxlan"])
     result = _run(*options)
     assert (result.exit_code, "no VXLAN: modprobe vxlan" in result.output) == (2, True)
-    monkeypatch.setattr(meshd, "check_kernel", list)
-    monkeypatch.setattr(meshd.shutil, "which", lambda *a, **k: None)
+    monkeypatch.setattr(daemon, "check_kernel", list)
+    monkeypatch.setattr(daemon.shutil, "which", lambda *a, **k: None)
     result = _run(*options)
     assert (result.exit_code, "apt-get install nftables" in result.output) == (2, True)
     assert not list(tmp_path.iterdir()), "nothing was made"
