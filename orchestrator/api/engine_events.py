@@ -23,11 +23,16 @@ from orchestrator.errors import ApiError
 log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
+# what no Engine outside swarm mode tells of: a thousand watchers of services are no connection to any Engine
+_THE_CLUSTERS = frozenset({"service", "node", "secret", "config"})
 
 
 async def engine_lines(request: web.Request, lines: asyncio.Queue[bytes | None], wanted: Filters, until: datetime | None) -> None:
     """Until cancelled, or, with `until`, until the Engines have told it all; None in `lines` then says so. `wanted`: node=... chooses whose
     events these are; everything else the Engines filter themselves."""
+    if wanted.get("type") and _THE_CLUSTERS.issuperset(wanted.get("type")):
+        await lines.put(None)
+        return
     following: dict[str, asyncio.Task[None]] = {}
     query = {key: value for key, value in request.query.items() if key in ("since", "until")}
     kept = {key: list(values) for key, values in wanted.values.items() if key != broadcast.NODE_FILTER}

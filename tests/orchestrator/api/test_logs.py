@@ -169,6 +169,7 @@ async def test_past_events_until_now_and_filters(manager: Setup) -> None:
     of_cluster = [line for line in lines if line.get("scope") == "swarm"]
     assert of_cluster[-1]["Actor"]["Attributes"]["name"] == "last"
     assert {line["Type"] for line in of_cluster} == {"config"}
+    assert not any(path.partition("?")[0].endswith("/events") for _, path in manager.engine.asked), "no Engine knows of configs"
     assert await manager.refused("GET", "/events?since=5&until=4") == (400, "`since` time (5) cannot be after `until` time (4)")
 
 
