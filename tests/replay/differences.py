@@ -128,6 +128,14 @@ ACCEPTED: tuple[Accepted, ...] = (
     Accepted("^info$|GET /info", "Labels|meshd", "versions and balancer are told as labels"),
     Accepted("^info$|GET /info", "[Ll]ive ?[Rr]estore", "needed beside meshd, impossible in swarm mode"),
     Accepted("^info$|GET /info", "WARNING|IPv4 ?[Ff]orwarding", "the machine's: forwarding, ip_vs", varies=True),
+    Accepted(
+        "^info$|GET /info",
+        r"^mesh: ( +(Nodes|<node>|Status|Containers|CPUs|Memory|Server Version): |\.DriverStatus)",
+        "the cluster's nodes are told where classic Swarm told them",
+    ),
+    Accepted("volume inspect vol1", "Labels", "a label says on which node it is"),
+    Accepted("image inspect nosuch", "[Nn]o such image", "no node has it: one sentence for all of them"),
+    Accepted("network connect nosuch nosuch", "nosuch", "the network is looked for before the container, which may be on any node"),
     Accepted("GET /info", r"ID|Name|DockerRootDir", "another Engine", varies=True),
     # ---- requests ------------------------------------------------------------------------------------------------------------
     Accepted("GET /v(9.99|1.0)/", "client version", "another range of versions; always JSON"),
