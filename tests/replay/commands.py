@@ -46,7 +46,7 @@ SCENARIOS: dict[str, str] = {
         swarm ca
         swarm leave
         swarm join --token SWMTKN-1-bad-bad 127.0.0.1:1
-        swarm init --advertise-addr nosuchdevice
+        swarm init --advertise-addr no-suchdevice
         swarm init --advertise-addr {address} --availability sometimes
         swarm init --advertise-addr {address} --cert-expiry 10m
         swarm leave --force
@@ -107,9 +107,9 @@ SCENARIOS: dict[str, str] = {
         node inspect --pretty self
         node inspect {node}
         node inspect {prefix node self} --format {{.Spec.Role}}
-        node inspect nosuch
-        node inspect --pretty nosuch
-        node inspect self nosuch --format {{.Spec.Availability}}
+        node inspect no-such
+        node inspect --pretty no-such
+        node inspect self no-such --format {{.Spec.Availability}}
         node update --label-add disk=ssd --label-add rack=r1 {node}
         node update --label-add disk=hdd {node}
         node inspect {node} --format '{{json .Spec}}'
@@ -118,7 +118,7 @@ SCENARIOS: dict[str, str] = {
         node ls --filter node.label=disk=hdd --format {{.Hostname}}
         node ls --filter label=disk --format {{.Hostname}}
         node update --label-rm disk --label-rm rack {node}
-        node update --label-rm nosuch {node}
+        node update --label-rm no-such {node}
         node inspect {node} --format '{{json .Spec}}'
         node update --availability drain {node}
         node ls --format '{{.Hostname}} {{.Availability}}'
@@ -127,27 +127,27 @@ SCENARIOS: dict[str, str] = {
         node update --availability active {node}
         node update --role worker {node}
         node update --role nonsense {node}
-        node update --availability active nosuch
+        node update --availability active no-such
         node demote {node}
         node promote {node}
-        node promote nosuch
+        node promote no-such
         node rm {node}
         node rm --force {node}
-        node rm nosuch
+        node rm no-such
         node ps
         node ps self
         node ps {node}
-        node ps nosuch
+        node ps no-such
         node ps --filter bogus=1
         node ps --filter desired-state=nonsense
         inspect --type node self
-        inspect --type node nosuch
+        inspect --type node no-such
     """,
     "networks": """
         network create -d overlay --subnet 10.55.0.0/24 --label a=b --label c ov1
         network create -d overlay ov1
-        network create -d overlay --subnet 10.55.0.128/25 overlap
-        network rm overlap
+        network create -d overlay --subnet 10.55.0.128/25 over-lap
+        network rm over-lap
         network create -d overlay --subnet 10.56.0.0/24 --gateway 10.56.0.9 --ip-range 10.56.0.64/26 --attachable ov2
         network create -d overlay --internal --opt com.docker.network.driver.mtu=1300 ov3
         network create -d overlay --subnet 10.57.0.0/24 --gateway 10.58.0.1 bad
@@ -158,10 +158,10 @@ SCENARIOS: dict[str, str] = {
         network create -d overlay --gateway 10.57.0.1 bad
         network create -d overlay --subnet 10.57.0.0/24 --aux-address x=10.57.0.8 ov4
         network create -d overlay --scope local bad
-        network create --scope swarm -d macvlan mv
-        network rm mv
-        network create --scope nonsense -d overlay odd
-        network rm odd
+        network create --scope swarm -d macvlan m-v
+        network rm m-v
+        network create --scope nonsense -d overlay o-d
+        network rm o-d
         network create -d overlay host
         network create -d overlay bridge
         network create -d overlay ''
@@ -170,8 +170,8 @@ SCENARIOS: dict[str, str] = {
         network create -d overlay -- -bad
         network create -d overlay --ingress second
         network create -d overlay --config-only co
-        network create -d overlay --config-from nosuch cf
-        network rm cf
+        network create -d overlay --config-from no-such c-f
+        network rm c-f
         network ls --filter scope=swarm --format '{{.Name}} {{.Driver}} {{.Scope}} {{.Internal}} {{.IPv6}} {{.Label "a"}}'
         network ls --filter driver=overlay --filter name=ov1
         network ls --filter name=ov --format {{.Name}}
@@ -197,11 +197,11 @@ SCENARIOS: dict[str, str] = {
         network inspect ingress
         network inspect {id network ov1} --format {{.Name}}
         network inspect {prefix network ov1} --format {{.Name}}
-        network inspect nosuch
-        network inspect ov1 nosuch --format {{.Name}}
-        network connect nosuch nosuch
-        network rm nosuch
-        network rm ov1 nosuch ov3
+        network inspect no-such
+        network inspect ov1 no-such --format {{.Name}}
+        network connect no-such no-such
+        network rm no-such
+        network rm ov1 no-such ov3
         network rm host
         network rm ov2 ov4 co
         network create -d overlay --label prune=me pr1
@@ -209,7 +209,7 @@ SCENARIOS: dict[str, str] = {
         network prune -f --filter label=prune
         network prune -f --filter bogus=x
         network rm pr1
-        inspect --type network nosuch
+        inspect --type network no-such
     """,
     "secrets and configs": """
         secret create --label a=b s1 - << hush
@@ -220,8 +220,8 @@ SCENARIOS: dict[str, str] = {
         secret create -bad - << x
         secret create ends- - << x
         secret create aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa - << x
-        secret create --template-driver nosuch st - << x
-        secret rm st
+        secret create --template-driver no-such s-t - << x
+        secret rm s-t
         secret ls
         secret ls --format '{{.Name}} {{.Labels}} {{.Driver}}'
         secret ls --filter name=s --format {{.Name}}
@@ -235,18 +235,18 @@ SCENARIOS: dict[str, str] = {
         secret inspect s1
         secret inspect --pretty s1
         secret inspect {prefix secret s1} --format {{.Spec.Name}}
-        secret inspect nosuch
-        secret inspect s1 nosuch --format {{.Spec.Name}}
-        secret rm nosuch
-        secret rm s1 nosuch s2
-        inspect --type secret nosuch
+        secret inspect no-such
+        secret inspect s1 no-such --format {{.Spec.Name}}
+        secret rm no-such
+        secret rm s1 no-such s2
+        inspect --type secret no-such
         config create --label a=b c1 - << content
         config create c1 - << content
         config create c2 - << other
         config create empty - <<
         config create 'bad name' - << x
-        config create --template-driver nosuch ct - << x
-        config rm ct
+        config create --template-driver no-such c-t - << x
+        config rm c-t
         config create --template-driver golang tpl - << '{{ .Service.Name }}'
         config ls
         config ls --format '{{.Name}} {{.Labels}}'
@@ -258,10 +258,10 @@ SCENARIOS: dict[str, str] = {
         config inspect tpl
         config inspect --pretty c1
         config inspect {prefix config c1} --format {{.Spec.Name}}
-        config inspect nosuch
-        config rm nosuch
+        config inspect no-such
+        config rm no-such
         config rm c1 c2 tpl
-        inspect --type config nosuch
+        inspect --type config no-such
     """,
     "services of no replicas": """
         network create -d overlay --subnet 10.65.0.0/24 ov1
@@ -321,19 +321,19 @@ SCENARIOS: dict[str, str] = {
         service ls --filter bogus=x
         service inspect {id service web} --format {{.Spec.Name}}
         service inspect {prefix service web} --format {{.Spec.Name}}
-        service inspect nosuch
-        service inspect --pretty nosuch
-        service inspect web nosuch --format {{.Spec.Name}}
+        service inspect no-such
+        service inspect --pretty no-such
+        service inspect web no-such --format {{.Spec.Name}}
         service ps web
-        service ps nosuch
-        service ps web nosuch
+        service ps no-such
+        service ps web no-such
         service ps --filter bogus=x web
         service ps --filter desired-state=nonsense web
-        service logs nosuch
+        service logs no-such
         inspect --type service web --format {{.Spec.Name}}
         inspect web --format {{.Spec.Name}}
-        inspect nosuch
-        inspect --type task nosuch
+        inspect no-such
+        inspect --type task no-such
         network inspect ov1
         network inspect -v ov1
         network rm ov1
@@ -353,10 +353,10 @@ SCENARIOS: dict[str, str] = {
         service update -d --publish-rm 80 web
         service update -d --network-add ov1 web
         service update -d --network-rm ov1 web
-        service update -d --network-add nosuch web
+        service update -d --network-add no-such web
         service update -d --secret-add s1 --config-add source=c1,target=/etc/c web
-        service update -d --secret-add nosuch web
-        service update -d --config-add nosuch web
+        service update -d --secret-add no-such web
+        service update -d --config-add no-such web
         service update -d --secret-rm s1 --config-rm c1 web
         service update -d --constraint-add node.role==manager --constraint-rm nothing web
         service update -d --constraint-add bogus web
@@ -392,9 +392,9 @@ SCENARIOS: dict[str, str] = {
         service update -d --restart-delay=-1s web
         service update -d --restart-max-attempts 3 web
         service update -d --replicas-max-per-node 2 web
-        service update -d --log-driver nosuch web
+        service update -d --log-driver no-such web
         service update -d --label-rm new --env-rm X web
-        service update -d nosuch
+        service update -d no-such
         service inspect web
         service create -d --no-resolve-image --name soft --replicas 0 {image}
         service update -d --placement-pref-add spread=nonsense soft
@@ -407,7 +407,7 @@ SCENARIOS: dict[str, str] = {
         service scale -d web=0 hostp=0
         service scale -d web=x
         service scale -d web
-        service scale -d nosuch=1
+        service scale -d no-such=1
         service scale -d glob=1
         service scale -d job=1
         service create -d --no-resolve-image --name p2 --replicas 0 -p 8080:80 {image}
@@ -420,41 +420,41 @@ SCENARIOS: dict[str, str] = {
         service create -d --no-resolve-image --name -bad {image}
         service create -d --no-resolve-image --name bad. {image}
         service create -d --no-resolve-image --name aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa {image}
-        service create -d --no-resolve-image --name n1 --replicas 0 --network nosuch {image}
-        service create -d --no-resolve-image --name n2 --replicas 0 --network bridge {image}
-        service rm n2
-        service create -d --no-resolve-image --name n3 --replicas 0 --network ingress {image}
-        service create -d --no-resolve-image --name n4 --replicas 0 --secret nosuch {image}
-        service create -d --no-resolve-image --name n5 --replicas 0 --config nosuch {image}
-        service create -d --no-resolve-image --name n6 --replicas 0 --secret source=s1,target=x --secret source=s1,target=x {image}
-        service create -d --no-resolve-image --name n7 --replicas 0 --mount type=nonsense,target=/x {image}
-        service create -d --no-resolve-image --name n8 --replicas 0 --mount type=volume,source=a,target=/x \
+        service create -d --no-resolve-image --name n-1 --replicas 0 --network no-such {image}
+        service create -d --no-resolve-image --name n-2 --replicas 0 --network bridge {image}
+        service rm n-2
+        service create -d --no-resolve-image --name n-3 --replicas 0 --network ingress {image}
+        service create -d --no-resolve-image --name n-4 --replicas 0 --secret no-such {image}
+        service create -d --no-resolve-image --name n-5 --replicas 0 --config no-such {image}
+        service create -d --no-resolve-image --name n-6 --replicas 0 --secret source=s1,target=x --secret source=s1,target=x {image}
+        service create -d --no-resolve-image --name n-7 --replicas 0 --mount type=nonsense,target=/x {image}
+        service create -d --no-resolve-image --name n-8 --replicas 0 --mount type=volume,source=a,target=/x \
             --mount type=volume,source=b,target=/x {image}
-        service create -d --no-resolve-image --name n9 --replicas 0 --mount type=bind,target=/x {image}
-        service rm n9
-        service create -d --no-resolve-image --name n10 --replicas 0 --mode nonsense {image}
-        service create -d --no-resolve-image --name n11 --constraint {nowhere} --mode global --replicas 3 {image}
-        service create -d --no-resolve-image --name n12 --constraint {nowhere} --mode replicated-job --replicas 0 \
+        service create -d --no-resolve-image --name n-9 --replicas 0 --mount type=bind,target=/x {image}
+        service rm n-9
+        service create -d --no-resolve-image --name n-10 --replicas 0 --mode nonsense {image}
+        service create -d --no-resolve-image --name n-11 --constraint {nowhere} --mode global --replicas 3 {image}
+        service create -d --no-resolve-image --name n-12 --constraint {nowhere} --mode replicated-job --replicas 0 \
             --update-parallelism 2 {image}
-        service create -d --no-resolve-image --name n13 --constraint {nowhere} --mode global-job --rollback-parallelism 2 {image}
-        service create -d --no-resolve-image --name n14 --constraint {nowhere} --mode replicated-job --restart-condition any {image}
-        service create -d --no-resolve-image --name n15 --replicas 0 --generic-resource gpu=x {image}
-        service create -d --no-resolve-image --name n16 --replicas 0 --reserve-memory 1k {image}
-        service create -d --no-resolve-image --name n17 --replicas 0 --limit-pids=-5 {image}
-        service rm n17
-        service create -d --no-resolve-image --name n18 --replicas 0 --stop-grace-period nonsense {image}
-        service create -d --no-resolve-image --name n19 --replicas 0 --publish mode=nonsense,target=80 {image}
-        service create -d --no-resolve-image --name n20 --replicas 0 --publish published=80,target=80,protocol=nonsense {image}
-        service create -d --no-resolve-image --name n21 --replicas 0 --credential-spec file://x {image}
-        service rm n21
+        service create -d --no-resolve-image --name n-13 --constraint {nowhere} --mode global-job --rollback-parallelism 2 {image}
+        service create -d --no-resolve-image --name n-14 --constraint {nowhere} --mode replicated-job --restart-condition any {image}
+        service create -d --no-resolve-image --name n-15 --replicas 0 --generic-resource gpu=x {image}
+        service create -d --no-resolve-image --name n-16 --replicas 0 --reserve-memory 1k {image}
+        service create -d --no-resolve-image --name n-17 --replicas 0 --limit-pids=-5 {image}
+        service rm n-17
+        service create -d --no-resolve-image --name n-18 --replicas 0 --stop-grace-period nonsense {image}
+        service create -d --no-resolve-image --name n-19 --replicas 0 --publish mode=nonsense,target=80 {image}
+        service create -d --no-resolve-image --name n-20 --replicas 0 --publish published=80,target=80,protocol=nonsense {image}
+        service create -d --no-resolve-image --name n-21 --replicas 0 --credential-spec file://x {image}
+        service rm n-21
         service create -d --no-resolve-image --name auto --replicas 0 --publish 80 {image}
         poll 30000 :: service inspect auto --format '{{range .Endpoint.Ports}}{{.PublishedPort}}{{end}}'
         service inspect auto --format '{{json .Endpoint.Ports}} {{json .Spec.EndpointSpec}}'
         service rm auto p2
-        service rm web big nosuch glob
+        service rm web big no-such glob
         service rm hostp job gjob
         service ls --format {{.Name}}
-        service rm n11 n12 n13 n14 n15
+        service rm n-11 n-12 n-13 n-14 n-15
         poll ^$ :: service ls -q
         network rm ov1
         secret rm s1
@@ -466,23 +466,23 @@ SCENARIOS: dict[str, str] = {
         system df
         system df --format '{{.Type}} {{.TotalCount}}'
         plugin ls
-        plugin inspect nosuch
-        plugin rm nosuch
+        plugin inspect no-such
+        plugin rm no-such
         image ls --format '{{.Repository}} {{.Tag}} {{.Size}}' {image2}
         GET /info
-        image inspect nosuch
+        image inspect no-such
         volume ls
-        volume inspect nosuch
+        volume inspect no-such
         volume create vol1
         volume inspect vol1
         volume rm vol1
         ps -a
-        inspect nosuch
-        logs nosuch
-        exec nosuch true
-        rm nosuch
-        stop nosuch
-        network rm nosuch
+        inspect no-such
+        logs no-such
+        exec no-such true
+        rm no-such
+        stop no-such
+        network rm no-such
         container prune -f
         volume prune -f
         buildx version
@@ -496,7 +496,7 @@ SCENARIOS: dict[str, str] = {
         service create -d --no-resolve-image --name everywhere --mode global {image}
         service create -d --no-resolve-image --name done --mode replicated-job --replicas 2 {image} sh -c 'echo out; echo err >&2'
         service create -d --no-resolve-image --name fail --restart-condition none {image} sh -c 'exit 3'
-        service create -d --no-resolve-image --name noimage --restart-condition none nosuch/image:x
+        service create -d --no-resolve-image --name noimage --restart-condition none no-such/image:x
         poll 2/2 :: service ls --filter name=run --format {{.Replicas}}
         poll 1/1 :: service ls --filter name=everywhere --format {{.Replicas}}
         poll 2/2.completed :: service ls --filter name=done --format {{.Replicas}}
@@ -513,7 +513,7 @@ SCENARIOS: dict[str, str] = {
         service ps --filter desired-state=shutdown --format {{.Name}} run
         service ps --filter name=run.1 --format {{.Name}} run
         service ps --filter node={node} --format {{.Name}} run
-        service ps --filter node=nosuch run
+        service ps --filter node=no-such run
         service ps never
         service ps toobig --no-trunc
         service ps everywhere
@@ -556,8 +556,8 @@ SCENARIOS: dict[str, str] = {
         stack services --filter name=st_web -q st
         stack services --filter bogus=x st
         stack ps st --format {{.Name}}
-        stack ps nosuch
-        stack services nosuch
+        stack ps no-such
+        stack services no-such
         service inspect st_web
         network inspect st_default
         secret inspect st_s1
@@ -566,31 +566,31 @@ SCENARIOS: dict[str, str] = {
         stack deploy -c {stack} --detach=true --resolve-image nonsense st
         stack deploy -c {stack} --detach=true 'bad name'
         stack rm st
-        stack rm nosuch
+        stack rm no-such
         stack ls
     """,
     "events": """
         events --since 1h --until 0s --filter type=service --filter event=nonsense
         events --since 1h --until 0s --filter bogus=x --filter type=nonsense
-        network create -d overlay ev
-        service create -d --no-resolve-image --name ev --replicas 0 {image}
-        service update -d --replicas 0 --label-add a=b ev
-        service scale -d ev=0
-        secret create ev - << x
-        config create ev - << x
-        node update --label-add ev=1 {node}
-        node update --label-rm ev {node}
-        service rm ev
-        secret rm ev
-        config rm ev
-        network rm ev
-        poll remove :: events --since 1h --until 0s --filter type=network --filter network=ev --format {{.Action}}
-        poll remove :: events --since 1h --until 0s --filter type=config --filter config=ev --format {{.Action}}
-        events --since 1h --until 0s --filter type=service --filter service=ev \
+        network create -d overlay ev-1
+        service create -d --no-resolve-image --name ev-1 --replicas 0 {image}
+        service update -d --replicas 0 --label-add a=b ev-1
+        service scale -d ev-1=0
+        secret create ev-1 - << x
+        config create ev-1 - << x
+        node update --label-add ev-1=1 {node}
+        node update --label-rm ev-1 {node}
+        service rm ev-1
+        secret rm ev-1
+        config rm ev-1
+        network rm ev-1
+        poll remove :: events --since 1h --until 0s --filter type=network --filter network=ev-1 --format {{.Action}}
+        poll remove :: events --since 1h --until 0s --filter type=config --filter config=ev-1 --format {{.Action}}
+        events --since 1h --until 0s --filter type=service --filter service=ev-1 \
             --format '{{.Type}} {{.Action}} {{json .Actor.Attributes}} {{.Scope}}'
-        events --since 1h --until 0s --filter type=secret --filter secret=ev --format '{{.Type}} {{.Action}} {{json .Actor.Attributes}}'
-        events --since 1h --until 0s --filter type=config --filter config=ev --format '{{.Type}} {{.Action}} {{json .Actor.Attributes}}'
-        events --since 1h --until 0s --filter type=network --filter network=ev --format '{{.Type}} {{.Action}} {{json .Actor.Attributes}}'
+        events --since 1h --until 0s --filter type=secret --filter secret=ev-1 --format '{{.Type}} {{.Action}} {{json .Actor.Attributes}}'
+        events --since 1h --until 0s --filter type=config --filter config=ev-1 --format '{{.Type}} {{.Action}} {{json .Actor.Attributes}}'
+        events --since 1h --until 0s --filter type=network --filter network=ev-1 --format '{{.Type}} {{.Action}} {{json .Actor.Attributes}}'
         events --since nonsense
         events --since 10s --until 1h
     """,
@@ -601,7 +601,7 @@ SCENARIOS: dict[str, str] = {
         GET /v9.99/nodes
         GET /v1.0/nodes
         GET /vx/nodes
-        GET /nosuch
+        GET /no-such
         GET /services/x/y/z
         PUT /services
         POST /services
@@ -616,10 +616,10 @@ SCENARIOS: dict[str, str] = {
         GET /v1.41/services?status=x
         GET /nodes?filters={"bogus":["x"]}
         GET /tasks?filters={"bogus":["x"]}
-        GET /tasks?filters={"service":["nosuch"]}
-        GET /tasks?filters={"node":["nosuch"]}
-        GET /tasks?filters={"desired-state":["nosuch"]}
-        GET /tasks?filters={"_up-to-date":["nosuch"]}
+        GET /tasks?filters={"service":["no-such"]}
+        GET /tasks?filters={"node":["no-such"]}
+        GET /tasks?filters={"desired-state":["no-such"]}
+        GET /tasks?filters={"_up-to-date":["no-such"]}
         GET /secrets?filters={"bogus":["x"]}
         GET /configs?filters={"bogus":["x"]}
         GET /networks?filters={"bogus":["x"]}
@@ -664,8 +664,8 @@ SCENARIOS: dict[str, str] = {
 "Mode":{"Replicated":{"Replicas":0}}}
         POST /services/bare/update?version={version services bare} {"Name":"bare","TaskTemplate":{"ContainerSpec":{"Image":"{image}"}},\
 "Mode":{"Global":{}}}
-        POST /services/nosuch/update?version=1 {"Name":"x","TaskTemplate":{"ContainerSpec":{"Image":"{image}"}}}
-        DELETE /services/nosuch
+        POST /services/no-such/update?version=1 {"Name":"x","TaskTemplate":{"ContainerSpec":{"Image":"{image}"}}}
+        DELETE /services/no-such
         DELETE /services/bare
         POST /v1.40/services/create {"Name":"old","TaskTemplate":{"ContainerSpec":{"Image":"{image}","CapabilityAdd":["X"]},\
 "Placement":{"MaxReplicas":1,"Constraints":["node.labels.no==where"]},"Resources":{"Limits":{"Pids":5}}},"Mode":{"ReplicatedJob":{}}}
@@ -683,25 +683,25 @@ SCENARIOS: dict[str, str] = {
         POST /secrets/create {"Name":"x","Data":5}
         POST /v1.36/secrets/create {"Name":"x","Data":"eA==","Templating":{"Name":"golang"}}
         POST /v1.36/configs/create {"Name":"x","Data":"eA==","Templating":{"Name":"golang"}}
-        POST /configs/create {"Name":"x","Data":"eA=="}
-        POST /configs/x/update {"Name":"x"}
-        POST /configs/x/update?version=1 {"Name":"x"}
-        POST /configs/x/update?version={version configs x} {"Name":"y"}
-        POST /configs/x/update?version={version configs x} {"Name":"x","Data":"eQ=="}
-        POST /configs/x/update?version={version configs x} {"Name":"x","Labels":{"a":"b"}}
-        GET /configs/x
-        DELETE /configs/x
-        DELETE /configs/x
+        POST /configs/create {"Name":"x-1","Data":"eA=="}
+        POST /configs/x-1/update {"Name":"x-1"}
+        POST /configs/x-1/update?version=1 {"Name":"x-1"}
+        POST /configs/x-1/update?version={version configs x-1} {"Name":"y"}
+        POST /configs/x-1/update?version={version configs x-1} {"Name":"x-1","Data":"eQ=="}
+        POST /configs/x-1/update?version={version configs x-1} {"Name":"x-1","Labels":{"a":"b"}}
+        GET /configs/x-1
+        DELETE /configs/x-1
+        DELETE /configs/x-1
         POST /nodes/{node}/update {}
         POST /nodes/{node}/update?version=1 {"Role":"manager","Availability":"active"}
         POST /nodes/{node}/update?version={version nodes node-1} {"Role":"x","Availability":"active"}
         POST /nodes/{node}/update?version={version nodes node-1} {"Role":"manager","Availability":"x"}
-        POST /nodes/nosuch/update?version=1 {"Role":"manager","Availability":"active"}
+        POST /nodes/no-such/update?version=1 {"Role":"manager","Availability":"active"}
         GET /nodes/{node}
-        GET /tasks/nosuch
+        GET /tasks/no-such
         GET /tasks?filters={"name":["nothing"]}
-        GET /services/nosuch/logs?stdout=1
-        GET /tasks/nosuch/logs?stdout=1
+        GET /services/no-such/logs?stdout=1
+        GET /tasks/no-such/logs?stdout=1
         GET /swarm
         POST /swarm/update {}
         POST /swarm/update?version=1 {"Name":"default"}
@@ -716,9 +716,9 @@ SCENARIOS: dict[str, str] = {
         GET /networks/x?scope=local
         GET /networks/x?scope=swarm
         DELETE /networks/x
-        GET /distribution/nosuch.invalid/x/json
+        GET /distribution/no-such.invalid/x/json
         GET /plugins
-        GET /plugins/nosuch/json
+        GET /plugins/no-such/json
         GET /events?since=x
     """,
     "docker-py": """
@@ -728,7 +728,7 @@ SCENARIOS: dict[str, str] = {
         py: api.nodes(filters={"role": "manager"})
         py: api.nodes(filters={"bogus": "x"})
         py: client.nodes.list()[0].attrs["Spec"]
-        py: client.nodes.get("nosuch")
+        py: client.nodes.get("no-such")
         py: api.update_node(client.nodes.list()[0].id, 1, {"Role": "manager", "Availability": "active"})
         py: client.nodes.list()[0].update({"Role": "manager", "Availability": "active", "Labels": {"a": "b"}})
         py: client.nodes.list()[0].update({"Role": "manager", "Availability": "active"})
@@ -737,15 +737,15 @@ SCENARIOS: dict[str, str] = {
         py: client.networks.create("pynet", driver="overlay", check_duplicate=True)
         py: [n.name for n in client.networks.list(names=["pynet"])]
         py: [n.name for n in client.networks.list(filters={"driver": "overlay", "label": "a=b"})]
-        py: client.networks.get("nosuch")
+        py: client.networks.get("no-such")
         py: secret = client.secrets.create(name="pysecret", data=b"x", labels={"a": "b"})
         py: client.secrets.create(name="pysecret", data=b"x")
         py: [s.name for s in client.secrets.list(filters={"name": "py"})]
         py: client.secrets.get(secret.id).attrs
-        py: client.secrets.get("nosuch")
+        py: client.secrets.get("no-such")
         py: config = client.configs.create(name="pyconfig", data=b"x")
         py: client.configs.get(config.id).attrs
-        py: client.configs.list(filters={"label": "nosuch"})
+        py: client.configs.list(filters={"label": "no-such"})
         py: mode = types.ServiceMode("replicated", replicas=0)
         py: refs = [types.SecretReference(secret.id, "pysecret")]
         py: crefs = [types.ConfigReference(config.id, "pyconfig")]
@@ -760,7 +760,7 @@ delay=1, failure_action="pause"), user="nobody", workdir="/", hostname="h")
         py: client.services.get(service.id, insert_defaults=True).attrs["Spec"]["UpdateConfig"]
         py: client.services.create("{image}", name="pyweb")
         py: client.services.create("BAD IMAGE", name="other")
-        py: client.services.get("nosuch")
+        py: client.services.get("no-such")
         py: [s.name for s in client.services.list(filters={"name": "py"})]
         py: [s.name for s in client.services.list(filters={"mode": "global"})]
         py: client.services.list(filters={"bogus": "x"})
@@ -772,8 +772,8 @@ delay=1, failure_action="pause"), user="nobody", workdir="/", hostname="h")
         py: client.services.get("pyweb").attrs["Spec"]["TaskTemplate"]["ForceUpdate"]
         py: api.update_service("pyweb", 1, name="pyweb", task_template={"ContainerSpec": {"Image": "{image}"}})
         py: client.services.get("pyweb").tasks()
-        py: api.tasks(filters={"service": "nosuch"})
-        py: api.inspect_task("nosuch")
+        py: api.tasks(filters={"service": "no-such"})
+        py: api.inspect_task("no-such")
         py: glob = client.services.create("{image}", name="pyglob", mode="global", constraints=["node.labels.no==where"])
         py: glob.scale(2)
         py: glob.attrs["Spec"]["Mode"]

@@ -44,7 +44,7 @@ def unexplained(found: Sequence[tuple[str, str]], accepted: Sequence[Accepted]) 
 
 
 # What one accepts and the other refuses differs in the answer, the exit code, and in what is removed afterwards.
-_REFUSED = r"^engine: (exit (0|20[01])|\.ID: |<id>|\w+$)|^mesh: (exit (1|400|404)|stderr: )"
+_REFUSED = r"^engine: (exit (0|20[01])|\.ID: |<id>|[\w-]+$)|^mesh: (exit (1|400|404)|stderr: )"
 
 ACCEPTED: tuple[Accepted, ...] = (
     # ---- the cluster ---------------------------------------------------------------------------------------------------------
@@ -90,31 +90,31 @@ ACCEPTED: tuple[Accepted, ...] = (
     ),
     Accepted("network inspect ingress", r"mesh: .*Containers: null", "no task is attached; the Engine lists its balancer"),
     Accepted(
-        "--subnet 10.55.0.128/25 overlap|network rm overlap",
+        "--subnet 10.55.0.128/25 over-lap|network rm over-lap",
         _REFUSED,
         "overlapping subnets are refused; the Engine makes a network that never works",
     ),
     Accepted(r"--subnet (10\.57\.0\.0/99|nonsense) bad", "nvalid subnet", "worded as newer Engines do"),
-    Accepted("-d macvlan mv|network rm mv", _REFUSED, "cluster-wide networks are overlays"),
-    Accepted("--scope nonsense|network rm odd", _REFUSED, "the Engine takes any scope but local for swarm"),
-    Accepted("--config-from nosuch|network rm cf", _REFUSED, "no configuration networks; this Engine doesn't look whether there is one"),
+    Accepted("-d macvlan m-v|network rm m-v", _REFUSED, "cluster-wide networks are overlays"),
+    Accepted("--scope nonsense|network rm o-d", _REFUSED, "the Engine takes any scope but local for swarm"),
+    Accepted("--config-from no-such|network rm c-f", _REFUSED, "no configuration networks; this Engine doesn't look whether there is one"),
     Accepted(
         r"network ls --filter name=(ov|v2) ", "^mesh: ov", "part of a name matches, as documented; the Engine wants overlays' whole names"
     ),
     # ---- secrets and configs -------------------------------------------------------------------------------------------------
-    Accepted("template-driver nosuch|rm (st|ct)$", _REFUSED, "an unknown template driver is refused at once, not when a task starts"),
+    Accepted("template-driver no-such|rm [sc]-t$", _REFUSED, "an unknown template driver is refused at once, not when a task starts"),
     # ---- services ------------------------------------------------------------------------------------------------------------
     Accepted(
         "constraint-add", "code = (Unknown|InvalidArgument) desc = constraint expected", "a bad constraint is the client's fault: 400"
     ),
     Accepted(
-        "spread=nonsense|source=relative|rollback-failure-action rollback|stop-grace-period=-1s|n9 |n9$|n17",
+        "spread=nonsense|source=relative|rollback-failure-action rollback|stop-grace-period=-1s|n-9 |n-9$|n-17",
         _REFUSED,
         "what can never work is refused at once, not when tasks fail",
     ),
-    Accepted("isolation hyperv|credential-spec|rm n21", _REFUSED, "Windows' only"),
+    Accepted("isolation hyperv|credential-spec|rm n-21", _REFUSED, "Windows' only"),
     Accepted("Upper/case", "Upper/case:latest|soft|exit", "a registry's name may have capitals: newer Engines agree"),
-    Accepted("n2 |n2$", _REFUSED, "services are on overlays or on the node's own network, not on its bridge"),
+    Accepted("n-2 |n-2$", _REFUSED, "services are on overlays or on the node's own network, not on its bridge"),
     Accepted("inspect web", r"Endpoint\.Spec", "an endpoint whose ports and networks are gone is empty; the Engine shows its last mode"),
     Accepted("inspect web", r"PreviousSpec.TaskTemplate.LogDriver", "an update that changes nothing is none: the previous spec stays"),
     # ---- tasks ---------------------------------------------------------------------------------------------------------------
@@ -134,8 +134,8 @@ ACCEPTED: tuple[Accepted, ...] = (
         "the cluster's nodes are told where classic Swarm told them",
     ),
     Accepted("volume inspect vol1", "Labels", "a label says on which node it is"),
-    Accepted("image inspect nosuch", "[Nn]o such image", "no node has it: one sentence for all of them"),
-    Accepted("network connect nosuch nosuch", "nosuch", "the network is looked for before the container, which may be on any node"),
+    Accepted("image inspect no-such", "[Nn]o such image", "no node has it: one sentence for all of them"),
+    Accepted("network connect no-such no-such", "no-such", "the network is looked for before the container, which may be on any node"),
     Accepted("GET /info", r"ID|Name|DockerRootDir", "another Engine", varies=True),
     # ---- requests ------------------------------------------------------------------------------------------------------------
     Accepted("GET /v(9.99|1.0)/", "client version", "another range of versions; always JSON"),
