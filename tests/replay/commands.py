@@ -37,6 +37,7 @@ SCENARIOS: dict[str, str] = {
         secret rm s
         config ls
         config create c - << x
+        poll 8095 :: service inspect --format '{{json .Endpoint.Ports}}' st_web
         stack ls
         stack services st
         swarm join-token worker
