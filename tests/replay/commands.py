@@ -51,21 +51,27 @@ SCENARIOS: dict[str, str] = {
         swarm init --advertise-addr {address} --availability sometimes
         swarm init --advertise-addr {address} --cert-expiry 10m
         swarm leave --force
+        poll ^inactive$ :: info --format {{.Swarm.LocalNodeState}}
         swarm init --advertise-addr {address} --data-path-port 80
         swarm init --advertise-addr {address} --default-addr-pool 10.300.0.0/16
         swarm init --advertise-addr {address} --default-addr-pool 10.20.0.0/16 --default-addr-pool-mask-length 8
         swarm init --advertise-addr {address} --dispatcher-heartbeat=-1s
         swarm leave --force
+        poll ^inactive$ :: info --format {{.Swarm.LocalNodeState}}
         swarm init --advertise-addr {address}:noport
         swarm leave --force
+        poll ^inactive$ :: info --format {{.Swarm.LocalNodeState}}
         swarm init --advertise-addr 203.0.113.77
         swarm leave --force
+        poll ^inactive$ :: info --format {{.Swarm.LocalNodeState}}
         swarm init --advertise-addr 0.0.0.0
         swarm init --advertise-addr {address} --listen-addr nonsense
         swarm init --advertise-addr {address} --data-path-addr nonsense
         swarm leave --force
+        poll ^inactive$ :: info --format {{.Swarm.LocalNodeState}}
         swarm init --advertise-addr {address} --task-history-limit=-1 --max-snapshots=3
         swarm leave --force
+        poll ^inactive$ :: info --format {{.Swarm.LocalNodeState}}
     """,
     "a cluster of one": """
         swarm init --advertise-addr {address}

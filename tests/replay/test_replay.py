@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +16,12 @@ from tests.replay.differences import ACCEPTED
 from tests.replay.players import Side
 from tests.replay.sides import engine_and_mesh
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(600),
+    # a busy machine may let the Engine's own swarm init time out, and then all that follows differs
+    pytest.mark.skipif(os.environ.get("REPLAY") != "1", reason="run by `make replay`: wants a machine that has time for it"),
+]
 
 _STACK = """
 version: "3.8"
