@@ -125,6 +125,7 @@ class Lab:
         self.managers: list[Manager] = []
         self.agents: list[Agent] = []
         self.patience_s = PATIENCE_S
+        self.absent_after_s = 0.3
 
     async def start(self) -> None:
         await self.cluster.start()
@@ -137,7 +138,7 @@ class Lab:
         pokes: list[int] = []
         dispatcher = Dispatcher(
             self.store, node_id=node_id, decrypt=decrypt, fence=lambda: made.fence, poke=lambda: pokes.append(1),
-            heartbeat_s=heartbeat_s, absent_after_s=0.3, confirmed_s=lambda: made.confirmed_s,
+            heartbeat_s=heartbeat_s, absent_after_s=self.absent_after_s, confirmed_s=lambda: made.confirmed_s,
         )  # fmt: skip
         gateway = Gateway(self.store, dispatcher, node_id=node_id, connect=over_tls(credentials, RELAY), patience_s=self.patience_s)
         side = ManagerSide(self.store, gateway, no_bundle, self._recorded)
