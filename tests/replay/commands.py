@@ -37,7 +37,6 @@ SCENARIOS: dict[str, str] = {
         secret rm s
         config ls
         config create c - << x
-        poll 8095 :: service inspect --format '{{json .Endpoint.Ports}}' st_web
         stack ls
         stack services st
         swarm join-token worker
@@ -557,6 +556,7 @@ SCENARIOS: dict[str, str] = {
     """,
     "stacks": """
         stack deploy -c {stack} --detach=true --resolve-image never st
+        poll 8095 :: service inspect --format '{{json .Endpoint.Ports}}' st_web
         stack ls
         stack services st
         stack services --format '{{.Name}} {{.Mode}} {{.Replicas}} {{.Image}}' st
