@@ -93,6 +93,9 @@ class Run:
         # a node that is started again takes a while, and the others' faults don't wait for it
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS))
         vip = await asyncio.to_thread(self._furnish)
+        # replicas run a moment before all nodes offer them
+        if lacks := await self._until_nothing(self._convergence.lacks):
+            raise LabError(f"the cluster was not well before anything was done to it: {'; '.join(lacks)}")
         self._started = time.monotonic()
         background = [asyncio.create_task(part) for part in (self._watch_leader(), self._keep_probes(vip), self._keep_terms())]
         load = asyncio.create_task(self.clients.run())
