@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import sys
 import tempfile
@@ -43,7 +44,13 @@ def main(seed: int | None, minutes: float, managers: int, workers: int, subnet: 
     seed = random.randrange(10_000) if seed is None else seed
     console.print(f"[bold]chaos, seed {seed}[/]: {managers} managers and {workers} workers for {minutes:g} minutes")
     with tempfile.TemporaryDirectory(prefix="lab-") as directory:
-        lab = Lab(Path(directory) / "x", subnet, lambda text: console.print(f"  [dim]· {text}[/]"), environment=faults.environment)
+        # a lab is named by its directory, and two runs at a time must not share a switch
+        lab = Lab(
+            Path(directory) / f"chaos{os.getpid()}",
+            subnet,
+            lambda text: console.print(f"  [dim]· {text}[/]"),
+            environment=faults.environment,
+        )
         try:
             faults.prepare(lab, managers + workers)
             lab.up(managers + workers, managers=managers)
