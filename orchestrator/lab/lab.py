@@ -189,7 +189,7 @@ class Lab:
     """A lab in `state_dir`. Creating the object touches nothing; `up` is idempotent and finishes half-made labs.
 
     daemon_options: more of `meshd daemon`, the same on every node. environment: what a node's meshd (and so its etcd and dnsd) finds in its
-    environment beside the lab's own.
+    environment beside the lab's own. live_restore: containers outlive their Engine, which then can't be in swarm mode itself.
     """
 
     def __init__(
@@ -199,6 +199,7 @@ class Lab:
         progress: Progress = lambda text: None,
         daemon_options: Sequence[str] = (),
         environment: Callable[[NodeLayout], Mapping[str, str]] = lambda node: {},
+        live_restore: bool = True,
     ) -> None:
         self._daemon_options = tuple(daemon_options)
         recorded = _read_record(state_dir)
@@ -207,6 +208,7 @@ class Lab:
         self.layout: LabLayout = layout(state_dir, subnet or recorded.get("subnet", DEFAULT_SUBNET))
         self._progress = progress
         self._environment = environment
+        self._live_restore = live_restore
 
     @property
     def count(self) -> int:
@@ -309,7 +311,7 @@ class Lab:
         (engine / "daemon.json").write_text("{}")
         for stale in (engine / "dockerd.pid", spec.engine_socket, engine / "run" / "containerd" / "containerd.pid"):
             stale.unlink(missing_ok=True)
-        units: list[dict[str, Any]] = [{"name": "engine", "command": engine_command(spec, live_restore=meshd)}]
+        units: list[dict[str, Any]] = [{"name": "engine", "command": engine_command(spec, live_restore=self._live_restore)}]
         if meshd:
             command, environment = [*meshd_command(spec, sys.executable), *self._daemon_options], dict(self._environment(spec))
             units.append({"name": "meshd", "command": command, "after": str(spec.engine_socket), "environment": environment})

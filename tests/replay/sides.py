@@ -15,7 +15,7 @@ from orchestrator.lab.lab import Lab, Node
 
 @contextmanager
 def engine_and_mesh(directory: Path) -> Iterator[tuple[Node, Node]]:
-    engine, mesh = Lab(directory / "engine", "198.18.10.0/24"), Lab(directory / "mesh", "198.18.11.0/24")
+    engine, mesh = Lab(directory / "engine", "198.18.10.0/24", live_restore=False), Lab(directory / "mesh", "198.18.11.0/24")
     try:
         engine.up(1, meshd=False)
         mesh.up(1, cluster=False)
