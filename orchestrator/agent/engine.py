@@ -294,7 +294,11 @@ class DockerRuntime:
         known = self._seen.get(listed["Id"])
         if known is not None and known.mark == mark and not self._is_dead(listed["Id"]):
             return known
-        entry = _seen(client.inspect_container(listed["Id"]), mark, self._joined.get(listed["Id"], ""))
+        details = client.inspect_container(listed["Id"])
+        if details["State"]["Status"] != listed["State"]:
+            # it changed between the two questions: were the list to say the same again, it would not be the same process
+            mark = ""
+        entry = _seen(details, mark, self._joined.get(listed["Id"], ""))
         container = entry.container
         if container.state == "exited" and container.exit_code in (126, 127) and not container.error:
             with contextlib.suppress(docker.errors.APIError):
