@@ -121,6 +121,12 @@ ACCEPTED: tuple[Accepted, ...] = (
     Accepted("ps toobig", "insufficient resources", "says what is lacking"),
     Accepted("ps done|^node ps|name=done", r"(done|<id>)\.(<id>|2)", "slots of jobs begin at 1: Engines before 25 name slot 0 by its node"),
     Accepted("name=fail", r"Exited \(3\)", "a task's command is held until its network is there", varies=True),
+    Accepted(
+        "network inspect -v ov1",
+        r'(IPv4Address|EndpointIP): "10\.65\.0\.\d+',
+        "which of a new network's first addresses the task gets: the Engine gives one to the node, now before, now after it",
+        varies=True,
+    ),
     # ---- events --------------------------------------------------------------------------------------------------------------
     Accepted("^events.*type=(network|service)", "(network|service) update", "writes of the cluster's own loops are no events", varies=True),
     # ---- the machine's -------------------------------------------------------------------------------------------------------
