@@ -82,7 +82,7 @@ async def create_service(request: web.Request) -> web.Response:
         spec = replace(spec, name=f"{randomness.choice(_FIRST)}_{randomness.choice(_SECOND)}")
     spec = validate.service_spec(spec)
     id = new_id()
-    credentials = _registry_auth(request)
+    credentials = registry_credentials(request)
 
     await access.commit(store, lambda snapshot: creation(snapshot, spec, id, access.now(), credentials))
     return access.answer({"ID": id, "Warnings": None}, status=201)
@@ -99,7 +99,7 @@ async def update_service(request: web.Request) -> web.Response:
     if request.query.get("registryAuthFrom", "") not in ("", "spec", "previous-spec"):
         raise ApiError(400, "unsupported registryAuthFrom value")
     reference = request.match_info["id"]
-    credentials = _registry_auth(request)
+    credentials = registry_credentials(request)
 
     def plan(snapshot: Snapshot) -> Sequence[Change]:
         service = references.find(snapshot, Service, reference)
@@ -197,7 +197,7 @@ def _matches(obj: Service, wanted: filters.Filters) -> bool:
     )
 
 
-def _registry_auth(request: web.Request) -> bytes:
+def registry_credentials(request: web.Request) -> bytes:
     """The credentials sent along (`--with-registry-auth`), encrypted; b"" = none."""
     header = request.headers.get(registry_auth.HEADER, "")
     try:

@@ -77,10 +77,13 @@ def members(snapshot: Snapshot, stack: str) -> tuple[list[Service], list[Network
     )
 
 
-def stacks_of(snapshot: Snapshot) -> list[str]:
-    """Names of all stacks, also of those that only `docker stack` knows."""
-    labels = [obj.spec.labels for obj in snapshot.all(Service)]
-    return sorted({stack.id for stack in snapshot.all(Stack)} | {given[NAMESPACE] for given in labels if given and given.get(NAMESPACE)})
+def services_by_stack(snapshot: Snapshot) -> dict[str, list[Service]]:
+    """Of all stacks, also of those that only `docker stack` knows; both sorted by name."""
+    found: dict[str, list[Service]] = {stack.id: [] for stack in snapshot.all(Stack)}
+    for service in sorted(snapshot.all(Service), key=lambda service: service.spec.name):
+        if name := (service.spec.labels or {}).get(NAMESPACE):
+            found.setdefault(name, []).append(service)
+    return dict(sorted(found.items()))
 
 
 def deployed(snapshot: Snapshot, wanted: Deployment, moment: datetime) -> StackPlan:

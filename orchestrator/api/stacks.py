@@ -13,8 +13,8 @@ from typing import Any, Literal
 import msgspec
 from aiohttp import web
 
-from orchestrator import registry_auth
 from orchestrator.api import access, codec, stack_plan, views
+from orchestrator.api.services import registry_credentials
 from orchestrator.api.stack_plan import Deployment, StackPlan
 from orchestrator.errors import ApiError, ConfigError
 from orchestrator.model import Service, Stack
@@ -27,15 +27,16 @@ from orchestrator.store.snapshot import Snapshot
 
 async def list_stacks(request: web.Request) -> web.Response:
     snapshot = access.store_of(request).snapshot()
-    return access.answer([_state(snapshot, name, with_drift=False) for name in stack_plan.stacks_of(snapshot)])
+    return access.answer([_state(snapshot, *found, with_drift=False) for found in stack_plan.services_by_stack(snapshot).items()])
 
 
 async def inspect_stack(request: web.Request) -> web.Response:
     snapshot = access.store_of(request).snapshot()
     name = request.match_info["name"]
-    if name not in stack_plan.stacks_of(snapshot):
+    theirs = stack_plan.services_by_stack(snapshot).get(name)
+    if theirs is None:
         raise ApiError(404, f"stack {name} not found")
-    return access.answer(_state(snapshot, name, with_drift=True))
+    return access.answer(_state(snapshot, name, theirs, with_drift=True))
 
 
 async def show_compose(request: web.Request) -> web.Response:
@@ -62,7 +63,7 @@ async def deploy_stack(request: web.Request) -> web.Response:
 
 async def roll_back_stack(request: web.Request) -> web.Response:
     name = request.match_info["name"]
-    credentials = _credentials(request)
+    credentials = registry_credentials(request)
     return await _done(
         request, name, lambda snapshot: stack_plan.rolled_back(snapshot, _stack(snapshot, name), credentials, access.now()), []
     )
@@ -97,7 +98,7 @@ async def _deployment(request: web.Request) -> tuple[Deployment, list[str]]:
     file, warnings = compose.read(sent.compose, sent.variables)
     parts, contents, more = render(name, file, sent.variables, _decoded(sent.files), sent.directory)
     backend = access.backend_of(request)
-    return Deployment(name, sent.compose, parts, contents, backend.encrypt_secret, _credentials(request)), [*warnings, *more]
+    return Deployment(name, sent.compose, parts, contents, backend.encrypt_secret, registry_credentials(request)), [*warnings, *more]
 
 
 def _decoded(files: Mapping[str, str]) -> dict[str, bytes]:
@@ -105,11 +106,6 @@ def _decoded(files: Mapping[str, str]) -> dict[str, bytes]:
         return {path: base64.b64decode(content, validate=True) for path, content in files.items()}
     except binascii.Error as error:
         raise ConfigError(f"Files: expected base64: {error}") from None
-
-
-def _credentials(request: web.Request) -> bytes:
-    header = request.headers.get(registry_auth.HEADER, "")
-    return access.backend_of(request).encrypt_secret(header.encode()) if registry_auth.given(header) else b""
 
 
 async def _done(request: web.Request, name: str, make: Any, warnings: list[str]) -> web.Response:
@@ -141,14 +137,14 @@ def _answer(name: str, plan: StackPlan, warnings: list[str]) -> StackAnswer:
 def _stack(snapshot: Snapshot, name: str) -> Stack:
     stack = snapshot.get(Stack, name)
     if stack is None:
-        known = " (`docker stack deploy` made it: deploy it here to have revisions)" if name in stack_plan.stacks_of(snapshot) else ""
+        made_elsewhere = name in stack_plan.services_by_stack(snapshot)
+        known = " (`docker stack deploy` made it: deploy it here to have revisions)" if made_elsewhere else ""
         raise ApiError(404, f"stack {name} not found{known}")
     return stack
 
 
-def _state(snapshot: Snapshot, name: str, *, with_drift: bool) -> StackState:
+def _state(snapshot: Snapshot, name: str, theirs: Sequence[Service], *, with_drift: bool) -> StackState:
     stack = snapshot.get(Stack, name)
-    theirs, *_ = stack_plan.members(snapshot, name)
     states = [_service_state(snapshot, service) for service in theirs]
     drift: list[ObjectChange] = []
     if stack is not None and with_drift:

@@ -18,8 +18,9 @@ from rich.table import Table
 
 from orchestrator.client import Mesh
 from orchestrator.errors import ConfigError
-from orchestrator.stacks.compose import files_named
-from orchestrator.stacks.interpolate import interpolate, names_in
+from orchestrator.stacks.compose import needs_of
+from orchestrator.stacks.fields import env_file
+from orchestrator.stacks.interpolate import interpolate
 from orchestrator.stacks.messages import ObjectChange, StackAnswer, StackRequest, StackState
 
 _SOCKET = click.option("--socket", default="/run/meshd/meshd.sock", show_default=True, help="The socket of a manager's meshd.")
@@ -130,45 +131,21 @@ def request_of(file: Path) -> StackRequest:
     """The file with all it needs from here. ConfigError: a file it names is not there."""
     text = file.read_text()
     variables = {**_dot_env(file.parent / ".env"), **os.environ}
-    wanted = names_in(text)
-    env_files, contents = files_named(text)
+    needs = needs_of(text)
     files: dict[str, str] = {}
-    for path in {*env_files, *contents}:
+    for path in {*needs.env_files, *needs.contents}:
         written = interpolate(path, variables, set())
         source = file.parent / Path(written).expanduser()
         if source.is_file():
             files[written] = base64.b64encode(source.read_bytes()).decode()
-        elif path in contents:
+        elif path in needs.contents:
             raise ConfigError(f"{file} names {path}, which is not there ({source})")
     # of the environment only what the file asks for leaves this machine
-    given = {name: value for name, value in variables.items() if name in wanted or name in _bare_names(text)}
+    given = {name: value for name, value in variables.items() if name in needs.variables}
     return StackRequest(compose=text, variables=given, files=files, directory=str(file.parent.absolute()))
 
 
-def _bare_names(text: str) -> set[str]:
-    """Names that stand for the environment's value without a $: `environment: [TOKEN]`, and `environment: TOKEN` of a secret."""
-    from orchestrator.stacks.compose import document_of
-
-    document = document_of(text)
-    names: set[str] = set()
-    for service in _mappings(document.get("services")):
-        given = service.get("environment")
-        if isinstance(given, list):
-            names |= {entry for entry in given if isinstance(entry, str) and "=" not in entry}
-        elif isinstance(given, dict):
-            names |= {str(name) for name, value in given.items() if value is None}
-    for section in ("secrets", "configs"):
-        names |= {str(entry["environment"]) for entry in _mappings(document.get(section)) if isinstance(entry.get("environment"), str)}
-    return names
-
-
-def _mappings(section: object) -> list[dict[str, object]]:
-    return [member for member in section.values() if isinstance(member, dict)] if isinstance(section, dict) else []
-
-
 def _dot_env(path: Path) -> dict[str, str]:
-    from orchestrator.stacks.fields import env_file
-
     if not path.is_file():
         return {}
     return {name: value for name, value in env_file(str(path), path.read_bytes()).items() if value is not None}

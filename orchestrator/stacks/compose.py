@@ -15,7 +15,7 @@ import msgspec
 import yaml
 
 from orchestrator.errors import ConfigError
-from orchestrator.stacks.interpolate import interpolate
+from orchestrator.stacks.interpolate import interpolate, names_in
 
 Scalar: TypeAlias = str | int | float | bool | None
 Pairs: TypeAlias = dict[str, Scalar] | list[str]
@@ -352,23 +352,34 @@ def document_of(text: str) -> dict[str, Any]:
     return document
 
 
-def files_named(text: str) -> tuple[list[str], list[str]]:
-    """(env files, files of secrets and configs) that have to be sent along, as they are written, variables and all."""
+class Needs(msgspec.Struct, frozen=True):
+    """What has to be sent along with a file. env_files, contents (of secrets and configs): paths as they are written, variables and all."""
+
+    env_files: list[str]
+    contents: list[str]
+    variables: set[str]
+
+
+def needs_of(text: str) -> Needs:
+    """Of a file that was not read yet; what is malformed is left for `read` to refuse. ConfigError: no YAML."""
     document = document_of(text)
-    environments: list[str] = []
+    env_files: list[str] = []
+    variables = names_in(text)
     for service in _members(document.get("services")):
         given = service.get("env_file")
         for entry in given if isinstance(given, list) else [given]:
             path = entry.get("path") if isinstance(entry, dict) else entry
             if isinstance(path, str):
-                environments.append(path)
-    contents = [
-        entry["file"]
-        for section in ("secrets", "configs")
-        for entry in _members(document.get(section))
-        if isinstance(entry.get("file"), str)
-    ]
-    return environments, contents
+                env_files.append(path)
+        # a name without a value stands for the variable's
+        environment = service.get("environment")
+        if isinstance(environment, list):
+            variables |= {entry for entry in environment if isinstance(entry, str) and "=" not in entry}
+        elif isinstance(environment, dict):
+            variables |= {str(name) for name, value in environment.items() if value is None}
+    files = [entry for section in ("secrets", "configs") for entry in _members(document.get(section))]
+    variables |= {entry["environment"] for entry in files if isinstance(entry.get("environment"), str)}
+    return Needs(env_files, [entry["file"] for entry in files if isinstance(entry.get("file"), str)], variables)
 
 
 def _members(section: object) -> list[dict[str, Any]]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
+
+from msgspec.structs import replace
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import (
@@ -47,7 +49,6 @@ NAMESPACE = "com.docker.stack.namespace"
 IMAGE = "com.docker.stack.image"
 DEFAULT_NETWORK = "default"
 _STACK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-_Reference = TypeVar("_Reference", SecretReference, ConfigReference)
 
 
 def stack_name(name: str) -> str:
@@ -157,8 +158,9 @@ class _Reading:
             healthcheck=fields.healthcheck(service.healthcheck),
             hosts=fields.hosts(service.extra_hosts) or None,
             dns_config=dns if dns != DNSConfig() else None,
-            secrets=self._references(service.secrets, "secrets", SecretReference, "secret") or None,
-            configs=self._references(service.configs, "configs", ConfigReference, "config") or None,
+            # the objects' ids are not known before they are in the store
+            secrets=[SecretReference(file=file, secret_name=name) for file, name in self._targets(service.secrets, "secrets")] or None,
+            configs=[ConfigReference(file=file, config_name=name) for file, name in self._targets(service.configs, "configs")] or None,
             isolation=service.isolation,
             sysctls=fields.pairs(service.sysctls, "sysctls") or None,
             capability_add=fields.capabilities(service.cap_add),
@@ -196,7 +198,7 @@ class _Reading:
                         protocol=given.protocol,
                         target_port=given.target,
                         published_port=published[0],
-                        publish_mode="host" if given.mode == "host" else given.mode,
+                        publish_mode=given.mode,
                     )
                 )
             else:
@@ -237,18 +239,18 @@ class _Reading:
     def _mount(self, given: compose.Mount) -> Mount:
         if not given.target.startswith("/"):
             raise ConfigError(f"volumes: the target {given.target!r} must be absolute")
-        common = {"target": given.target, "read_only": given.read_only, "consistency": given.consistency}
+        mount = Mount(type=given.type, target=given.target, read_only=given.read_only, consistency=given.consistency)
         match given.type:
             case "bind":
                 options = BindOptions(propagation=given.bind.propagation) if given.bind and given.bind.propagation else None
-                return Mount(type="bind", source=self._path(given.source), bind_options=options, **common)  # type: ignore[arg-type]
+                return replace(mount, source=self._path(given.source), bind_options=options)
             case "volume":
                 source, options_of = self._volume(given)
-                return Mount(type="volume", source=source, volume_options=options_of, **common)  # type: ignore[arg-type]
+                return replace(mount, source=source, volume_options=options_of)
             case "tmpfs":
                 tmpfs = given.tmpfs
                 sized = TmpfsOptions(size_bytes=size_bytes("tmpfs.size", tmpfs.size), mode=tmpfs.mode) if tmpfs else None
-                return Mount(type="tmpfs", tmpfs_options=sized, **common)  # type: ignore[arg-type]
+                return replace(mount, tmpfs_options=sized)
             case _:
                 raise ConfigError(f"volumes: type {given.type!r} of {given.target}: there are volume, bind and tmpfs")
 
@@ -267,23 +269,18 @@ class _Reading:
         return "/".join(parts)
 
     def _volume(self, given: compose.Mount) -> tuple[str, VolumeOptions | None]:
-        nocopy = given.volume.nocopy if given.volume else False
-        subpath = given.volume.subpath if given.volume else ""
+        options = VolumeOptions(no_copy=given.volume.nocopy, subpath=given.volume.subpath) if given.volume else VolumeOptions()
+        said = options if options != VolumeOptions() else None
         if not given.source:
-            options = VolumeOptions(no_copy=nocopy, subpath=subpath)
-            return "", options if options != VolumeOptions() else None
+            return "", said
         if given.source not in self._file.volumes:
             raise ConfigError(f"volumes: undefined volume {given.source!r}: name it below volumes:, at the top")
         volume = self._file.volumes[given.source] or compose.Volume()
         if volume.external:
-            options = VolumeOptions(no_copy=nocopy, subpath=subpath)
-            return fields.external_name(volume, given.source), options if options != VolumeOptions() else None
+            return fields.external_name(volume, given.source), said
         driver = Driver(name=volume.driver, options=fields.texts(volume.driver_opts)) if volume.driver or volume.driver_opts else None
         labels = {**fields.pairs(volume.labels, f"volumes.{given.source}.labels"), NAMESPACE: self._stack}
-        return (
-            volume.name or f"{self._stack}_{given.source}",
-            VolumeOptions(no_copy=nocopy, subpath=subpath, labels=labels, driver_config=driver),
-        )
+        return volume.name or f"{self._stack}_{given.source}", replace(options, labels=labels, driver_config=driver)
 
     # ---- networks -----------------------------------------------------------------------------------------------------------------
 
@@ -349,29 +346,27 @@ class _Reading:
 
     # ---- secrets and configs --------------------------------------------------------------------------------------------------------
 
-    def _references(
-        self, given: list[str | compose.FileReference] | None, section: str, cls: type[_Reference], what: str
-    ) -> list[_Reference]:
-        references = []
+    def _targets(self, given: list[str | compose.FileReference] | None, section: str) -> list[tuple[FileTarget, str]]:
+        """(where it is in the container, the name of the secret or config)."""
+        targets = []
         for entry in given or ():
             reference = entry if isinstance(entry, compose.FileReference) else compose.FileReference(source=entry)
             file = self._file_of(reference.source, section)
             default = reference.source if section == "secrets" else f"/{reference.source}"
-            target = FileTarget(
+            place = FileTarget(
                 name=reference.target or default,
                 uid=str(reference.uid) or "0",
                 gid=str(reference.gid) or "0",
                 mode=fields.octal(f"{section}.mode", reference.mode) if reference.mode is not None else 0o444,
             )
-            # the object's id is not known before it is in the store
-            references.append(cls(file=target, **{f"{what}_name": file.name}))  # type: ignore[arg-type]
-        return sorted(references, key=lambda reference: reference.file.name if reference.file else "")
+            targets.append((place, file.name))
+        return sorted(targets, key=lambda target: target[0].name)
 
     def _file_of(self, key: str, section: str) -> StackFile:
         known = self._used_files[section]
         if key in known:
             return known[key]
-        files = self._file.secrets if section == "secrets" else self._file.configs
+        files = self._section(section)
         if key not in files:
             raise ConfigError(f"{section}: undefined {section[:-1]} {key!r}: name it below {section}:, at the top")
         file = files[key]
@@ -381,7 +376,8 @@ class _Reading:
         if file.driver or file.driver_opts:
             raise ConfigError(f"{section}.{key}: drivers of secrets are not supported: give file, content or environment")
         content = self._content(key, section, file)
-        digest = hashlib.sha256(content).hexdigest()[:10]
+        # a template reads otherwise than the same text
+        digest = hashlib.sha256(file.template_driver.encode() + content).hexdigest()[:10]
         name = f"{file.name or f'{self._stack}_{key}'}-{digest}"
         labels = {**fields.pairs(file.labels, f"{section}.{key}.labels"), NAMESPACE: self._stack}
         known[key] = StackFile(name=name, labels=labels, template_driver=file.template_driver)
@@ -402,8 +398,11 @@ class _Reading:
             raise ConfigError(f"{section}.{key}: the file {file.file} was not sent along")
         return self._files[file.file]
 
+    def _section(self, section: str) -> dict[str, compose.File]:
+        return self._file.secrets if section == "secrets" else self._file.configs
+
     def used_files(self, section: str) -> list[StackFile]:
-        files = self._file.secrets if section == "secrets" else self._file.configs
+        files = self._section(section)
         for key in sorted(files.keys() - self._used_files[section].keys()):
             self.warnings.append(f"{section}.{key} is used by no service: it is not created")
         return [file for _, file in sorted(self._used_files[section].items())]

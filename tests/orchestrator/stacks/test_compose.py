@@ -112,7 +112,16 @@ def test_files_that_have_to_be_sent_are_named() -> None:
         "services: {a: {image: x, env_file: [one.env, {path: two.env}]}, b: {image: x, env_file: three.env}}\n"
         "secrets: {k: {file: ./key}, e: {external: true}}\nconfigs: {c: {content: hi}, f: {file: f.conf}}\n"
     )
-    assert compose.files_named(text) == (["one.env", "two.env", "three.env"], ["./key", "f.conf"])
+    needs = compose.needs_of(text)
+    assert (needs.env_files, needs.contents) == (["one.env", "two.env", "three.env"], ["./key", "f.conf"])
+
+
+def test_variables_that_have_to_be_sent_are_named() -> None:
+    text = (
+        "services: {a: {image: 'x:${TAG:-1}', environment: [TOKEN, A=b]}, b: {image: x, environment: {KEY: , OTHER: $VALUE}}}\n"
+        "secrets: {k: {environment: PASSWORD}}\n"
+    )
+    assert compose.needs_of(text).variables == {"TAG", "TOKEN", "KEY", "VALUE", "PASSWORD"}
 
 
 def test_env_files_and_names_without_a_value() -> None:
@@ -130,6 +139,8 @@ def test_new_content_is_a_new_object_under_the_same_target() -> None:
     (one, contents_one, _), (two, contents_two, _) = (render("s", file, {}, {"k": content}) for content in (b"1", b"2"))
     assert contents_one != contents_two
     assert one.secrets[0].name.startswith("s_key-") and one.secrets[0].name != two.secrets[0].name
+    template, _ = reading("image: x\nsecrets: [key]", "secrets: {key: {file: k, template_driver: golang}}\n")
+    assert render("s", template, {}, {"k": b"1"})[0].secrets[0].name not in (one.secrets[0].name, two.secrets[0].name)
     for parts in (one, two):
         container = parts.services[0].task_template.container_spec
         assert container is not None and container.secrets is not None and container.secrets[0].file is not None
