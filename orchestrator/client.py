@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from orchestrator.cli.ask import ask
+from orchestrator.ask import DEFAULT_SOCKET, ask
 from orchestrator.diagnose.finding import Finding
 from orchestrator.diagnose.itinerary import TraceRequest
 from orchestrator.diagnose.report import TraceReport
@@ -29,7 +29,7 @@ T = TypeVar("T")
 class Mesh:
     """Every method raises NoDaemon when nobody answers on the socket, and ConfigError with the daemon's sentence when it refuses."""
 
-    def __init__(self, socket: str = "/run/meshd/meshd.sock", *, timeout_s: float = 60.0) -> None:
+    def __init__(self, socket: str = DEFAULT_SOCKET, *, timeout_s: float = 60.0) -> None:
         self._socket, self._timeout_s = socket, timeout_s
 
     # ---- stacks --------------------------------------------------------------------------------------------------------------------

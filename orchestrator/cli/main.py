@@ -13,12 +13,10 @@ import msgspec
 
 from orchestrator import permissions
 from orchestrator.api.endpoints import DEFAULT_DIRECTORY as API_DIRECTORY
+from orchestrator.ask import DEFAULT_SOCKET
 from orchestrator.errors import MeshdError
 from orchestrator.lab.layout import DEFAULT_STATE_DIR
 from orchestrator.version import VERSION
-
-DEFAULT_SOCKET = "/run/meshd/meshd.sock"
-
 
 _PERMITTED = (
     f"Permitted anyway: {', '.join(sorted(permissions.DEFAULT))}. To be permitted: "
@@ -148,7 +146,7 @@ def trace(socket: str, as_json: bool, **request: object) -> None:
     """
     from rich.console import Console
 
-    from orchestrator.cli.ask import ask
+    from orchestrator.ask import ask
     from orchestrator.diagnose.picture import picture
     from orchestrator.diagnose.report import TraceReport
 

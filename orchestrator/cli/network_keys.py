@@ -10,7 +10,7 @@ import time
 import click
 import msgspec
 
-from orchestrator.cli.ask import ask
+from orchestrator.ask import DEFAULT_SOCKET, ask
 from orchestrator.errors import ConfigError
 
 _POLL_S = 0.5
@@ -18,7 +18,7 @@ _POLL_S = 0.5
 
 @click.command("rotate-network-keys")
 @click.option("--timeout", default=120.0, show_default=True, help="How long to wait for all nodes, in seconds.")
-@click.option("--socket", default="/run/meshd/meshd.sock", show_default=True, help="The socket of a manager's meshd.")
+@click.option("--socket", default=DEFAULT_SOCKET, show_default=True, help="The socket of a manager's meshd.")
 def rotate_network_keys(timeout: float, socket: str) -> None:
     """New keys on all nodes with encrypted networks, now. Without a lost packet; the managers do it twice a day by themselves."""
     ask(socket, "POST", "/mesh/v1/network-keys/rotate")

@@ -10,12 +10,12 @@ from pathlib import Path
 import click
 import msgspec
 
-from orchestrator.cli.ask import ask
+from orchestrator.ask import DEFAULT_SOCKET, ask
 from orchestrator.local_state import write_private
 from orchestrator.managers.backup import SealedBackup, header, load, sealed
 from orchestrator.security.keyring import parsed
 
-_SOCKET = click.option("--socket", default="/run/meshd/meshd.sock", show_default=True, help="The meshd of this machine.")
+_SOCKET = click.option("--socket", default=DEFAULT_SOCKET, show_default=True, help="The meshd of this machine.")
 
 
 @click.command()

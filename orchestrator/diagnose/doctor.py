@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.cli.ask import NoDaemon, ask
+from orchestrator.ask import NoDaemon, ask
 from orchestrator.diagnose.finding import Finding, is_well
 from orchestrator.diagnose.host import Machine, examine
 from orchestrator.errors import ConfigError

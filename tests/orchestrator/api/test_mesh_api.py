@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from orchestrator.api.app import make_app
-from orchestrator.cli.ask import NoDaemon
+from orchestrator.ask import NoDaemon
 from orchestrator.cli.main import main
 from orchestrator.client import Mesh
 from orchestrator.errors import ConfigError

@@ -1,4 +1,4 @@
-"""Ask the daemon of this machine, from the command line.
+"""Ask the daemon of this machine: what the command line and the client of our own API have in common.
 
 Edge: HTTP over its unix socket.
 """
@@ -14,6 +14,8 @@ from typing import Any
 import msgspec
 
 from orchestrator.errors import ConfigError
+
+DEFAULT_SOCKET = "/run/meshd/meshd.sock"
 
 
 class _UnixConnection(http.client.HTTPConnection):
