@@ -9,6 +9,7 @@ import base64
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -16,14 +17,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.client import Mesh
+from orchestrator.ask import DEFAULT_SOCKET
 from orchestrator.errors import ConfigError
 from orchestrator.stacks.compose import needs_of
 from orchestrator.stacks.fields import env_file
 from orchestrator.stacks.interpolate import interpolate
 from orchestrator.stacks.messages import ObjectChange, StackAnswer, StackRequest, StackState
 
-_SOCKET = click.option("--socket", default="/run/meshd/meshd.sock", show_default=True, help="The socket of a manager's meshd.")
+if TYPE_CHECKING:
+    from orchestrator.client import Mesh
+
+_SOCKET = click.option("--socket", default=DEFAULT_SOCKET, show_default=True, help="The socket of a manager's meshd.")
 _FILE = click.option(
     "-c", "--compose-file", "file", default="compose.yml", show_default=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
@@ -57,7 +61,7 @@ def stack() -> None:
 @_SOCKET
 def plan(name: str, file: Path, as_json: bool, socket: str) -> None:
     """What would deploying this file change? Changes nothing. Exit code 1: something, 0: nothing."""
-    answer = Mesh(socket).plan_stack(name, request_of(file))
+    answer = _mesh(socket).plan_stack(name, request_of(file))
     _print(answer, "nothing is changed yet", as_json)
     sys.exit(1 if answer.changes else 0)
 
@@ -69,7 +73,7 @@ def plan(name: str, file: Path, as_json: bool, socket: str) -> None:
 @_SOCKET
 def deploy(name: str, file: Path, as_json: bool, socket: str) -> None:
     """Make the stack what the file says: all of it, or nothing. Tasks follow at the pace of each service's update_config."""
-    _print(Mesh(socket).deploy_stack(name, request_of(file)), "done", as_json)
+    _print(_mesh(socket).deploy_stack(name, request_of(file)), "done", as_json)
 
 
 @stack.command()
@@ -78,7 +82,7 @@ def deploy(name: str, file: Path, as_json: bool, socket: str) -> None:
 @_SOCKET
 def rollback(name: str, as_json: bool, socket: str) -> None:
     """The previous revision again, as a new one: services, secrets and configs; a second time goes forward again."""
-    _print(Mesh(socket).roll_back_stack(name), "done", as_json)
+    _print(_mesh(socket).roll_back_stack(name), "done", as_json)
 
 
 @stack.command()
@@ -87,7 +91,7 @@ def rollback(name: str, as_json: bool, socket: str) -> None:
 @_SOCKET
 def rm(name: str, as_json: bool, socket: str) -> None:
     """Remove the stack with its services, networks, secrets and configs; volumes stay."""
-    _print(Mesh(socket).remove_stack(name), "done", as_json)
+    _print(_mesh(socket).remove_stack(name), "done", as_json)
 
 
 @stack.command()
@@ -95,7 +99,7 @@ def rm(name: str, as_json: bool, socket: str) -> None:
 @_SOCKET
 def ls(as_json: bool, socket: str) -> None:
     """All stacks and how they are."""
-    found = Mesh(socket).list_stacks()
+    found = _mesh(socket).list_stacks()
     if as_json:
         click.echo(msgspec.json.encode(found))
         return
@@ -112,7 +116,7 @@ def ls(as_json: bool, socket: str) -> None:
 @_SOCKET
 def show(name: str, as_json: bool, socket: str) -> None:
     """Services of a stack, and what differs from its compose file."""
-    state = Mesh(socket).stack(name)
+    state = _mesh(socket).stack(name)
     if as_json:
         click.echo(msgspec.json.encode(state))
         return
@@ -125,6 +129,13 @@ def show(name: str, as_json: bool, socket: str) -> None:
     if state.drift:
         console.print("\ndiffers from its compose file (deploy it to mend that):")
         _print_changes(console, state.drift)
+
+
+def _mesh(socket: str) -> Mesh:
+    # it knows the whole API, and the data plane's types with it: too much for `meshd --help`
+    from orchestrator.client import Mesh
+
+    return Mesh(socket)
 
 
 def request_of(file: Path) -> StackRequest:
