@@ -10,7 +10,6 @@ no operator's. File names are those that dockerd's and the docker CLI's document
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import re
 import ssl
 from collections.abc import Sequence
@@ -108,9 +107,8 @@ def _authority(directory: Path, now: datetime, written: list[Path]) -> ca.RootCA
     own = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "meshd API CA")])
     signed = (
-        _builder(name, name, own.public_key(), now, _CA_LIFE)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(ca.key_usage(ca=True), critical=True)
+        ca.builder(name, name, own.public_key(), now, now + _CA_LIFE, path_length=0)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(own.public_key()), critical=False)
         .sign(own, hashes.SHA256())
     )
     authority = ca.RootCA(ca.certificate_pem(signed), key_pem(own))
@@ -122,11 +120,10 @@ def _issue(
     authority: ca.RootCA, common: str, usage: ObjectIdentifier, now: datetime, sans: x509.SubjectAlternativeName | None = None
 ) -> tuple[str, str]:
     own = ec.generate_private_key(ec.SECP256R1())
-    issuer = load_certificate(authority.certificate)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
     builder = (
-        _builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)]), issuer.subject, own.public_key(), now, LIFE)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(ca.key_usage(ca=False), critical=True)
+        ca.builder(name, load_certificate(authority.certificate).subject, own.public_key(), now, now + LIFE)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(own.public_key()), critical=False)
         .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
     )
     if sans is not None:
@@ -134,28 +131,9 @@ def _issue(
     return ca.certificate_pem(builder.sign(load_key(authority.key), hashes.SHA256())), key_pem(own)
 
 
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, life: timedelta
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - ca.BACKDATE)
-        .not_valid_after(now + life)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-    )
-
-
 def _general_name(name: str) -> x509.GeneralName:
     try:
-        return x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        pass
-    try:
-        return x509.DNSName(name)
+        return ca.general_name(name)
     except ValueError:
         raise ConfigError(f"{name!r} is neither a DNS name nor an IP address") from None
 

@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes, PublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from orchestrator.errors import ConfigError, RemoteProtocolError
@@ -36,7 +36,7 @@ ROLE_OF: dict[str, Role] = {"swarm-worker": "worker", "swarm-manager": "manager"
 
 ROOT_LIFE = timedelta(days=20 * 365)
 NODE_LIFE = timedelta(days=90)
-# SwarmKit's CertBackdate and MinNodeCertExpiration.
+# SwarmKit's CertBackdate and MinNodeCertExpiration. A clock that is a little behind must accept a certificate made by one that is ahead.
 BACKDATE = timedelta(hours=1)
 MIN_NODE_LIFE = timedelta(hours=1)
 _MAX_CSR_BYTES = 8192
@@ -69,15 +69,7 @@ def new_root(cluster_id: str, now: datetime) -> RootCA:
         [x509.NameAttribute(NameOID.COMMON_NAME, "swarm-ca"), x509.NameAttribute(NameOID.ORGANIZATION_NAME, cluster_id)],
     )
     certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - BACKDATE)
-        .not_valid_after(now + ROOT_LIFE)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
-        .add_extension(key_usage(ca=True), critical=True)
+        builder(name, name, key.public_key(), now, now + ROOT_LIFE, path_length=1)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
@@ -124,30 +116,55 @@ def issue(
     public_key = request.public_key()
     names: list[x509.GeneralName] = [x509.DNSName(node_id), x509.DNSName(OU_OF[role])]
     names += [x509.IPAddress(ipaddress.ip_address(address)) for address in sorted(set(addresses))]
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(
-            x509.Name(
-                [
-                    x509.NameAttribute(NameOID.ORGANIZATION_NAME, cluster_id),
-                    x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, OU_OF[role]),
-                    x509.NameAttribute(NameOID.COMMON_NAME, node_id),
-                ],
-            ),
-        )
-        .issuer_name(ca.subject)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - BACKDATE)
-        .not_valid_after(min(now + max(life, MIN_NODE_LIFE), ca.not_valid_after_utc))
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(key_usage(ca=False), critical=True)
+    name = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, cluster_id),
+            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, OU_OF[role]),
+            x509.NameAttribute(NameOID.COMMON_NAME, node_id),
+        ],
+    )
+    not_after = min(now + max(life, MIN_NODE_LIFE), ca.not_valid_after_utc)
+    certificate = (
+        builder(name, ca.subject, public_key, now, not_after)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
         .add_extension(authority_key(ca), critical=False)
+        .sign(ca_key, hashes.SHA256())
     )
-    return certificate_pem(builder.sign(ca_key, hashes.SHA256())) + root.intermediate
+    return certificate_pem(certificate) + root.intermediate
+
+
+def builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: CertificatePublicKeyTypes,
+    now: datetime,
+    not_after: datetime,
+    *,
+    path_length: int | None = None,
+) -> x509.CertificateBuilder:
+    """What all certificates that are made here have; the rest is the caller's to add. path_length: of a CA's; None: it is none."""
+    is_ca = path_length is not None
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATE)
+        .not_valid_after(not_after)
+        .add_extension(x509.BasicConstraints(ca=is_ca, path_length=path_length), critical=True)
+        .add_extension(key_usage(ca=is_ca), critical=True)
+    )
+
+
+def general_name(text: str) -> x509.GeneralName:
+    """An IP address or a DNS name. ValueError: neither."""
+    try:
+        return x509.IPAddress(ipaddress.ip_address(text))
+    except ValueError:
+        return x509.DNSName(text)
 
 
 def subject(certificate: str) -> Subject:

@@ -53,16 +53,9 @@ def checked(certificate: str, key: str, now: datetime) -> ca.RootCA:
 def cross_signed(old: ca.RootCA, new_root: str, now: datetime) -> str:
     """The new root's name and key in a certificate that the old root has signed: who trusts the old one accepts what the new one signs."""
     issuer, new = ca.load_certificate(old.certificate), ca.load_certificate(new_root)
+    not_after = min(issuer.not_valid_after_utc, new.not_valid_after_utc)
     certificate = (
-        x509.CertificateBuilder()
-        .subject_name(new.subject)
-        .issuer_name(issuer.subject)
-        .public_key(new.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - ca.BACKDATE)
-        .not_valid_after(min(issuer.not_valid_after_utc, new.not_valid_after_utc))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(ca.key_usage(ca=True), critical=True)
+        ca.builder(new.subject, issuer.subject, new.public_key(), now, not_after, path_length=0)
         .add_extension(new.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value, critical=False)
         .add_extension(ca.authority_key(issuer), critical=False)
         .sign(ca.load_ca_key(old.key), hashes.SHA256())

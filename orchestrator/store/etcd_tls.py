@@ -5,7 +5,6 @@ Edge: makes keys (randomness), writes files. Apart from the cluster's CA on purp
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,14 +17,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from orchestrator.errors import ConfigError
-from orchestrator.security.ca import pem_opened, pem_sealed
+from orchestrator.security.ca import builder, certificate_pem, general_name, key_pem, pem_opened, pem_sealed
 
 # The name clients check, whatever address they dial: every member's certificate carries it.
 SERVER_NAME = "localhost"
 # Peers cross-check nothing but the CA, and etcd keeps connections for months: what expires earlier only stops clusters.
 LIFETIME = timedelta(days=3650)
-# A member whose clock is a little behind must accept a certificate made by one that is ahead.
-CLOCK_SKEW = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +45,8 @@ class TLSFiles:
 def create_ca(common_name: str, now: datetime) -> KeyPair:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-    usage = x509.KeyUsage(
-        digital_signature=False, content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=False,
-        key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
-    )  # fmt: skip
     certificate = (
-        _builder(name, name, key.public_key(), now)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(usage, critical=True)
+        builder(name, name, key.public_key(), now, now + LIFETIME, path_length=0)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
@@ -73,15 +64,9 @@ def issue(ca: KeyPair, common_name: str, sans: Sequence[str], now: datetime) -> 
         raise ConfigError("etcd's CA key is not an elliptic curve key")
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-    names = [_general_name(san) for san in dict.fromkeys([SERVER_NAME, "127.0.0.1", "::1", *sans])]
-    usage = x509.KeyUsage(
-        digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=False,
-        key_cert_sign=False, crl_sign=False, encipher_only=False, decipher_only=False,
-    )  # fmt: skip
+    names = [general_name(san) for san in dict.fromkeys([SERVER_NAME, "127.0.0.1", "::1", *sans])]
     certificate = (
-        _builder(name, ca_certificate.subject, key.public_key(), now)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(usage, critical=True)
+        builder(name, ca_certificate.subject, key.public_key(), now, now + LIFETIME)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
@@ -114,27 +99,5 @@ def opened(files: TLSFiles, passphrase: bytes) -> tuple[TLSFiles, int]:
     return replace(files, key=Path(f"/proc/self/fd/{descriptor}")), descriptor
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCK_SKEW)
-        .not_valid_after(now + LIFETIME)
-    )
-
-
-def _general_name(san: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(san))
-    except ValueError:
-        return x509.DNSName(san)
-
-
 def _pem(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> KeyPair:
-    return KeyPair(
-        cert=certificate.public_bytes(serialization.Encoding.PEM).decode(),
-        key=key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode(),
-    )
+    return KeyPair(cert=certificate_pem(certificate), key=key_pem(key))
