@@ -12,8 +12,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from orchestrator.encryption import epochs
-from orchestrator.errors import ConfigError
-from orchestrator.local_state import write_private
+from orchestrator.local_state import read_private, save_private
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -48,8 +47,7 @@ class Keyring:
         keys = {epoch: self._kept.keys.get(epoch) or _new() for epoch in epochs(step)}
         if (step, keys) != (self._kept.step, self._kept.keys):
             kept = _Kept(step, keys)
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_private(self._path, msgspec.json.encode(kept))
+            save_private(self._path, kept)
             self._kept = kept
 
     def erase(self) -> None:
@@ -57,12 +55,8 @@ class Keyring:
 
 
 def _load(path: Path) -> _Kept:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=_Kept)
-    except FileNotFoundError:
-        return _Kept(0, {})
-    except (OSError, msgspec.DecodeError) as error:
-        raise ConfigError(f"{path} can't be used: {error}; remove it, and this node makes itself new keys for encrypted networks") from None
+    kept = read_private(path, _Kept, "remove it, and this node makes itself new keys for encrypted networks")
+    return kept or _Kept(0, {})
 
 
 def _new() -> str:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
+from msgspec.structs import replace
 
 from orchestrator.errors import ConfigError, MeshdError
 from orchestrator.formation.decision import (
@@ -31,7 +31,7 @@ from orchestrator.formation.decision import (
 from orchestrator.formation.door import Door, ask
 from orchestrator.formation.order import Order, own_peer
 from orchestrator.ids import new_id
-from orchestrator.local_state import write_private
+from orchestrator.local_state import read_private, save_private
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class Former:
         """And if so, that is on record: who leaves his cluster later is not to come into one again by himself."""
         member, record = self._daemon.member(), _load(self._directory)
         if member is not None and record.cluster != member.cluster:
-            _save(self._directory, msgspec.structs.replace(record, cluster=member.cluster))
+            save_private(self._directory / RECORD_FILE, replace(record, cluster=member.cluster))
         return member is not None
 
     def _others(self) -> tuple[str, ...]:
@@ -145,35 +145,22 @@ class Former:
         me = self._standing()
         record, said = answer(me, question)
         if record != me.record:
-            _save(self._directory, record)
+            save_private(self._directory / RECORD_FILE, record)
             log.info("formation promised founder=%s machine=%s", record.founder, record.follows)
         return said
 
 
 def load_record(directory: Path) -> Record | None:
     """None: it never had an order to come into a cluster by itself. ConfigError: it can't be read."""
-    path = directory / RECORD_FILE
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Record)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.DecodeError) as error:
-        raise ConfigError(
-            f"{path} can't be used: {error}; it says whom this machine has promised to follow, so it is not passed over"
-        ) from None
+    return read_private(directory / RECORD_FILE, Record, "it says whom this machine has promised to follow, so it is not passed over")
 
 
 def _load(directory: Path) -> Record:
     record = load_record(directory)
     if record is None:
         record = Record(machine=new_id())
-        _save(directory, record)
+        save_private(directory / RECORD_FILE, record)
     return record
-
-
-def _save(directory: Path, record: Record) -> None:
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_private(directory / RECORD_FILE, msgspec.json.encode(record))
 
 
 def _token(path: Path) -> str:

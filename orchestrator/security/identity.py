@@ -7,7 +7,6 @@ use it, those that exist stay. A context can't forget a root it trusts, so anoth
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import ssl
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.errors import ConfigError, MeshdError
+from orchestrator.local_state import sync_directory, write_private
 from orchestrator.model import TLSInfo
 from orchestrator.security import ca
 
@@ -112,13 +112,13 @@ class Credentials:
     def install(self, identity: Identity) -> None:
         """Key and certificate are two files: whatever the moment of a crash, `load` finds the old pair or the new one."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _write(self._directory / ROOT_FILE, identity.root_certificate)
+        write_private(self._directory / ROOT_FILE, identity.root_certificate.encode())
         new_key, new_cert = self._directory / f"{KEY_FILE}.new", self._directory / f"{CERT_FILE}.new"
-        _write(new_cert, identity.certificate)
-        _write(new_key, ca.pem_sealed(identity.key, self._passphrase))
+        write_private(new_cert, identity.certificate.encode())
+        write_private(new_key, ca.pem_sealed(identity.key, self._passphrase).encode())
         new_key.rename(self._directory / KEY_FILE)
         new_cert.rename(self._directory / CERT_FILE)
-        _sync_directory(self._directory)
+        sync_directory(self._directory)
         if identity.root_certificate != self._identity.root_certificate:
             self._server, self._clients = None, {}
         self._identity = identity
@@ -224,23 +224,3 @@ def _finish_interrupted_install(directory: Path, passphrase: bytes) -> None:
         pass
     new_cert.unlink(missing_ok=True)
     new_key.unlink(missing_ok=True)
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all, readable by the owner only from the first byte on."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from orchestrator.errors import ConfigError
-from orchestrator.local_state import replace_private
+from orchestrator.local_state import replace_private, unfinished
 from orchestrator.security import secretbox
 
 _FILE = "keyring.json"
@@ -55,7 +55,7 @@ def load(directory: Path, unlock_key: bytes = b"") -> Keyring | None:
     """None: there is none. Locked, WrongKey; ConfigError: it can't be read."""
     path = directory / _FILE
     # of a write that a crash cut short
-    _temporary(path).unlink(missing_ok=True)
+    unfinished(path).unlink(missing_ok=True)
     try:
         file = msgspec.json.decode(path.read_bytes(), type=_File)
         if file.format != _FORMAT:
@@ -86,13 +86,8 @@ def save(directory: Path, keys: Keyring, unlock_key: bytes = b"") -> None:
 
 
 def erase(directory: Path) -> None:
-    for path in (directory / _FILE, _temporary(directory / _FILE)):
+    for path in (directory / _FILE, unfinished(directory / _FILE)):
         path.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    """As `write_private` names it."""
-    return path.with_name(f".{path.name}.tmp")
 
 
 # ---- unlock keys -----------------------------------------------------------------------------------------------------------------

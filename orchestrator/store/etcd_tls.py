@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from orchestrator.errors import ConfigError
+from orchestrator.local_state import write_private
 from orchestrator.security.ca import builder, certificate_pem, general_name, key_pem, pem_opened, pem_sealed
 
 # The name clients check, whatever address they dial: every member's certificate carries it.
@@ -80,10 +81,7 @@ def write_files(directory: Path, ca_cert: str, pair: KeyPair, passphrase: bytes 
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     files = TLSFiles(ca=directory / "ca.crt", cert=directory / "etcd.crt", key=directory / "etcd.key")
     for path, text in ((files.ca, ca_cert), (files.cert, pair.cert), (files.key, pem_sealed(pair.key, passphrase))):
-        fresh = path.with_suffix(path.suffix + ".new")
-        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
-            file.write(text)
-        fresh.replace(path)
+        write_private(path, text.encode())
     return files
 
 

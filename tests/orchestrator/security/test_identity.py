@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import contextlib
+import itertools
 import random
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +10,7 @@ import pytest
 from orchestrator.errors import ConfigError
 from orchestrator.security import ca, identity
 from orchestrator.security.identity import CERT_FILE, KEY_FILE, ROOT_FILE, Credentials, Identity, renewal_due
+from tests.orchestrator.crash import crashing_at_every_step
 
 from .clusters import CLUSTER_ID, TestCluster, now
 
@@ -60,35 +61,25 @@ def test_a_damaged_identity_gets_a_sentence(cluster: TestCluster, tmp_path: Path
             Credentials.load(tmp_path)
 
 
-class Crash(Exception):
-    pass
-
-
-@pytest.mark.parametrize("steps", range(20))
-def test_a_crash_at_any_step_of_a_renewal_leaves_a_whole_identity(
-    cluster: TestCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
-) -> None:
+def test_a_crash_at_any_step_of_a_renewal_leaves_a_whole_identity(cluster: TestCluster, tmp_path: Path) -> None:
     old, new = cluster.identity("node1"), cluster.identity("node1")
-    credentials = Credentials.create(tmp_path, old)
-    left = steps
-    rename = Path.rename
+    runs = itertools.count()
 
-    def failing(self: Path, target: Path) -> Path:
-        nonlocal left
-        if left == 0:
-            raise Crash
-        left -= 1
-        return rename(self, target)
+    def prepare() -> Path:
+        directory = tmp_path / str(next(runs))
+        Credentials.create(directory, old)
+        return directory
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", failing)
-        with contextlib.suppress(Crash):
-            credentials.install(new)
-    loaded = Credentials.load(tmp_path)
-    assert loaded is not None
-    assert same(loaded.identity, old) or same(loaded.identity, new)
-    if left > 0:
-        assert same(loaded.identity, new)
+    def renew(directory: Path) -> None:
+        credentials = Credentials.load(directory)
+        assert credentials is not None
+        credentials.install(new)
+
+    for directory in crashing_at_every_step(prepare, renew):
+        loaded = Credentials.load(directory)
+        assert loaded is not None
+        assert same(loaded.identity, old) or same(loaded.identity, new)
+    assert same(loaded.identity, new)
 
 
 def test_key_and_certificate_must_belong_together(cluster: TestCluster) -> None:
