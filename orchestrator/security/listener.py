@@ -21,6 +21,7 @@ from aiohttp import web
 from orchestrator.errors import ConfigError
 from orchestrator.keepalive import keep_alive
 from orchestrator.security import half_closing
+from orchestrator.security.admission import join_endpoint
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class TlsListener:
             listener = _listen(self._host, self._port)
         except OSError as error:
             reason = "another program listens there" if error.errno == errno.EADDRINUSE else (error.strerror or str(error)).lower()
-            raise ConfigError(f"can't listen on {_endpoint(self._host, self._port)}: {reason}") from None
+            raise ConfigError(f"can't listen on {join_endpoint(self._host, self._port)}: {reason}") from None
         self._sockets.append(listener)
         self._acceptors.append(asyncio.create_task(self._accept(listener)))
 
@@ -156,13 +157,13 @@ class TlsListener:
             transport: asyncio.BaseTransport
             if self._half_closing:
                 transport = await half_closing.accept(
-                    connection, server(), self._context(), handshake_timeout_s=HANDSHAKE_TIMEOUT_S, shutdown_timeout_s=_SHUTDOWN_TIMEOUT_S
+                    connection, server(), context, handshake_timeout_s=HANDSHAKE_TIMEOUT_S, shutdown_timeout_s=_SHUTDOWN_TIMEOUT_S
                 )
             else:
                 transport, _ = await loop.connect_accepted_socket(
                     server,
                     connection,
-                    ssl=self._context(),
+                    ssl=context,
                     ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
                     ssl_shutdown_timeout=_SHUTDOWN_TIMEOUT_S,
                 )
@@ -245,10 +246,6 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-def _endpoint(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _reason(error: BaseException) -> str:
