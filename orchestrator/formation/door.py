@@ -19,13 +19,14 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from orchestrator.errors import MeshdError
+from orchestrator.errors import MeshdError, RemoteProtocolError
 from orchestrator.formation import proof
 from orchestrator.formation.decision import Answer, Question
+from orchestrator.http_answer import read_whole
 from orchestrator.ids import new_id
 from orchestrator.security import ca
 from orchestrator.security.admission import split_endpoint
-from orchestrator.security.identity import Identity, unverified_context
+from orchestrator.security.identity import Credentials, Identity, unverified_context
 from orchestrator.security.listener import TlsListener
 from orchestrator.security.rate import RateLimit
 
@@ -111,8 +112,10 @@ async def ask(endpoint: str, question: Question, secret: bytes) -> Answer | str:
             headers = {proof.HEADER: proof.of_question(secret, certificate, asked), "Content-Type": "application/json"}
             async with aiohttp.ClientSession(connector=pinned, trust_env=False) as session:
                 async with session.post(f"https://{endpoint}{PATH}", data=asked, headers=headers) as response:
-                    said = await response.content.read(_MAX_BODY_BYTES)
+                    said = await read_whole(response, _MAX_BODY_BYTES)
                     given = response.headers.get(proof.HEADER, "")
+    except RemoteProtocolError as error:
+        return str(error)
     except TimeoutError:
         return "no answer in time"
     except (aiohttp.ClientError, OSError) as error:
@@ -152,13 +155,6 @@ def _passing_identity() -> Identity:
 
 
 def _server_context(identity: Identity) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.num_tickets = 0
     # OpenSSL takes keys by file name only
     with tempfile.TemporaryDirectory(prefix="meshd-") as directory:
-        pair = Path(directory) / "pair"
-        pair.touch(mode=0o600)
-        pair.write_text(identity.key + identity.certificate)
-        context.load_cert_chain(pair)
-    return context
+        return Credentials.create(Path(directory), identity).server_context

@@ -16,6 +16,7 @@ import msgspec
 from cryptography import x509
 
 from orchestrator.errors import ConfigError, RemoteProtocolError
+from orchestrator.http_answer import read_whole
 from orchestrator.security import ca, roots
 from orchestrator.security.admission import Order
 from orchestrator.security.identity import Credentials
@@ -122,13 +123,9 @@ async def _ask(url: str, question: _Question, root: str, credentials: Credential
     try:
         async with _session(root, credentials) as session:
             async with session.post(url, data=msgspec.json.encode(question), headers=headers, allow_redirects=False) as response:
-                raw = await response.content.read(_MAX_ANSWER_BYTES + 1)
-                while not response.content.at_eof() and len(raw) <= _MAX_ANSWER_BYTES:
-                    raw += await response.content.read(_MAX_ANSWER_BYTES + 1 - len(raw))
+                raw = await read_whole(response, _MAX_ANSWER_BYTES)
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise RemoteProtocolError(str(error) or type(error).__name__) from None
-    if len(raw) > _MAX_ANSWER_BYTES:
-        raise RemoteProtocolError("its answer is too long")
     try:
         answer = msgspec.json.decode(raw, type=_Answer)
     except msgspec.DecodeError:

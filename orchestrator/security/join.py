@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from orchestrator.errors import ApiError, ConfigError, MeshdError, RemoteProtocolError
+from orchestrator.http_answer import read_whole
 from orchestrator.security import ca, roots, tokens
 from orchestrator.security.admission import (
     JoinAnswer,
@@ -266,18 +267,15 @@ async def _fetch(
     try:
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as session:
             async with session.request(method, f"https://{endpoint}{path}", data=body, headers=headers) as response:
-                answer = await response.content.read(_MAX_ANSWER_BYTES + 1)
-                while not response.content.at_eof() and len(answer) <= _MAX_ANSWER_BYTES:
-                    answer += await response.content.read(_MAX_ANSWER_BYTES + 1 - len(answer))
+                return response.status, await read_whole(response, _MAX_ANSWER_BYTES)
+    except RemoteProtocolError as error:
+        raise _TryAgain(str(error)) from None
     except aiohttp.ClientConnectorCertificateError as error:
         raise _TryAgain(f"it is not a manager of this cluster ({error.certificate_error})") from None
     except aiohttp.ClientConnectorError as error:
         raise _TryAgain(dial_failure(error)) from None
     except (aiohttp.ClientError, OSError) as error:
         raise _TryAgain("no answer in time" if isinstance(error, TimeoutError) else f"connection failed ({type(error).__name__})") from None
-    if len(answer) > _MAX_ANSWER_BYTES:
-        raise _TryAgain("its answer is too long")
-    return response.status, answer
 
 
 def dial_failure(error: aiohttp.ClientConnectorError) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from orchestrator.errors import ApiError, ConfigError
 from orchestrator.formation.decision import Answer, Membership, Question, Record
@@ -158,6 +159,28 @@ async def test_who_knows_the_secret_is_answered(door: Door) -> None:
     assert await ask(endpoint(door), QUESTION, SECRET) == Answer(cluster="c", token="for m")
 
 
+async def test_an_answer_that_comes_in_pieces_is_read_whole() -> None:
+    said = Answer(cluster="c", managers=("10.0.0.1:2377", "10.0.0.2:2377"))
+
+    class Slow(Door):
+        async def serve(self, request: web.Request, certificate: str) -> web.StreamResponse:  # type: ignore[override]
+            whole = await super().serve(request, certificate)
+            assert isinstance(whole.body, bytes)
+            response = web.StreamResponse(headers=whole.headers)
+            await response.prepare(request)
+            for piece in (whole.body[:10], whole.body[10:]):
+                await response.write(piece)
+                await asyncio.sleep(0.05)
+            return response
+
+    slow = Slow(SECRET, lambda question: said)
+    await slow.open("127.0.0.1", 0)
+    try:
+        assert await ask(endpoint(slow), QUESTION, SECRET) == said
+    finally:
+        await slow.close()
+
+
 async def test_who_does_not_know_it_is_told_nothing_else(door: Door) -> None:
     assert await ask(endpoint(door), QUESTION, SECRET + b"!") == "the join secret is another one there"
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=unverified_context())) as session:
@@ -182,8 +205,6 @@ async def test_an_answer_without_proof_is_not_believed() -> None:
 
 
 async def _unproven(request: object, certificate: str) -> object:
-    from aiohttp import web
-
     return web.json_response({"cluster": "his", "token": "his"})
 
 
@@ -194,8 +215,6 @@ async def test_who_sits_in_between_can_pass_nothing_on(door: Door) -> None:
 
     class Between(Door):
         async def serve(self, request, certificate):  # type: ignore[no-untyped-def]
-            from aiohttp import web
-
             async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=unverified_context())) as session:
                 async with session.post(f"https://{host}:{port}{PATH}", data=await request.read(), headers=request.headers) as response:
                     seen.append(await response.text())
