@@ -33,10 +33,10 @@ _LOG_CHECK_S = 10.0
 _BACKOFF_MIN_S = 0.5
 _BACKOFF_MAX_S = 10.0
 # a run this long was a good one: the next failure is a new story
-# etcd 3.4 and 3.5, etcdserver/server.go
-_REMOVED = b"data-dir used by this member must be removed"
 _GOOD_RUN_S = 60.0
 _STOP_GRACE_S = 5.0
+# etcd 3.4 and 3.5, etcdserver/server.go
+_REMOVED = b"data-dir used by this member must be removed"
 
 
 @dataclass(frozen=True, slots=True)
