@@ -43,11 +43,10 @@ class Draft:
             before, after = self._base.raw(kind, id), self.snapshot.raw(kind, id)
             if after is not None:
                 put = replace(after, version=before.version if before is not None else Version())
-                if put != before:
-                    written.append(Put(put))
+                # what came back to what it was is not written, but must still be so
+                written.append(Put(put) if put != before else Guard(kind, id, put.version.index))
             elif before is not None:
                 written.append(Delete(kind, id, before.version.index))
-        keys = {key_of(change) for change in written}
         # what the draft itself makes can't be required to be there before
-        guards = [guard for key, guard in self._guards.items() if key not in keys and key not in self._touched]
+        guards = [guard for key, guard in self._guards.items() if key not in self._touched]
         return [*written, *guards]

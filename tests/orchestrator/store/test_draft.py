@@ -79,6 +79,17 @@ async def test_somebody_faster_is_a_conflict_and_nothing_is_written() -> None:
     assert owners(store.snapshot()) == {"a": "x", "b": "z"}
 
 
+async def test_what_comes_back_to_what_it_was_must_still_be_so() -> None:
+    store = MemoryStore()
+    await store.commit([Put(Claim(id="a", owner="x"))])
+    draft = Draft(store.snapshot())
+    draft.add([change(draft.snapshot, ("put", "a", "y")), change(draft.snapshot, ("put", "b", "y"))])
+    draft.add([change(draft.snapshot, ("put", "a", "x"))])
+    await store.commit([change(store.snapshot(), ("delete", "a", ""))])
+    with pytest.raises(Conflict):
+        await store.commit(draft.changes())
+
+
 def test_what_comes_and_goes_within_the_draft_leaves_no_trace() -> None:
     draft = Draft(Snapshot(revision=1))
     draft.add([Put(Claim(id="a", owner="x"))])
