@@ -145,8 +145,7 @@ class NetworkPool:
     def take_for_task(self, chosen: Sequence[str] = ()) -> list[str]:
         """One address of each family, that which was `chosen` or the next; there must be room, and `check` has passed."""
         self._unplaced += 1
-        given = {subnet.version: subnet.give(number(address)) for address in chosen for subnet in self._around(address)}
-        return [address for family in self._families if (address := given.get(family[0].version) or _take_first(family))]
+        return self._take(chosen)
 
     def check(self, chosen: Sequence[str]) -> None:
         """ConfigError, in Docker's words, unless every one of these addresses can be had."""
@@ -185,8 +184,9 @@ class NetworkPool:
         free = [sum(subnet.free for subnet in family) for family in self._families]
         return bool(free) and free[0] > leave and min(free) > 0
 
-    def _take(self) -> list[str]:
-        return [address for family in self._families if (address := _take_first(family))]
+    def _take(self, chosen: Sequence[str] = ()) -> list[str]:
+        given = {subnet.version: subnet.give(number(address)) for address in chosen for subnet in self._around(address)}
+        return [address for family in self._families if (address := given.get(family[0].version) or _take_first(family))]
 
     def _around(self, address: str) -> list[SubnetPool]:
         return [subnet for subnet in self._subnets(address) if subnet.contains(number(address))]
