@@ -173,8 +173,8 @@ class Trunk:
     async def write(self, frame: _Frame) -> None:
         await self._wire.send(_encoder.encode(frame))
 
-    async def close(self, code: int = 1000, reason: str = "") -> None:
-        await self._wire.close(code, reason)
+    async def close(self) -> None:
+        await self._wire.close()
 
     def forget(self, number: int) -> None:
         self._streams.pop(number, None)

@@ -35,9 +35,6 @@ class Held:
     def __init__(self) -> None:
         self._digests: dict[str, int] = {}
 
-    def __len__(self) -> int:
-        return len(self._digests)
-
     def replace(self, rows: Iterable[tuple[str, bytes]]) -> None:
         self._digests.clear()
         self.update(rows, ())

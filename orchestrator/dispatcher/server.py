@@ -109,7 +109,6 @@ class Dispatcher:
         self,
         store: Store,
         *,
-        node_id: str,
         decrypt: Decrypt,
         fence: Callable[[], Guard | None],
         poke: Callable[[], None] = lambda: None,
@@ -118,7 +117,7 @@ class Dispatcher:
         heartbeat_s: float | None = None,
         absent_after_s: float = HEARTBEAT_S * MISSED_HEARTBEATS,
     ) -> None:
-        self._store, self._node_id, self._decrypt, self._poke, self._now = store, node_id, decrypt, poke, now
+        self._store, self._decrypt, self._poke, self._now = store, decrypt, poke, now
         self._fence, self._confirmed_s = fence, confirmed_s
         self._given_heartbeat_s = heartbeat_s
         self._absent_after_s = absent_after_s

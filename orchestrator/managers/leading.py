@@ -46,7 +46,6 @@ class Leading:
         self.fence = self._leadership.fence
         self.dispatcher = Dispatcher(
             store,
-            node_id=node_id,
             decrypt=decrypt,
             fence=self.fence,
             confirmed_s=lambda: self._leadership.confirmed_s,

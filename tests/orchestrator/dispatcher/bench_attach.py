@@ -73,7 +73,7 @@ async def _manage(directory: Path, node_id: str, addr: str, endpoint: str, tls: 
             leading.add(asyncio.create_task(dispatcher.lead()))
 
     leadership = LeadershipLoop(store, status, node_id, addr, lambda: datetime.now(UTC), on_change=changed)
-    dispatcher = Dispatcher(store, node_id=node_id, decrypt=decrypt, fence=leadership.fence, confirmed_s=lambda: leadership.confirmed_s)
+    dispatcher = Dispatcher(store, decrypt=decrypt, fence=leadership.fence, confirmed_s=lambda: leadership.confirmed_s)
     gateway = Gateway(store, dispatcher, node_id=node_id, connect=over_tls(credentials, RELAY))
 
     async def recorded(node_id: str, addr: str) -> None:

@@ -137,7 +137,7 @@ class Lab:
         credentials = await self.cluster.node(node_id, "manager")
         pokes: list[int] = []
         dispatcher = Dispatcher(
-            self.store, node_id=node_id, decrypt=decrypt, fence=lambda: made.fence, poke=lambda: pokes.append(1),
+            self.store, decrypt=decrypt, fence=lambda: made.fence, poke=lambda: pokes.append(1),
             heartbeat_s=heartbeat_s, absent_after_s=self.absent_after_s, confirmed_s=lambda: made.confirmed_s,
         )  # fmt: skip
         gateway = Gateway(self.store, dispatcher, node_id=node_id, connect=over_tls(credentials, RELAY), patience_s=self.patience_s)
