@@ -11,19 +11,18 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
-import msgspec
 from aiohttp import web
 
 from orchestrator.dispatcher.connection import Connect, Connection, WebSocket
-from orchestrator.dispatcher.messages import FromAgent, Hello, Redirect, Restart
+from orchestrator.dispatcher.messages import Hello, Redirect, Restart
 from orchestrator.dispatcher.multiplex import Stream, Trunk
 from orchestrator.dispatcher.server import (
     CLOSE_LOST,
     CLOSE_NOT_LEADING,
     CLOSE_PROTOCOL,
     CLOSE_REMOVED,
-    MAX_DESCRIPTION_BYTES,
     Dispatcher,
+    decoded,
     encoded,
 )
 from orchestrator.errors import Compacted, RemoteProtocolError, StoreUnavailable
@@ -44,8 +43,6 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 # What a connection buffers before its writer waits.
 WRITER_LIMIT_BYTES = 64 * 1024
 CLOSE_TIMEOUT_S = 2.0
-
-_decoder: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAgent)
 
 
 class Gateway:
@@ -239,14 +236,9 @@ async def _hello(wire: Connection, *, again: bool) -> tuple[Hello, bytes] | None
     """The first message, also as it came; None: the agent is gone. again: what it says before it was meant for another leader."""
     async with asyncio.timeout(HELLO_TIMEOUT_S):
         while (frame := await wire.receive(None)) is not None:
-            try:
-                message = _decoder.decode(frame)
-            except msgspec.DecodeError as error:
-                raise RemoteProtocolError(f"a message can't be read: {error}") from None
-            if isinstance(message, Hello) and len(frame) <= MAX_DESCRIPTION_BYTES:
-                return message, frame
+            message = decoded(frame)
             if isinstance(message, Hello):
-                raise RemoteProtocolError(f"a node description of {len(frame)} bytes")
+                return message, frame
             if not again:
                 raise RemoteProtocolError("the first message was not a hello")
     return None

@@ -292,9 +292,10 @@ class Dispatcher:
         expires_s = loop.time() + max(0.0, session.peer.expires_unix_s - self._now().timestamp())
         async with asyncio.timeout_at(expires_s):
             while True:
-                message = await self._receive(session, silence_s)
-                if message is None:
+                frame = await session.wire.receive(silence_s)
+                if frame is None:
                     return
+                message = decoded(frame)
                 if self._sessions.get(session.peer.node_id) is not session:
                     continue
                 match message:
@@ -319,19 +320,6 @@ class Dispatcher:
                         return
                     case Hello():
                         raise RemoteProtocolError("a second hello in one session")
-
-    async def _receive(self, session: _Session, timeout_s: float) -> FromAgent | None:
-        """The next message; None = closed. TimeoutError, RemoteProtocolError."""
-        frame = await session.wire.receive(timeout_s)
-        if frame is None:
-            return None
-        try:
-            message = _decoder.decode(frame)
-        except msgspec.DecodeError as error:
-            raise RemoteProtocolError(f"a message can't be read: {error}") from None
-        if isinstance(message, Hello | Describe) and len(frame) > MAX_DESCRIPTION_BYTES:
-            raise RemoteProtocolError(f"a node description of {len(frame)} bytes")
-        return message
 
     async def _write(self, session: _Session) -> None:
         """Everything that goes to the agent goes through here, one message after the other."""
@@ -454,6 +442,17 @@ def _raws(rows: Mapping[str, bytes]) -> tuple[msgspec.Raw, ...]:
 
 def _stored(session: _Session, sequence: int) -> Callable[[], None]:
     return lambda: session.statuses_stored(sequence)
+
+
+def decoded(frame: bytes) -> FromAgent:
+    """RemoteProtocolError: it can't be read, or says too much."""
+    try:
+        message = _decoder.decode(frame)
+    except msgspec.DecodeError as error:
+        raise RemoteProtocolError(f"a message can't be read: {error}") from None
+    if isinstance(message, Hello | Describe) and len(frame) > MAX_DESCRIPTION_BYTES:
+        raise RemoteProtocolError(f"a node description of {len(frame)} bytes")
+    return message
 
 
 def encoded(message: FromManager) -> bytes:
