@@ -387,15 +387,13 @@ class Dispatcher:
         session.shown, session.managers, session.role, session.trust = due, managers, role, trust
         if put or removed:
             session.acks.sent(revision)
-            await _send(
-                session.wire,
-                Delta(revision=revision, put=_raws(put), removed=removed, managers=new_managers, role=new_role, trust=new_trust),
-            )
         else:
             # Only knowledge about managers: nothing to apply, so nothing to acknowledge.
             session.acks.processed(revision)
-            if (new_managers, new_role, new_trust) != (None, None, None):
-                await _send(session.wire, Delta(revision=revision, managers=new_managers, role=new_role, trust=new_trust))
+            if (new_managers, new_role, new_trust) == (None, None, None):
+                return
+        delta = Delta(revision=revision, put=_raws(put), removed=removed, managers=new_managers, role=new_role, trust=new_trust)
+        await _send(session.wire, delta)
 
     # ---- acknowledgements -----------------------------------------------------------------------------------------------------
 
