@@ -63,7 +63,6 @@ log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 120
 RELEASE_DEADLINE_S = 30.0
-_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class DockerRuntime:
@@ -117,7 +116,7 @@ class DockerRuntime:
         self._gpu_requests = "nvidia" in (info.get("Runtimes") or {})
         return msgspec.structs.replace(description(info, self._hostname), mesh_tasks_dir=str(self._files.tasks_dir))
 
-    async def containers(self, joined: Mapping[str, str] = _NONE) -> list[Container]:
+    async def containers(self, joined: Mapping[str, str] = MappingProxyType({})) -> list[Container]:
         self._joined = dict(joined)
         seen = await self._call(self._read_all)
         self._seen = {entry.container.id: entry for entry in seen}

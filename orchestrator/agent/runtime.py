@@ -13,8 +13,6 @@ from typing import Protocol
 
 from orchestrator.model import NodeDescription, Task
 
-_NONE: Mapping[str, str] = MappingProxyType({})
-
 
 @dataclass(frozen=True, slots=True)
 class Container:
@@ -56,7 +54,7 @@ class Runtime(Protocol):
 
     async def describe(self) -> NodeDescription: ...
 
-    async def containers(self, joined: Mapping[str, str] = _NONE) -> list[Container]:
+    async def containers(self, joined: Mapping[str, str] = MappingProxyType({})) -> list[Container]:
         """All containers of ours. joined: container id -> id of the attachment, of containers that don't say themselves that they are."""
         ...
 
