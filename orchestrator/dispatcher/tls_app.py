@@ -2,8 +2,8 @@
 
 Edge: aiohttp routes over the listener. Everyone may fetch the root certificates; a join token opens `join`, the key of a known node
 `readmit`; a certificate of a node that is still in the store opens `renew`, `dispatcher` and, if the node is to be a manager,
-`promote`; the certificate of one that is a manager now opens the node's Engine and its traces. On workers, which have no store, only
-the root certificate and what managers ask of a node are served.
+`promote`; the certificate of one that is a manager now opens `relay`, the node's Engine and its traces. On workers, which have no store,
+only the root certificate and what managers ask of a node are served.
 """
 
 from __future__ import annotations
