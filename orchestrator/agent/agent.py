@@ -65,8 +65,10 @@ def alive(pid: int) -> bool:
 
 @dataclass(slots=True)
 class _Memory:
-    """What this process knows of a task beyond row and container; all of it can be found out again."""
+    """What this process knows of a task beyond row and container; all of it can be found out again. created_at: the task's, as an
+    attachment may be followed by another one of the same id; None: it was not seen yet."""
 
+    created_at: datetime | None = None
     said: TaskState = TaskState.NEW
     failure: str = ""
     ready_pid: int = 0
@@ -316,6 +318,8 @@ class Agent:
                     # a pull may take minutes; what a call under way still creates is found and removed later
                     memory.step.cancel()
                 continue
+            if task is not None and memory.created_at != task.created_at:
+                memory = self._met(task, memory)
             if task is None and task_id not in self._containers:
                 if memory.prepared:
                     self._begin(task_id, None, memory, Step.FORGET)
@@ -329,6 +333,14 @@ class Agent:
                 self._plan_one(task_id, task, memory, reports)
         if reports:
             self._session.report(reports)
+
+    def _met(self, task: Task, memory: _Memory) -> _Memory:
+        """For the first time: of a former task of the same id only what lies on the disk is still true."""
+        if memory.created_at is not None:
+            self._forget(task.id)
+            memory = self._memories[task.id] = _Memory(prepared=memory.prepared)
+        memory.created_at = task.created_at
+        return memory
 
     def _plan_one(self, task_id: str, task: Task | None, memory: _Memory, reports: list[TaskReport]) -> None:
         """Statuses until there is something to do or to wait for."""

@@ -183,10 +183,10 @@ class Managers:
 
     def attach(self, id: str, name: str = "db", container_id: str = "") -> None:
         """What a manager commits before it asks the Engine for a container on the network, or when one that is there joins it."""
-        attachment = NetworkAttachmentSpec(container_id=container_id)
+        attachment, now = NetworkAttachmentSpec(container_id=container_id), datetime.now(UTC)
         spec = TaskSpec(networks=[NetworkAttachmentConfig(target="app")], network_attachment_spec=attachment)
         self.tasks[id] = Task(
-            id=id, name=name, node_id=self.node_id, status=TaskStatus(state=S.ASSIGNED, timestamp=datetime.now(UTC)), spec=spec,
+            id=id, created_at=now, name=name, node_id=self.node_id, status=TaskStatus(state=S.ASSIGNED, timestamp=now), spec=spec,
             networks_attachments=[NetworkAttachment(network=NetworkReference(id="app"), addresses=["10.0.1.99/24"])],
         )  # fmt: skip
         self.send(id)

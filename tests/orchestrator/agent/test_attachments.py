@@ -202,6 +202,23 @@ async def test_a_container_that_is_connected_later(bed: AgentBed) -> None:
     assert bed.engine.others["old"].pid == pid
 
 
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 30])
+async def test_a_container_that_is_connected_again_at_once(bed: AgentBed, turns: int) -> None:
+    """Its attachment has the id of the one that ended a moment before, of which this node still knows."""
+    pid = next(bed.engine.pids)
+    bed.engine.others["old"] = Container("old", "", "old", "running", pid=pid, attachment=True, own_network=True)
+    await bed.start()
+    bed.managers.attach("a", container_id="old")
+    await until(lambda: shown_pid(bed) == pid, "attached")
+    bed.managers.change("a", desired_state=S.REMOVE)
+    await reaches(bed, "a", S.SHUTDOWN)
+    bed.managers.delete("a")
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    bed.managers.attach("a", container_id="old")
+    await until(lambda: bed.managers.state("a") is S.RUNNING and shown_pid(bed) == pid, "attached again")
+
+
 async def test_a_look_that_came_by_while_the_gate_was_made(bed: AgentBed) -> None:
     """It said that the container is there, and was not listened to: that doesn't mean that it is gone."""
     pid = next(bed.engine.pids)
