@@ -12,7 +12,8 @@ from urllib.parse import quote, unquote, urlencode
 
 from aiohttp import web
 
-from orchestrator.api import access, attached_views, attachments, codec
+from orchestrator.api import access, attached_views, attachments, broadcast, codec
+from orchestrator.api.broadcast import of_all_nodes
 from orchestrator.api.container_names import held
 from orchestrator.api.container_views import FULL_ID, Found, Listing, choose, created_s, inspected, name_taken, split_path
 from orchestrator.api.engines import CHANGE, Engines, Member, asked_path, engines_of
@@ -81,11 +82,9 @@ async def list_containers(request: web.Request) -> web.StreamResponse:
     return response
 
 
+@of_all_nodes
 async def to_owner(request: web.Request) -> web.StreamResponse:
     """Everything below /containers/{id}."""
-    engines = engines_of(request)
-    if engines.snapshot() is None:
-        return await request.app[PROXY].forward(request)
     reference, rest = split_path(unquote(_below_containers(request)))
     if not reference:
         raise ApiError(404, "page not found")
@@ -94,7 +93,7 @@ async def to_owner(request: web.Request) -> web.StreamResponse:
         return await _inspect(request, found)
     if rest == "/rename" and request.method == "POST":
         return await _rename(request, found)
-    return await forward(request, engines.engine(found.member), path=_path(request, f"/containers/{_name(reference)}{rest}"))
+    return await forward(request, engines_of(request).engine(found.member), path=_path(request, f"/containers/{_name(reference)}{rest}"))
 
 
 async def commit(request: web.Request) -> web.StreamResponse:
@@ -111,24 +110,9 @@ async def commit(request: web.Request) -> web.StreamResponse:
     return await forward(request, engines.engine(found.member), path=path, body=raw if body is None else codec.encode(body))
 
 
+@of_all_nodes
 async def prune(request: web.Request) -> web.StreamResponse:
-    engines = engines_of(request)
-    if engines.snapshot() is None:
-        return await request.app[PROXY].forward(request)
-    wanted = access.any_filters_of(request)
-    listing = Listing(filters=wanted)
-    kept = {key: list(values) for key, values in wanted.values.items() if key != "node"}
-    query = f"?filters={quote(codec.encode(kept).decode().strip(), safe='')}" if kept else ""
-    members = [member for member in engines.members() if listing.wants(member)]
-    replies = await engines.ask_all("POST", asked_path(request, f"/containers/prune{query}"), members=members, patience=CHANGE)
-    replies.require_one()
-    pruned = [value for _, value in replies.values() if isinstance(value, dict)]
-    deleted = [id for value in pruned for id in value.get("ContainersDeleted") or ()]
-    response = access.answer(
-        {"ContainersDeleted": deleted or None, "SpaceReclaimed": sum(value.get("SpaceReclaimed") or 0 for value in pruned)}
-    )
-    replies.warn(response, "their containers were not pruned")
-    return response
+    return await broadcast.prune(request, "/containers/prune", "ContainersDeleted", "their containers")
 
 
 ROUTES = [

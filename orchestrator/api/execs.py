@@ -11,6 +11,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from orchestrator.api import access
+from orchestrator.api.broadcast import of_all_nodes
 from orchestrator.api.containers import OWNERS, owner_of
 from orchestrator.api.engines import CHANGE, Member, asked_path, engines_of
 from orchestrator.api.proxy import PROXY, forward
@@ -34,11 +35,9 @@ async def create_exec(request: web.Request) -> web.StreamResponse:
     return response
 
 
+@of_all_nodes
 async def to_exec(request: web.Request) -> web.StreamResponse:
-    engines = engines_of(request)
-    if engines.snapshot() is None:
-        return await request.app[PROXY].forward(request)
-    return await forward(request, engines.engine(await _owner(request, request.match_info["id"])))
+    return await forward(request, engines_of(request).engine(await _owner(request, request.match_info["id"])))
 
 
 ROUTES = [

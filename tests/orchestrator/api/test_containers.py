@@ -138,6 +138,15 @@ async def test_commit_and_prune(three: Cluster) -> None:
     assert await three.setup.ok("POST", "/containers/prune") == {"ContainersDeleted": None, "SpaceReclaimed": 0}
 
 
+@pytest.mark.parametrize("where", ["query", "header"])
+async def test_prune_leaves_nodes_alone_that_are_not_chosen(three: Cluster, where: str) -> None:
+    ids = [await three.create(f"c{number}") for number in range(3)]
+    query, headers = ("?node=node-b&node=node-c", {}) if where == "query" else ("", {"X-Meshd-Nodes": "node-b, node-c"})
+    async with three.setup.session.post(f"http://d/v1.44/containers/prune{query}", headers=headers) as response:
+        assert await response.json() == {"ContainersDeleted": ids[1:], "SpaceReclaimed": 20}
+    assert list(three.engines["node-a"].containers) == ids[:1]
+
+
 async def test_exec_instances_are_found_again_by_who_did_not_make_them(three: Cluster, tmp_path: Path) -> None:
     for number in range(3):
         await three.create(f"c{number}")
