@@ -8,9 +8,8 @@ from __future__ import annotations
 import time
 
 import click
-import msgspec
 
-from orchestrator.ask import DEFAULT_SOCKET, ask
+from orchestrator.ask import DEFAULT_SOCKET
 from orchestrator.errors import ConfigError
 
 _POLL_S = 0.5
@@ -21,9 +20,12 @@ _POLL_S = 0.5
 @click.option("--socket", default=DEFAULT_SOCKET, show_default=True, help="The socket of a manager's meshd.")
 def rotate_network_keys(timeout: float, socket: str) -> None:
     """New keys on all nodes with encrypted networks, now. Without a lost packet; the managers do it twice a day by themselves."""
-    ask(socket, "POST", "/mesh/v1/network-keys/rotate")
+    from orchestrator.client import Mesh
+
+    mesh = Mesh(socket)
+    mesh.rotate_network_keys()
     end = time.monotonic() + timeout
-    while msgspec.json.decode(ask(socket, "GET", "/mesh/v1/network-keys"))["UnderWay"]:
+    while mesh.network_keys().under_way:
         if time.monotonic() > end:
             raise ConfigError(f"not all nodes have their new keys within {timeout:g} s: it goes on when they answer (docker node ls)")
         time.sleep(_POLL_S)

@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
+from orchestrator.api import access
 from orchestrator.api.app import make_app
 from orchestrator.ask import NoDaemon
 from orchestrator.cli.main import main
 from orchestrator.client import Mesh
 from orchestrator.errors import ConfigError
 from orchestrator.mesh_api import OPENAPI_PATH, OPERATIONS, openapi
-from orchestrator.model import Secret, Service
+from orchestrator.model import Network, Secret, Service
 from orchestrator.stacks.messages import StackRequest
+from orchestrator.store.base import Change, Put
+from orchestrator.store.snapshot import Snapshot
 from tests.orchestrator.api.fakes import FakeBackend, Setup
 
 
@@ -126,3 +130,33 @@ async def test_the_command_line(cluster: Setup, tmp_path: Path) -> None:
     assert "revision 3" in await meshd(cluster, "rollback", "shop")
     assert "- service shop_web" in await meshd(cluster, "rm", "shop")
     assert "stack shop not found" in await meshd(cluster, "show", "shop", code=2)
+
+
+async def test_the_command_line_waits_for_new_network_keys(cluster: Setup) -> None:
+    async def rotated(*options: str) -> tuple[int, str]:
+        words = ["rotate-network-keys", "--socket", cluster.socket, *options]
+        result = await asyncio.to_thread(CliRunner().invoke, main, words)
+        return result.exit_code, result.output
+
+    def wanted() -> bool:
+        snapshot = cluster.store.snapshot()
+        assert snapshot.cluster is not None
+        return snapshot.cluster.mesh_keys.wanted
+
+    assert "no network of this cluster is encrypted" in (await rotated())[1]
+    await cluster.store.commit([Put(Network(id="n", name="secret", mesh_encrypted=True))])
+    assert not wanted()
+    code, said = await rotated("--timeout", "0")
+    assert code == 2 and "not all nodes have their new keys within 0 s" in said and wanted()
+
+    def done(snapshot: Snapshot) -> list[Change]:
+        assert snapshot.cluster is not None
+        return [Put(replace(snapshot.cluster, mesh_keys=replace(snapshot.cluster.mesh_keys, wanted=False)))]
+
+    await access.commit(cluster.store, done)
+    waiting = asyncio.create_task(rotated())
+    async with asyncio.timeout(30):
+        while not wanted():
+            await asyncio.sleep(0.01)
+    await access.commit(cluster.store, done)
+    assert await waiting == (0, "all nodes with encrypted networks use new keys\n")

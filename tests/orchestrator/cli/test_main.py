@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,13 @@ def test_help_teaches_the_way_from_nothing_to_a_cluster() -> None:
         result = _run(command, "--help")
         assert result.exit_code == 0
         assert result.output.count("\n") > 5
+
+
+def test_help_waits_for_nothing_heavy() -> None:
+    loaded = "import sys, orchestrator.cli.main; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout.split()
+    assert "orchestrator.cli.stack" in modules
+    assert not {"mesh", "pyroute2", "aiohttp"} & set(modules)
 
 
 @pytest.mark.parametrize(
