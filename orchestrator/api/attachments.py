@@ -36,7 +36,6 @@ _READY_WAIT_S = 20.0
 _POLL_S = 0.01
 _INSPECT_TIMEOUT_S = 30.0
 _READY = STATE_ORDER[TaskState.READY]
-_ASSIGNED = STATE_ORDER[TaskState.ASSIGNED]
 
 
 def asked(snapshot: Snapshot, raw: bytes) -> list[attached.Join]:

@@ -214,7 +214,7 @@ class LimitedRunner(web.AppRunner):
         return _Server(await super()._make_server(), self._gate)
 
 
-# A connection that is no longer counted: aiohttp may be told twice of one that was carried (`proxy`).
+# A connection that is no longer counted: aiohttp may be told twice of one that was carried (`upgrade`).
 _GONE = Client("unix", "gone")
 
 

@@ -44,7 +44,7 @@ async def connect(request: web.Request) -> web.StreamResponse | None:
     found = await inspected_owner_of(request, asked.container)
     member, details, container_id, name = found.member, found.shown, found.id, found.name
     known = attachment_of(store.snapshot(), container_id, (details.get("Config") or {}).get("Labels"))
-    id = known.id if known is not None else base36(int(container_id[:32], 16), 25)
+    id = known.id if known is not None else _later_id(container_id)
     if known is None:
         _refuse_connection(details)
         refuse_unable(store.snapshot(), member)
@@ -129,6 +129,11 @@ class _Connection(msgspec.Struct, rename="pascal"):
     force: bool = False
 
 
+def _later_id(container_id: str) -> str:
+    """Of the attachment of a container that was made without."""
+    return base36(int(container_id[:32], 16), 25)
+
+
 def _left(snapshot: Snapshot, id: str, network_id: str) -> list[Change]:
     """Off this network. Without any, a container that was connected later is nothing to us; one that was made for us stays known."""
     task = snapshot.task(id)
@@ -136,7 +141,7 @@ def _left(snapshot: Snapshot, id: str, network_id: str) -> list[Change]:
         return []
     networks = [config for config in task.spec.networks or () if config.target != network_id]
     spec = task.spec.network_attachment_spec
-    later = spec is not None and id == base36(int(spec.container_id[:32] or "0", 16), 25)
+    later = spec is not None and bool(spec.container_id) and id == _later_id(spec.container_id)
     return [Put(removed(task, access.now()) if later and not networks else _with_networks(task, networks))]
 
 

@@ -23,6 +23,7 @@ from orchestrator.api.container_views import name_taken
 from orchestrator.api.containers import OWNERS
 from orchestrator.api.engines import CHANGE, LIST, Engines, Member, Replies, asked_path, engines_of
 from orchestrator.api.proxy import PROXY
+from orchestrator.api.queries import at
 from orchestrator.engine_http import Answer
 from orchestrator.errors import ApiError
 from orchestrator.model import terminal
@@ -98,9 +99,8 @@ async def _create(
 ) -> web.Response:
     member = engines_of(request).find(chosen.node.id)
     engine = engines_of(request).engine(member)
-    query = request.rel_url.raw_query_string
     headers = {header: request.headers[header] for header in _SENT_ON if header in request.headers}
-    path = asked_path(request, "/containers/create") + (f"?{query}" if query else "")
+    path = at(request, "/containers/create")
 
     async def make(body: bytes) -> Answer:
         return await engine.ask("POST", path, headers=headers, body=body, timeout_s=CHANGE.most_s)

@@ -19,12 +19,12 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
+from orchestrator.api.broadcast import NODE_FILTER, NODE_LABEL
 from orchestrator.api.engines import Member
 from orchestrator.api.filters import Filters
 from orchestrator.errors import ApiError
 from orchestrator.model import Node
 
-NODE_LABEL = "com.meshd.node"
 FULL_ID = re.compile(r"[0-9a-f]{64}")
 _ACTIONS = frozenset({
     "archive", "attach", "changes", "copy", "exec", "export", "json", "kill", "logs", "pause", "rename", "resize", "restart", "start",
@@ -95,7 +95,7 @@ class Listing:
 
     def query(self, member: Member) -> str:
         """For one Engine. Where the container of before or since is, the Engine knows its place best; the others are cut by time."""
-        asked = {key: list(values) for key, values in self.filters.values.items() if key not in ("node", "before", "since")}
+        asked = {key: list(values) for key, values in self.filters.values.items() if key not in (NODE_FILTER, "before", "since")}
         cut = self.before is not None or self.since is not None
         for key, found in (("before", self.before), ("since", self.since)):
             if found is not None and found.member.node_id == member.node_id:
@@ -110,7 +110,7 @@ class Listing:
         return f"/containers/json?{urlencode(query, quote_via=quote)}" if query else "/containers/json"
 
     def wants(self, member: Member) -> bool:
-        names = self.filters.get("node")
+        names = self.filters.get(NODE_FILTER)
         return not names or any(name in (member.name, member.node_id) or (name and member.node_id.startswith(name)) for name in names)
 
     def merged(

@@ -7,6 +7,7 @@ manager speaks for its own Engine only. Creating is in `container_creation`, exe
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from http import HTTPStatus
 from urllib.parse import quote, unquote, urlencode
 
@@ -16,9 +17,9 @@ from orchestrator.api import access, attached_views, attachments, broadcast, cod
 from orchestrator.api.broadcast import of_all_nodes
 from orchestrator.api.container_names import held
 from orchestrator.api.container_views import FULL_ID, Found, Listing, choose, created_s, inspected, name_taken, split_path
-from orchestrator.api.engines import CHANGE, Engines, Member, asked_path, engines_of
+from orchestrator.api.engines import CHANGE, Member, Replies, asked_path, engines_of
 from orchestrator.api.proxy import PROXY, forward
-from orchestrator.engine_http import Answer
+from orchestrator.api.queries import at
 from orchestrator.errors import ApiError
 
 _REMEMBERED = 16_384
@@ -93,7 +94,7 @@ async def to_owner(request: web.Request) -> web.StreamResponse:
         return await _inspect(request, found)
     if rest == "/rename" and request.method == "POST":
         return await _rename(request, found)
-    return await forward(request, engines_of(request).engine(found.member), path=_path(request, f"/containers/{_name(reference)}{rest}"))
+    return await forward(request, engines_of(request).engine(found.member), path=at(request, f"/containers/{_name(reference)}{rest}"))
 
 
 async def commit(request: web.Request) -> web.StreamResponse:
@@ -138,9 +139,7 @@ async def owner_of(request: web.Request, reference: str) -> Found:
         for member in members:
             if member.node_id == node_id:
                 return Found(member, {"Id": name})
-    path = asked_path(request, f"/containers/{quote(name, safe='')}/json")
-    replies = await engines.ask_all("GET", path, members=members)
-    found = [Found(member, shown) for member, shown in replies.values() if isinstance(shown, dict)]
+    found, replies = await _called(request, name, members)
     chosen = choose(name, found)
     if chosen is not None:
         owners.learn(chosen.id, chosen.member.node_id)
@@ -183,24 +182,18 @@ async def inspected_owner_of(request: web.Request, reference: str) -> Found:
     return found if found.name else await _inspection(request, found)
 
 
-async def _inspection(request: web.Request, found: Found) -> Found:
-    answer = await _ask(request, found.member, f"/containers/{found.id}/json")
+async def _inspection(request: web.Request, found: Found, query: str = "") -> Found:
+    path = asked_path(request, f"/containers/{found.id}/json" + (f"?{query}" if query else ""))
+    answer = await engines_of(request).engine(found.member).ask("GET", path, timeout_s=CHANGE.most_s)
     if not answer.ok:
         raise ApiError(answer.status, answer.message())
     return Found(found.member, answer.json())
 
 
-async def _ask(request: web.Request, member: Member, path: str) -> Answer:
-    return await engines_of(request).engine(member).ask("GET", asked_path(request, path), timeout_s=CHANGE.most_s)
-
-
 async def _inspect(request: web.Request, found: Found) -> web.StreamResponse:
     query = request.rel_url.raw_query_string
     if query or not found.name:
-        answer = await _ask(request, found.member, f"/containers/{found.id}/json" + (f"?{query}" if query else ""))
-        if not answer.ok:
-            return access.answer({"message": answer.message()}, status=answer.status)
-        found = Found(found.member, answer.json())
+        found = await _inspection(request, found, query)
     snapshot = engines_of(request).snapshot()
     node = snapshot.node(found.member.node_id) if snapshot is not None else None
     shown = attached_views.Attachments(snapshot).inspected(found.shown) if snapshot is not None else found.shown
@@ -214,18 +207,20 @@ async def _rename(request: web.Request, found: Found) -> web.StreamResponse:
     if not name:
         raise ApiError(400, "Neither old nor new names may be empty")
     async with held(access.store_of(request), name):
-        if (holder := await _holder(engines, request, name)) is not None and holder.id != found.id:
+        others, _ = await _called(request, name, engines.members())
+        if holder := next((one for one in others if one.name == name and one.id != found.id), None):
             raise name_taken(name, holder.id)
-        answer = await forward(request, engines.engine(found.member), path=_path(request, f"/containers/{found.id}/rename"))
+        answer = await forward(request, engines.engine(found.member), path=at(request, f"/containers/{found.id}/rename"))
         if answer.status == HTTPStatus.NO_CONTENT:
             await attachments.rename(access.store_of(request), found.id, name)
         return answer
 
 
-async def _holder(engines: Engines, request: web.Request, name: str) -> Found | None:
-    replies = await engines.ask_all("GET", asked_path(request, f"/containers/{quote(name, safe='')}/json"))
-    found = [Found(member, shown) for member, shown in replies.values() if isinstance(shown, dict)]
-    return next((one for one in found if one.name == name), None)
+async def _called(request: web.Request, reference: str, members: Sequence[Member]) -> tuple[list[Found], Replies]:
+    """What each Engine knows by this name or id."""
+    path = asked_path(request, f"/containers/{quote(reference, safe='')}/json")
+    replies = await engines_of(request).ask_all("GET", path, members=members)
+    return [Found(member, shown) for member, shown in replies.values() if isinstance(shown, dict)], replies
 
 
 def _below_containers(request: web.Request) -> str:
@@ -236,8 +231,3 @@ def _below_containers(request: web.Request) -> str:
 def _name(reference: str) -> str:
     """As its own node's Engine knows it."""
     return quote(reference.strip("/").rpartition("/")[2], safe="")
-
-
-def _path(request: web.Request, path: str) -> str:
-    query = request.rel_url.raw_query_string
-    return asked_path(request, path) + (f"?{query}" if query else "")

@@ -84,7 +84,7 @@ class Replies:
         raise ApiError(503, self.missing() or "no node of the cluster has an Engine that can be asked")
 
     def missing(self, what: str = "") -> str:
-        """A sentence that names who could not be asked, "" when nobody: "node-2 (...), node-3 (...) could not be asked: `what`"."""
+        """A sentence that names who could not be asked, "" when nobody: "could not be asked: node-2 (...), node-3 (...); `what`"."""
         absent = [*self.away, *((member, answer.message()) for member, answer in self.refusals() if answer.status >= _SERVERS_FAULT)]
         if not absent:
             return ""

@@ -15,11 +15,12 @@ from urllib.parse import quote
 from aiohttp import web
 from msgspec.structs import replace
 
-from orchestrator.api import access, broadcast, codec, connections, engines, filters, local_networks, references, validate, views
+from orchestrator.api import access, broadcast, codec, connections, filters, local_networks, references, validate, views
 from orchestrator.api.attachments import find_overlay
 from orchestrator.api.broadcast import NODE_FILTER
+from orchestrator.api.engines import engines_of
 from orchestrator.api.proxy import PROXY, forward
-from orchestrator.api.queries import same_path, with_filters
+from orchestrator.api.queries import at, same_path, with_filters
 from orchestrator.control.eligibility import can_encrypt
 from orchestrator.dns_options import dns_options
 from orchestrator.encryption import wants_encryption
@@ -35,7 +36,7 @@ _POLL_S = 0.01
 
 
 async def list_networks(request: web.Request) -> web.StreamResponse:
-    snapshot = _snapshot(request)
+    snapshot = engines_of(request).snapshot()
     if snapshot is None:
         # of the cluster's networks this node knows nothing
         return await request.app[PROXY].forward(request)
@@ -59,7 +60,7 @@ async def list_networks(request: web.Request) -> web.StreamResponse:
 
 
 async def inspect_network(request: web.Request) -> web.StreamResponse:
-    snapshot = _snapshot(request)
+    snapshot = engines_of(request).snapshot()
     reference = request.match_info["id"]
     scope = request.query.get("scope", "")
     if snapshot is not None and scope in ("", "swarm", "global"):
@@ -87,10 +88,10 @@ async def create_network(request: web.Request) -> web.StreamResponse:
             raise ApiError(400, f"swarm-scoped networks of driver {driver} are not supported: use the overlay driver")
         # Clients of API 1.44 leave it out, and an Engine before that would then make a second network of one name.
         sent["CheckDuplicate"] = True
-        if _snapshot(request) is None:
+        if engines_of(request).snapshot() is None:
             return await request.app[PROXY].forward(request, codec.encode(sent))
         member, sent["Name"] = local_networks.place_of(request, str(sent.get("Name") or ""))
-        return await forward(request, engines.engines_of(request).engine(member), path=same_path(request), body=codec.encode(sent))
+        return await forward(request, engines_of(request).engine(member), path=same_path(request), body=codec.encode(sent))
     store = access.store_of(request)
     network = checked(sent)
     await access.commit(store, lambda snapshot: creation(snapshot, network))
@@ -100,7 +101,7 @@ async def create_network(request: web.Request) -> web.StreamResponse:
 
 
 async def remove_network(request: web.Request) -> web.StreamResponse:
-    snapshot = _snapshot(request)
+    snapshot = engines_of(request).snapshot()
     reference = request.match_info["id"]
     found = find_overlay(snapshot, reference) if snapshot is not None else None
     if found is None:
@@ -126,17 +127,15 @@ async def disconnect_network(request: web.Request) -> web.StreamResponse:
 
 async def _at_holder(request: web.Request, reference: str, rest: str = "") -> web.StreamResponse:
     """A network of one node, at that node's Engine."""
-    if _snapshot(request) is None:
+    if engines_of(request).snapshot() is None:
         return await request.app[PROXY].forward(request)
     member, id = await local_networks.holder(request, reference)
-    query = same_path(request).partition("?")[2]
-    path = engines.asked_path(request, f"/networks/{quote(id, safe='')}{rest}") + (f"?{query}" if query else "")
-    return await forward(request, engines.engines_of(request).engine(member), path=path)
+    return await forward(request, engines_of(request).engine(member), path=at(request, f"/networks/{quote(id, safe='')}{rest}"))
 
 
 async def prune_networks(request: web.Request) -> web.StreamResponse:
     """The Engines' unused networks and, on a manager, the cluster's: as Docker does."""
-    snapshot = _snapshot(request)
+    snapshot = engines_of(request).snapshot()
     if snapshot is None:
         return await request.app[PROXY].forward(request)
     wanted = access.filters_of(request, filters.NETWORK_PRUNE_KEYS | {NODE_FILTER})
@@ -166,12 +165,6 @@ ROUTES = [
     web.post("/networks/{id:.+}/connect", connect_network),
     web.post("/networks/{id:.+}/disconnect", disconnect_network),
 ]
-
-
-def _snapshot(request: web.Request) -> Snapshot | None:
-    """None on a node that does not know the cluster's networks."""
-    backend = access.backend_of(request)
-    return backend.store.snapshot() if backend.state == "manager" and backend.store is not None else None
 
 
 def _matches(snapshot: Snapshot, network: Network, wanted: filters.Filters) -> bool:

@@ -10,7 +10,6 @@ from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
-from yarl import URL
 
 from orchestrator.api import access
 from orchestrator.api.upgrade import last_words, upgrade, wants_upgrade
@@ -61,10 +60,7 @@ async def forward(
 
 
 class EngineProxy(LocalEngine):
-    """This node's own, one a daemon."""
-
-    async def url(self, request: web.Request) -> URL:
-        return URL(f"http://engine{await self.path(path_of(request))}", encoded=True)
+    """This node's own, one an application."""
 
     async def get_json(self, path: str, timeout_s: float = 10.0) -> Any:
         """The Engine's answer to GET; None when it says it has nothing there. Raises ApiError(503) when it can't be asked."""

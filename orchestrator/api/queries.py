@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 from aiohttp import web
 
 from orchestrator.api import codec
+from orchestrator.api.engines import asked_path
 from orchestrator.api.filters import Filters
 from orchestrator.api.node_scope import without_node
 from orchestrator.api.proxy import path_of
@@ -24,6 +25,12 @@ def same(request: web.Request) -> str:
     """The same without version."""
     version = request.match_info.get("api_version")
     return same_path(request).removeprefix(f"/v{version}") if version else same_path(request)
+
+
+def at(request: web.Request, path: str) -> str:
+    """`path` with the version and the query that were asked for."""
+    query = same_path(request).partition("?")[2]
+    return asked_path(request, path) + (f"?{query}" if query else "")
 
 
 def with_filters(request: web.Request, filters: Filters, *, without: str) -> str:
