@@ -70,6 +70,14 @@ async def ask(
     return await engines_of(request).ask_all(method, asked_path(request, path), members=wanted, body=body, patience=patience)
 
 
+async def filtered(request: web.Request, method: str, path: str, *, patience: Patience = CHANGE) -> Replies:
+    """With the request's query and filters; the filter `node` chooses whom to ask."""
+    wanted = access.any_filters_of(request)
+    members = members_of(request, wanted.get(NODE_FILTER))
+    query = with_filters(request, wanted, without=NODE_FILTER)
+    return await ask(request, method, f"{path}{query}", members=members, patience=patience)
+
+
 def outcome(replies: Replies, done: str) -> list[tuple[Member, Any]]:
     """What those that did it answered. `done`: as in "`done` node-1, node-2". A node that has no such thing has nothing to do, unless
     none has. ApiError: one refused, or nobody could be asked."""
@@ -84,9 +92,7 @@ def outcome(replies: Replies, done: str) -> list[tuple[Member, Any]]:
 
 async def prune(request: web.Request, path: str, deleted: str, whose: str) -> web.StreamResponse:
     """POST `path`; `deleted`: the answer's list of what is gone; whose: "their volumes"."""
-    wanted = access.any_filters_of(request)
-    members = members_of(request, wanted.get(NODE_FILTER))
-    replies = await ask(request, "POST", f"{path}{with_filters(request, wanted, without=NODE_FILTER)}", members=members)
+    replies = await filtered(request, "POST", path)
     answers = outcome(replies, "pruned on")
     gone: list[Any] = []
     for _, pruned in answers:

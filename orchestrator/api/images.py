@@ -16,11 +16,11 @@ import aiohttp
 from aiohttp import web
 
 from orchestrator.api import access, broadcast, progress
-from orchestrator.api.broadcast import NODE_FILTER, NODE_LABEL, members_of, of_all_nodes
+from orchestrator.api.broadcast import NODE_LABEL, members_of, of_all_nodes
 from orchestrator.api.engines import LIST, Engines, Member, asked_path, engines_of
 from orchestrator.api.progress import Fan, Json
 from orchestrator.api.proxy import PROXY, forward
-from orchestrator.api.queries import same, same_path, with_filters
+from orchestrator.api.queries import same, same_path
 from orchestrator.engine_http import CHUNK_BYTES, Engine, end_to_end
 from orchestrator.errors import ApiError
 
@@ -29,10 +29,7 @@ _ACTIONS = ("json", "history", "get", "push", "tag")
 
 @of_all_nodes
 async def list_images(request: web.Request) -> web.StreamResponse:
-    wanted = access.any_filters_of(request)
-    query = with_filters(request, wanted, without=NODE_FILTER)
-    members = members_of(request, wanted.get(NODE_FILTER))
-    replies = await broadcast.ask(request, "GET", f"/images/json{query}", members=members, patience=LIST)
+    replies = await broadcast.filtered(request, "GET", "/images/json", patience=LIST)
     replies.require_one()
     response = access.answer(merged([(member.name, images) for member, images in replies.values()]))
     replies.warn(response, "their images are not shown")
@@ -98,14 +95,8 @@ async def _load(request: web.Request, members: Sequence[Member], source: AsyncIt
         finally:
             feed.close()
 
-    feeding = asyncio.create_task(fan.run())
-    try:
+    async with fan.running():
         return await progress.together(request, engines_of(request), members, load, done)
-    finally:
-        for feed in feeds.values():
-            feed.close()
-        feeding.cancel()
-        await asyncio.gather(feeding, return_exceptions=True)
 
 
 async def _import(request: web.Request, members: Sequence[Member]) -> web.StreamResponse:
@@ -164,14 +155,8 @@ async def _distributed(
         finally:
             feed.close()
 
-    feeding = asyncio.create_task(fan.run())
-    try:
+    async with fan.running():
         outcomes = await asyncio.gather(*(load(member) for member in members if not member.away))
-    finally:
-        for feed in feeds.values():
-            feed.close()
-        feeding.cancel()
-        await asyncio.gather(feeding, return_exceptions=True)
     failures = [(name, reason) for name, reason in outcomes if reason]
     if failures:
         did = [first.name, *(name for name, reason in outcomes if not reason)]

@@ -14,10 +14,9 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from orchestrator.api import access, broadcast
-from orchestrator.api.broadcast import NODE_FILTER, NODE_LABEL, chosen, members_of
+from orchestrator.api import broadcast
+from orchestrator.api.broadcast import NODE_LABEL, chosen, members_of
 from orchestrator.api.engines import LIST, Member, Replies, engines_of
-from orchestrator.api.queries import with_filters
 from orchestrator.api.validate import PREDEFINED_NETWORKS
 from orchestrator.errors import ApiError
 
@@ -26,11 +25,7 @@ Json = dict[str, Any]
 
 async def listed(request: web.Request) -> tuple[list[Json], Replies]:
     """Of all nodes; ApiError: no Engine could be asked."""
-    wanted = access.any_filters_of(request)
-    members = members_of(request, wanted.get(NODE_FILTER))
-    replies = await broadcast.ask(
-        request, "GET", f"/networks{with_filters(request, wanted, without=NODE_FILTER)}", members=members, patience=LIST
-    )
+    replies = await broadcast.filtered(request, "GET", "/networks", patience=LIST)
     replies.require_one()
     return merged([(member.name, networks) for member, networks in sorted(replies.values(), key=lambda one: not one[0].local)]), replies
 

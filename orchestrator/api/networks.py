@@ -20,7 +20,7 @@ from orchestrator.api.attachments import find_overlay
 from orchestrator.api.broadcast import NODE_FILTER
 from orchestrator.api.engines import engines_of
 from orchestrator.api.proxy import PROXY, forward
-from orchestrator.api.queries import at, same_path, with_filters
+from orchestrator.api.queries import at, same_path
 from orchestrator.control.eligibility import can_encrypt
 from orchestrator.dns_options import dns_options
 from orchestrator.encryption import wants_encryption
@@ -139,8 +139,7 @@ async def prune_networks(request: web.Request) -> web.StreamResponse:
     if snapshot is None:
         return await request.app[PROXY].forward(request)
     wanted = access.filters_of(request, filters.NETWORK_PRUNE_KEYS | {NODE_FILTER})
-    members = broadcast.members_of(request, wanted.get(NODE_FILTER))
-    replies = await broadcast.ask(request, "POST", f"/networks/prune{with_filters(request, wanted, without=NODE_FILTER)}", members=members)
+    replies = await broadcast.filtered(request, "POST", "/networks/prune")
     deleted: list[str] = sorted({name for _, pruned in replies.values() for name in pruned.get("NetworksDeleted") or ()})
     if not wanted.get("until") and not wanted.get(NODE_FILTER):
         store = access.store_of(request)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -179,6 +179,18 @@ class Fan:
         feed = Feed()
         self._feeds.append(feed)
         return feed
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """`run` meanwhile; who leaves needs no more of it."""
+        feeding = asyncio.create_task(self.run())
+        try:
+            yield
+        finally:
+            for feed in self._feeds:
+                feed.close()
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
 
     async def run(self) -> None:
         """Until the source has ended. If that breaks, so do the copies: half an image must not look like a whole one."""

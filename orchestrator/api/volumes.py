@@ -15,9 +15,8 @@ from urllib.parse import quote, unquote
 from aiohttp import web
 
 from orchestrator.api import access, broadcast, codec
-from orchestrator.api.broadcast import NODE_FILTER, NODE_LABEL, chosen, members_of, of_all_nodes
+from orchestrator.api.broadcast import NODE_LABEL, chosen, members_of, of_all_nodes
 from orchestrator.api.engines import LIST, Member, engines_of
-from orchestrator.api.queries import with_filters
 from orchestrator.errors import ApiError
 
 Json = dict[str, Any]
@@ -25,11 +24,7 @@ Json = dict[str, Any]
 
 @of_all_nodes
 async def list_volumes(request: web.Request) -> web.StreamResponse:
-    wanted = access.any_filters_of(request)
-    members = members_of(request, wanted.get(NODE_FILTER))
-    replies = await broadcast.ask(
-        request, "GET", f"/volumes{with_filters(request, wanted, without=NODE_FILTER)}", members=members, patience=LIST
-    )
+    replies = await broadcast.filtered(request, "GET", "/volumes", patience=LIST)
     replies.require_one()
     answers = [(member.name, answer) for member, answer in replies.values()]
     warnings = [text for _, answer in answers for text in answer.get("Warnings") or ()]
