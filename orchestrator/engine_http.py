@@ -47,7 +47,7 @@ class EngineAway(ApiError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer."""
+    """A whole answer. headers: in any case."""
 
     status: int
     headers: Mapping[str, str]
@@ -142,7 +142,7 @@ class Engine(ABC):
                 spoken = await self.path(path)
                 sent = {"Content-Type": "application/json", **(headers or {})} if body else headers
                 async with self.request(method, spoken, headers=sent, data=body) as response:
-                    return Answer(response.status, dict(response.headers), await response.read())
+                    return Answer(response.status, response.headers, await response.read())
         except TimeoutError:
             raise slow(self.name, timeout_s) from None
         except (aiohttp.ClientError, OSError) as error:
@@ -273,9 +273,9 @@ def end_to_end(headers: Mapping[str, str] | CIMultiDictProxy[str]) -> CIMultiDic
     return kept
 
 
-def _parse_head(head: bytes) -> tuple[int, dict[str, str]]:
+def _parse_head(head: bytes) -> tuple[int, CIMultiDict[str]]:
     first, *rest = head.decode("latin-1").split("\r\n")
-    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in rest if line)}
+    headers = CIMultiDict((name.strip(), value.strip()) for name, _, value in (line.partition(":") for line in rest if line))
     return int(first.split(" ", 2)[1]), headers
 
 

@@ -13,9 +13,17 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
+from orchestrator.engine_http import Answer
+
 log = logging.getLogger(__name__)
 
 _EMPTY = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+
+
+def whole(answer: Answer) -> web.Response:
+    """One that was read already."""
+    headers = {"Content-Type": answer.headers.get("Content-Type", "application/json")}
+    return web.Response(status=answer.status, body=answer.body, headers=headers)
 
 
 async def relay(

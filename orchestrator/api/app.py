@@ -234,7 +234,7 @@ async def negotiated_version(request: web.Request, handler: Handler) -> web.Stre
 async def as_fresh_as_asked(request: web.Request, handler: Handler) -> web.StreamResponse:
     """`Cache-Control: no-cache` as HTTP means it (RFC 9111, 5.2.1.4): the copy of the cluster is confirmed before it is shown."""
     store = request.app[access.BACKEND].store
-    if store is not None and _of_cluster(request):
+    if store is not None and node_scope.root_of(request.path) in _CLUSTER_PATHS:
         version = request.query.get("version", "")
         # a version from another manager, which this one has not heard of yet: it would be refused as out of sequence, and is not
         unheard = version.isdecimal() and len(version) < 20 and int(version) > store.snapshot().revision
@@ -243,10 +243,6 @@ async def as_fresh_as_asked(request: web.Request, handler: Handler) -> web.Strea
         # what the handler shows is this or newer
         request[_REVISION] = store.snapshot().revision
     return await handler(request)
-
-
-def _of_cluster(request: web.Request) -> bool:
-    return bool(set(request.path.split("/")[1:3]) & _CLUSTER_PATHS)
 
 
 async def announce(request: web.Request, response: web.StreamResponse) -> None:

@@ -27,6 +27,7 @@ from orchestrator.api.queries import at
 from orchestrator.engine_http import Answer
 from orchestrator.errors import ApiError
 from orchestrator.model import terminal
+from orchestrator.relay import whole
 from orchestrator.store.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -115,9 +116,7 @@ async def _create(
             name = await _rename_if_taken(lambda method, path: engine.ask(method, path, timeout_s=CHANGE.most_s), made["Id"], others)
             if joining:
                 await attachments.rename(access.store_of(request), made["Id"], name)
-    response = web.Response(status=answer.status, body=answer.body)
-    response.headers["Content-Type"] = answer.headers.get("Content-Type", "application/json")
-    return response
+    return whole(answer)
 
 
 async def _rename_if_taken(ask: Callable[[str, str], Awaitable[Answer]], id: str, others: set[str]) -> str:

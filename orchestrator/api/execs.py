@@ -16,6 +16,7 @@ from orchestrator.api.containers import OWNERS, owner_of
 from orchestrator.api.engines import CHANGE, Member, asked_path, engines_of
 from orchestrator.api.proxy import PROXY, forward
 from orchestrator.errors import ApiError
+from orchestrator.relay import whole
 
 
 async def create_exec(request: web.Request) -> web.StreamResponse:
@@ -30,9 +31,7 @@ async def create_exec(request: web.Request) -> web.StreamResponse:
     made = answer.json()
     if answer.ok and isinstance(made, dict) and isinstance(made.get("Id"), str):
         request.app[OWNERS].learn(made["Id"], found.member.node_id)
-    response = web.Response(status=answer.status, body=answer.body)
-    response.headers["Content-Type"] = answer.headers.get("Content-Type", "application/json")
-    return response
+    return whole(answer)
 
 
 @of_all_nodes

@@ -87,7 +87,7 @@ class RemoteEngine(Engine):
         if head is not None:
             return _RequestDuplex(base64.b64decode(head), response, input, self._node_name)
         try:
-            return Answer(response.status, dict(response.headers), await response.read())
+            return Answer(response.status, response.headers, await response.read())
         except (aiohttp.ClientError, OSError) as error:
             raise EngineAway(f"node {self._node_name} broke the connection ({_reason(error)})") from None
         finally:

@@ -200,10 +200,7 @@ def _matches(obj: Service, wanted: filters.Filters) -> bool:
 def registry_credentials(request: web.Request) -> bytes:
     """The credentials sent along (`--with-registry-auth`), encrypted; b"" = none."""
     header = request.headers.get(registry_auth.HEADER, "")
-    try:
-        return access.backend_of(request).encrypt_secret(header.encode()) if registry_auth.given(header) else b""
-    except ConfigError as error:
-        raise ApiError(400, str(error)) from None
+    return access.backend_of(request).encrypt_secret(header.encode()) if registry_auth.given(header) else b""
 
 
 def _resolved(snapshot: Snapshot, spec: ServiceSpec) -> tuple[ServiceSpec, list[Guard]]:

@@ -91,7 +91,7 @@ ROUTES = [
 async def _deployment(request: web.Request) -> tuple[Deployment, list[str]]:
     access.store_of(request)
     try:
-        sent = msgspec.convert(codec.parse(await request.read()), StackRequest)
+        sent = msgspec.convert(codec.parse(await access.body(request)), StackRequest)
     except msgspec.ValidationError as error:
         raise ApiError(400, f"invalid request: {error}") from None
     name = stack_name(request.match_info["name"])

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from orchestrator.api.frames import SYSTEM_ERROR, frame
 from orchestrator.engine_http import Answer, Duplex, Engine
+from orchestrator.relay import whole
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +33,7 @@ async def upgrade(request: web.Request, engine: Engine, path: str, body: bytes) 
     """`body`: the request's own. Returns at the Engine's end of the connection, or when the client is gone."""
     connection = await engine.upgrade(request.method, path, request.headers, body)
     if isinstance(connection, Answer):
-        refusal = web.Response(status=connection.status, body=connection.body)
-        refusal.headers["Content-Type"] = connection.headers.get("content-type", "application/json")
-        return refusal
+        return whole(connection)
     try:
         return await _carry(request, connection)
     finally:

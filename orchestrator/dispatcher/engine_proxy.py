@@ -14,7 +14,7 @@ import logging
 from aiohttp import web
 
 from orchestrator.engine_http import Answer, Duplex, EngineAway, LocalEngine, end_to_end
-from orchestrator.relay import relay
+from orchestrator.relay import relay, whole
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +64,7 @@ class EngineProxy:
         headers["Upgrade"] = headers.pop(UPGRADE)
         connection = await self._engine.upgrade(request.method, path, headers, body)
         if isinstance(connection, Answer):
-            refusal = web.Response(status=connection.status, body=connection.body)
-            refusal.headers["Content-Type"] = connection.headers.get("content-type", "application/json")
+            refusal = whole(connection)
             # the input that may follow is nobody's
             refusal.force_close()
             return refusal

@@ -266,7 +266,7 @@ async def test_bodies_are_bounded_in_size_and_time(manager: Setup, monkeypatch: 
         assert response.status == 413
         assert "larger than 8388608 bytes: send less" in (await response.json())["message"]
     monkeypatch.setattr(access, "BODY_TIMEOUT_S", 0.3)
-    for path in (b"/services/create", b"/networks/create"):
+    for path in (b"/services/create", b"/networks/create", b"/mesh/v1/stacks/shop/plan"):
         reader, writer = await asyncio.open_unix_connection(manager.socket)
         writer.write(b"POST %s HTTP/1.1\r\nHost: d\r\nContent-Length: 100\r\n\r\n{" % path)
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
