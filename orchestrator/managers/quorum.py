@@ -13,13 +13,14 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from orchestrator.errors import Compacted, ConfigError, Conflict, MeshdError, StoreError, StoreUnavailable
+from orchestrator.errors import ConfigError, Conflict, MeshdError, StoreError, StoreUnavailable
 from orchestrator.managers.membership import Forget, HandOver, Member, Remove, Step, Wait, leaving, plan
 from orchestrator.model import ManagerStatus, Node, NodeSpec
 from orchestrator.security.admission import split_endpoint
 from orchestrator.store.base import Guard, Put, Store
 from orchestrator.store.etcd_client import EtcdClient, EtcdMember
 from orchestrator.store.etcd_process import peer_url
+from orchestrator.store.subscription import at_changes
 
 log = logging.getLogger(__name__)
 
@@ -91,16 +92,7 @@ class Quorum:
 
     async def lead(self) -> None:
         """Let demoted managers go, until cancelled. StoreUnavailable: the store was closed."""
-        watch = self._store.watch()
-        await self._let_go()
-        try:
-            async for _, events in watch:
-                if any(event.kind == "node" for event in events):
-                    await self._let_go()
-        except Compacted:
-            # the caller starts this again, which looks at everything
-            return
-        raise StoreUnavailable("the store was closed")
+        await at_changes(self._store, {"node"}, self._let_go)
 
     async def _let_go(self) -> None:
         """Until nobody is left to go."""

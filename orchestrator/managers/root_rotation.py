@@ -11,11 +11,12 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from orchestrator.errors import Compacted, ConfigError, Conflict, StoreUnavailable
+from orchestrator.errors import ConfigError, Conflict, StoreUnavailable
 from orchestrator.model import Cluster, ClusterSpec, Node
 from orchestrator.security import ca, external_ca, rotation
 from orchestrator.security.identity import Credentials
 from orchestrator.store.base import Guard, Put, Store
+from orchestrator.store.subscription import at_changes
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +49,7 @@ class RootRotation:
 
     async def lead(self) -> None:
         """Until cancelled. StoreUnavailable: the store was closed."""
-        watch = self._store.watch()
-        await self._step()
-        try:
-            async for _, events in watch:
-                if any(event.kind in ("cluster", "node") for event in events):
-                    await self._step()
-        except Compacted:
-            # the caller starts this again, which looks at everything
-            return
-        raise StoreUnavailable("the store was closed")
+        await at_changes(self._store, {"cluster", "node"}, self._step)
 
     async def _step(self) -> None:
         while True:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 
-from orchestrator.errors import Compacted
+from orchestrator.errors import Compacted, StoreUnavailable
+from orchestrator.model import Kind
 from orchestrator.store.base import Event, Store
 from orchestrator.store.snapshot import Snapshot
 
@@ -90,6 +91,21 @@ class Subscribers:
         self._closed = True
         for subscription in list(self._subscriptions.values()):
             subscription.close()
+
+
+async def at_changes(store: Store, kinds: Container[Kind], step: Callable[[], Awaitable[None]]) -> None:
+    """`step()` now and after whatever changes objects of these kinds, until cancelled. StoreUnavailable: the store was closed."""
+    while True:
+        watch = store.watch()
+        await step()
+        try:
+            async for _, events in watch:
+                if any(event.kind in kinds for event in events):
+                    await step()
+        except Compacted:
+            # a step looks at everything
+            continue
+        raise StoreUnavailable("the store was closed")
 
 
 async def wait_for(store: Store, predicate: Callable[[Snapshot], bool], timeout_s: float) -> Snapshot:

@@ -38,7 +38,7 @@ from orchestrator.model import (
 )  # fmt: skip
 from orchestrator.store import Change, Delete, Event, Guard, Put, Snapshot, Store, wait_for
 from orchestrator.store.memory import MemoryStore
-from orchestrator.store.subscription import Subscription
+from orchestrator.store.subscription import Subscription, at_changes
 from tests.orchestrator.store.conftest import Opener
 from tests.orchestrator.store.etcds import Etcds
 
@@ -355,6 +355,31 @@ async def test_wait_for(store: Store) -> None:
     assert await wait_for(store, lambda s: s.claim("k") is not None, 0) is store.snapshot()
     with pytest.raises(TimeoutError):
         await wait_for(store, lambda s: s.claim("never") is not None, 0.05)
+
+
+async def test_at_changes_looks_again_after_what_it_asked_for_and_after_what_it_missed() -> None:
+    store = MemoryStore(max_backlog=2)
+    seen: list[int] = []
+
+    async def step() -> None:
+        seen.append(len(store.snapshot().tables.get("claim", {})))
+        if len(seen) == 1:
+            # more than it may be behind, and nothing that it asked for
+            for number in range(3):
+                await store.commit([Put(Claim(id=str(number)))])
+
+    following = asyncio.create_task(at_changes(store, {"node"}, step))
+    async with asyncio.timeout(5):
+        while len(seen) < 2:
+            await asyncio.sleep(0)
+        await store.commit([Delete("claim", "0")])
+        await store.commit([Put(Node(id="n"))])
+        while len(seen) < 3:
+            await asyncio.sleep(0)
+        await store.close()
+        with pytest.raises(StoreUnavailable):
+            await following
+    assert seen == [0, 3, 2]
 
 
 # ---- many writers -----------------------------------------------------------------------------------------------------------
