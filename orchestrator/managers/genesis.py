@@ -12,7 +12,6 @@ import msgspec
 
 from orchestrator.model import (
     SECOND,
-    CAConfig,
     Claim,
     Cluster,
     ClusterSpec,
@@ -82,7 +81,7 @@ def with_defaults(spec: ClusterSpec) -> ClusterSpec:
             heartbeat_tick=raft.heartbeat_tick or 1,
         ),
         dispatcher=DispatcherConfig(heartbeat_period=dispatcher.heartbeat_period or 5 * SECOND),
-        ca_config=msgspec.structs.replace(ca, node_cert_expiry=ca.node_cert_expiry or NODE_CERTIFICATE_LIFE_NS) if ca else CAConfig(),
+        ca_config=msgspec.structs.replace(ca, node_cert_expiry=ca.node_cert_expiry or NODE_CERTIFICATE_LIFE_NS),
     )
 
 
