@@ -44,7 +44,7 @@ from orchestrator.model import Cluster, ClusterSpec, JoinTokens, Network, Node
 from orchestrator.node import NodeRuntime, NodeSettings, leave_without_running
 from orchestrator.node_facts import facts_of
 from orchestrator.security import keyring, tokens
-from orchestrator.security.admission import DEFAULT_PORT, join_endpoint, managers_of, split_endpoint
+from orchestrator.security.admission import DEFAULT_PORT, join_endpoint, managers_of, reached_at, split_endpoint
 from orchestrator.security.identity import Credentials, Identity
 from orchestrator.security.join import ask_for_promotion, join, renew
 from orchestrator.store import sealing
@@ -167,12 +167,11 @@ class Meshd:
         async with self._one_change():
             advertise, listen = self._addresses(request.advertise_addr, request.listen_addr, next(iter(request.remote_addrs), ""))
             data_addr = self._data_addr(request.data_path_addr, advertise)
-            addr = join_endpoint(advertise, split_endpoint(listen)[1])
             self._clear()
             result = await join(
                 request.remote_addrs,
                 request.token,
-                addr=addr,
+                addr=reached_at(advertise, listen),
                 data_addr=data_addr,
                 hostname=self._config.hostname,
                 availability=request.availability or "active",
@@ -270,7 +269,7 @@ class Meshd:
 
     def _own_api_addr(self) -> str:
         assert self._local is not None
-        return join_endpoint(self._local.advertise_addr, split_endpoint(self._local.listen)[1])
+        return reached_at(self._local.advertise_addr, self._local.listen)
 
     def rotate_token(self, cluster: Cluster, role: JoinRole) -> JoinTokens:
         return tokens.rotated(cluster.join_tokens or JoinTokens(), role, cluster.mesh_ca_cert)
@@ -435,7 +434,7 @@ class Meshd:
             engine=config.engine,
             hostname=config.hostname,
             listen=local.listen,
-            api_addr=join_endpoint(local.advertise_addr, split_endpoint(local.listen)[1]),
+            api_addr=reached_at(local.advertise_addr, local.listen),
             data_addr=local.data_addr,
             netns_prefix=config.netns_prefix,
             balancer=self._balancer,
@@ -489,15 +488,16 @@ class Meshd:
         """(IP address to advertise, "ip:port" to listen at). ApiError(400) with Docker's text when there is no single choice."""
         port = DEFAULT_PORT
         given_listen = self._config.listen_addr or ("" if listen in ("", f"0.0.0.0:{DEFAULT_PORT}") else listen)
+        own = own_addresses()
         if listen:
-            check_listen_address(listen, own_addresses())
+            check_listen_address(listen, own)
         try:
             if given_listen:
                 host, port = split_endpoint(given_listen)
             else:
                 host = "0.0.0.0"
             wanted = advertise or self._config.advertise_addr
-            chosen = choose_address(wanted, own_addresses(), split_endpoint(remote)[0] if remote else "")
+            chosen = choose_address(wanted, own, split_endpoint(remote)[0] if remote else "")
         except ValueError:
             raise ApiError(400, f"invalid address {listen or remote!r}: expected an IP address with an optional port") from None
         return chosen, join_endpoint(host, port)

@@ -19,7 +19,7 @@ from orchestrator.managers.backup import Backup
 from orchestrator.managers.genesis import FirstNode, Keys, first_objects
 from orchestrator.model import EncryptionConfig
 from orchestrator.security import ca, keyring, secretbox, tokens
-from orchestrator.security.admission import first_certificate, join_endpoint, split_endpoint
+from orchestrator.security.admission import first_certificate, reached_at
 from orchestrator.security.identity import Identity
 from orchestrator.store import etcd_tls
 from orchestrator.store.base import Change
@@ -37,7 +37,7 @@ class Place:
     @property
     def addr(self) -> str:
         """ "ip:port" others reach this node at."""
-        return join_endpoint(self.advertise, split_endpoint(self.listen)[1])
+        return reached_at(self.advertise, self.listen)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

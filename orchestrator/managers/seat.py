@@ -24,7 +24,7 @@ from orchestrator.errors import ConfigError, MemberRemoved, MeshdError, StoreUna
 from orchestrator.local_state import LocalState
 from orchestrator.managers.backup import sole_manager
 from orchestrator.managers.lock import Lock
-from orchestrator.security.admission import join_endpoint, split_endpoint
+from orchestrator.security.admission import reached_at
 from orchestrator.store.base import Change
 from orchestrator.store.snapshot import Snapshot
 
@@ -199,7 +199,7 @@ class Seat:
         assert keys is not None, "a node that is or becomes a manager has its keys"
         return ManagerConfig(
             node_id=local.node_id,
-            addr=join_endpoint(local.advertise_addr, split_endpoint(local.listen)[1]),
+            addr=reached_at(local.advertise_addr, local.listen),
             directory=self.directory,
             client_port=self._config.etcd_client_port,
             peer_port=self._config.etcd_peer_port,

@@ -271,6 +271,11 @@ def join_endpoint(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def reached_at(advertise: str, listen: str) -> str:
+    """ "ip:port" for others of a node that advertises an address and listens at "ip:port"."""
+    return join_endpoint(advertise, split_endpoint(listen)[1])
+
+
 def _cluster(snapshot: Snapshot) -> Cluster:
     cluster = snapshot.cluster
     if cluster is None or not cluster.mesh_ca_cert:
