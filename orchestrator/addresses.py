@@ -56,7 +56,7 @@ def data_path_address(wanted: str, own: Mapping[str, str]) -> str:
 
 def check_listen_address(text: str, own: Mapping[str, str]) -> None:
     """ApiError(400) unless `text` is an address of any kind or a link's name, with a port or without."""
-    host = text.rpartition(":")[0] if text.count(":") == 1 else text.strip("[]")
+    host = _host(text)
     if host not in ("0.0.0.0", "::"):
         choose_address(text, own, "", refusal=_LISTEN)
 
@@ -67,7 +67,7 @@ def choose_address(wanted: str, own: Mapping[str, str], towards: str, *, refusal
     ApiError(400), with Docker's words (`refusal`: where `wanted` is neither): nothing to choose from, or too much.
     """
     if wanted:
-        host = wanted.rpartition(":")[0] if wanted.count(":") == 1 else wanted.strip("[]")
+        host = _host(wanted)
         try:
             address = ipaddress.ip_address(host)
         except ValueError:
@@ -92,6 +92,13 @@ def choose_address(wanted: str, own: Mapping[str, str], towards: str, *, refusal
         400,
         f"could not choose an IP address to advertise since this system has multiple addresses {where} - specify one with --advertise-addr",
     )
+
+
+def _host(text: str) -> str:
+    """Without brackets and port."""
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.rpartition(":")[0] if text.count(":") == 1 else text
 
 
 def metrics_endpoint(text: str) -> tuple[str, int]:

@@ -137,10 +137,6 @@ class Manager:
         return ManagerSide(self.store, self._leading.gateway, self._bundle, self._quorum.record)
 
     @property
-    def etcd_version(self) -> str:
-        return self._etcd.version
-
-    @property
     def removed(self) -> asyncio.Event:
         """Set once the other managers have let this one go: nothing it has is theirs any more."""
         return self._etcd.removed

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.addresses import choose_address
+from orchestrator.addresses import check_listen_address, choose_address
 from orchestrator.errors import ApiError
 
 TWO = {"192.0.2.1": "eth0", "198.51.100.1": "eth1"}
@@ -14,6 +14,7 @@ TWO = {"192.0.2.1": "eth0", "198.51.100.1": "eth1"}
         ("192.0.2.9", {}, "", "192.0.2.9"),
         ("192.0.2.9:2377", {}, "", "192.0.2.9"),
         ("[fd00::1]", {}, "", "fd00::1"),
+        ("[fd00::1]:2377", {}, "", "fd00::1"),
         ("fd00::1", {}, "", "fd00::1"),
         ("eth1", TWO, "", "198.51.100.1"),
         ("eth0", {"fd00::1": "eth0", "192.0.2.1": "eth0"}, "", "192.0.2.1"),
@@ -41,3 +42,16 @@ def test_no_choice_is_an_error_that_says_what_to_give(wanted: str, own: dict[str
     with pytest.raises(ApiError, match=text) as caught:
         choose_address(wanted, own, "")
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "text", ["0.0.0.0", "0.0.0.0:2377", "::", "[::]", "[::]:2377", "192.0.2.1:2377", "[fd00::1]:2377", "eth0", "eth0:2377"]
+)
+def test_listened_at(text: str) -> None:
+    check_listen_address(text, TWO)
+
+
+@pytest.mark.parametrize("text", ["eth7", "eth7:2377", "[eth0:2377", "[eth7]:2377"])
+def test_not_listened_at(text: str) -> None:
+    with pytest.raises(ApiError, match="listen address must be an IP address or network interface"):
+        check_listen_address(text, TWO)
