@@ -54,11 +54,10 @@ def data_path_address(wanted: str, own: Mapping[str, str]) -> str:
     return choose_address(wanted, own, "", refusal=_DATA_PATH)
 
 
-def check_listen_address(text: str, own: Mapping[str, str]) -> None:
-    """ApiError(400) unless `text` is an address of any kind or a link's name, with a port or without."""
+def listen_address(text: str, own: Mapping[str, str]) -> str:
+    """The address that `text`, an address of any kind or a link's name, with a port or without, stands for; ApiError(400) if for none."""
     host = _host(text)
-    if host not in ("0.0.0.0", "::"):
-        choose_address(text, own, "", refusal=_LISTEN)
+    return host if host in ("0.0.0.0", "::") else choose_address(text, own, "", refusal=_LISTEN)
 
 
 def choose_address(wanted: str, own: Mapping[str, str], towards: str, *, refusal: str = _ADVERTISE) -> str:

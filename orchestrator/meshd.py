@@ -23,7 +23,7 @@ import msgspec
 from mesh import NodeMesh
 from mesh.model import Balancer
 from orchestrator import local_state
-from orchestrator.addresses import check_listen_address, choose_address, data_path_address, own_addresses
+from orchestrator.addresses import choose_address, data_path_address, listen_address, own_addresses
 from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole, NodeFacts, NodeState
 from orchestrator.daemon_config import DaemonConfig
 from orchestrator.diagnose.finding import Finding
@@ -44,7 +44,7 @@ from orchestrator.model import Cluster, ClusterSpec, JoinTokens, Network, Node
 from orchestrator.node import NodeRuntime, NodeSettings, leave_without_running
 from orchestrator.node_facts import facts_of
 from orchestrator.security import keyring, tokens
-from orchestrator.security.admission import DEFAULT_PORT, join_endpoint, managers_of, reached_at, split_endpoint
+from orchestrator.security.admission import join_endpoint, managers_of, reached_at, split_endpoint
 from orchestrator.security.identity import Credentials, Identity
 from orchestrator.security.join import ask_for_promotion, join, renew
 from orchestrator.store import sealing
@@ -486,21 +486,16 @@ class Meshd:
 
     def _addresses(self, advertise: str, listen: str, remote: str) -> tuple[str, str]:
         """(IP address to advertise, "ip:port" to listen at). ApiError(400) with Docker's text when there is no single choice."""
-        port = DEFAULT_PORT
-        given_listen = self._config.listen_addr or ("" if listen in ("", f"0.0.0.0:{DEFAULT_PORT}") else listen)
         own = own_addresses()
         if listen:
-            check_listen_address(listen, own)
+            listen_address(listen, own)
         try:
-            if given_listen:
-                host, port = split_endpoint(given_listen)
-            else:
-                host = "0.0.0.0"
+            host, port = split_endpoint(self._config.listen_addr or listen or "0.0.0.0")
             wanted = advertise or self._config.advertise_addr
             chosen = choose_address(wanted, own, split_endpoint(remote)[0] if remote else "")
         except ValueError:
             raise ApiError(400, f"invalid address {listen or remote!r}: expected an IP address with an optional port") from None
-        return chosen, join_endpoint(host, port)
+        return chosen, join_endpoint(listen_address(host, own), port)
 
     def _data_addr(self, given: str, advertise: str) -> str:
         return data_path_address(given, own_addresses()) if given else advertise

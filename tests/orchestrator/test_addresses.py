@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.addresses import check_listen_address, choose_address
+from orchestrator.addresses import choose_address, listen_address
 from orchestrator.errors import ApiError
 
 TWO = {"192.0.2.1": "eth0", "198.51.100.1": "eth1"}
@@ -45,13 +45,24 @@ def test_no_choice_is_an_error_that_says_what_to_give(wanted: str, own: dict[str
 
 
 @pytest.mark.parametrize(
-    "text", ["0.0.0.0", "0.0.0.0:2377", "::", "[::]", "[::]:2377", "192.0.2.1:2377", "[fd00::1]:2377", "eth0", "eth0:2377"]
+    ("text", "address"),
+    [
+        ("0.0.0.0", "0.0.0.0"),
+        ("0.0.0.0:2377", "0.0.0.0"),
+        ("::", "::"),
+        ("[::]", "::"),
+        ("[::]:2377", "::"),
+        ("192.0.2.9:2377", "192.0.2.9"),
+        ("[fd00::1]:2377", "fd00::1"),
+        ("eth1", "198.51.100.1"),
+        ("eth1:2377", "198.51.100.1"),
+    ],
 )
-def test_listened_at(text: str) -> None:
-    check_listen_address(text, TWO)
+def test_listened_at(text: str, address: str) -> None:
+    assert listen_address(text, TWO) == address
 
 
 @pytest.mark.parametrize("text", ["eth7", "eth7:2377", "[eth0:2377", "[eth7]:2377"])
 def test_not_listened_at(text: str) -> None:
     with pytest.raises(ApiError, match="listen address must be an IP address or network interface"):
-        check_listen_address(text, TWO)
+        listen_address(text, TWO)

@@ -51,3 +51,17 @@ async def test_managers_that_a_full_disk_did_not_keep_are_kept_when_they_are_tol
     daemon._remember_managers(told)
     kept = local_state.load(tmp_path)
     assert kept is not None and kept.managers == told
+
+
+def test_a_link_to_listen_at_stands_for_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.meshd.own_addresses", lambda: {"192.0.2.1": "eth0", "198.51.100.1": "eth1"})
+    daemon = _daemon(tmp_path)
+    for listen, expected in (
+        ("eth1:2378", "198.51.100.1:2378"),
+        ("eth1", "198.51.100.1:2377"),
+        ("198.51.100.1", "198.51.100.1:2377"),
+        ("0.0.0.0:2378", "0.0.0.0:2378"),
+        ("[::]:2378", "[::]:2378"),
+        ("", "0.0.0.0:2377"),
+    ):
+        assert daemon._addresses("eth0", listen, "") == ("192.0.2.1", expected)
