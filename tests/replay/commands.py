@@ -175,7 +175,7 @@ SCENARIOS: dict[str, str] = {
         network create -d overlay a/b
         network create -d overlay -- -bad
         network create -d overlay --ingress second
-        network create -d overlay --config-only co
+        network create -d overlay --config-only c-o
         network create -d overlay --config-from no-such c-f
         network rm c-f
         network ls --filter scope=swarm --format '{{.Name}} {{.Driver}} {{.Scope}} {{.Internal}} {{.IPv6}} {{.Label "a"}}'
@@ -209,7 +209,7 @@ SCENARIOS: dict[str, str] = {
         network rm no-such
         network rm ov1 no-such ov3
         network rm host
-        network rm ov2 ov4 co
+        network rm ov2 ov4 c-o
         network create -d overlay --label prune=me pr1
         network prune -f --filter label=prune=nobody
         network prune -f --filter label=prune
@@ -416,9 +416,9 @@ SCENARIOS: dict[str, str] = {
         service scale -d no-such=1
         service scale -d glob=1
         service scale -d job=1
-        service create -d --no-resolve-image --name p2 --replicas 0 -p 8080:80 {image}
-        service create -d --no-resolve-image --name p2 --replicas 0 -p 8082:53/udp {image}
-        service create -d --no-resolve-image --name p2 --replicas 0 -p 8081:80 {image}
+        service create -d --no-resolve-image --name p-2 --replicas 0 -p 8080:80 {image}
+        service create -d --no-resolve-image --name p-2 --replicas 0 -p 8082:53/udp {image}
+        service create -d --no-resolve-image --name p-2 --replicas 0 -p 8081:80 {image}
         service create -d --no-resolve-image --name p3 --replicas 0 -p 99999:80 {image}
         service create -d --no-resolve-image --name p4 --replicas 0 --endpoint-mode dnsrr -p 8085:80 {image}
         service create -d --no-resolve-image --name p5 --replicas 0 -p 8086:80 -p 8086:81 {image}
@@ -456,7 +456,7 @@ SCENARIOS: dict[str, str] = {
         service create -d --no-resolve-image --name auto --replicas 0 --publish 80 {image}
         poll 30000 :: service inspect auto --format '{{range .Endpoint.Ports}}{{.PublishedPort}}{{end}}'
         service inspect auto --format '{{json .Endpoint.Ports}} {{json .Spec.EndpointSpec}}'
-        service rm auto p2
+        service rm auto p-2
         service rm web big no-such glob
         service rm hostp job gjob
         service ls --format {{.Name}}
