@@ -88,12 +88,6 @@ class Clients:
             for key in sorted(self._keys):
                 await self._read("finish", server, self._keys[key], fresh=True)
 
-    async def remove_all(self) -> None:
-        """What the clients have left in the cluster."""
-        for server in sorted(self._sockets):
-            for key in self._keys.values():
-                await self._ask(server, "DELETE", f"/{key.collection}/{key.name}")
-
     async def leader(self) -> str:
         """Host name of the node that leads; "" if no manager can say for sure."""
         for server in Random().sample(sorted(self._sockets), len(self._sockets)):
