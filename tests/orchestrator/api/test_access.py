@@ -25,6 +25,7 @@ from orchestrator.api.endpoints import TcpEndpoint, TlsFiles, UnixEndpoint
 from orchestrator.errors import ConfigError
 from orchestrator.security import api_certificates
 from orchestrator.security.api_certificates import ServerContext
+from tests.orchestrator.agent.wait import until
 from tests.orchestrator.api.fakes import FakeBackend, Setup
 from tests.orchestrator.api.tls import client_context, files, free_port
 
@@ -392,9 +393,7 @@ async def test_who_does_not_read_an_answer_is_cut_off(tmp_path: Path) -> None:
     reader, writer = await asyncio.open_unix_connection(tmp_path / "api.sock", limit=1024)
     writer.write(b"GET / HTTP/1.1\r\nHost: d\r\n\r\n")
     connection = await connected(runner)
-    async with asyncio.timeout(20):
-        while connection.transport is not None:
-            await asyncio.sleep(0.05)
+    await until(lambda: connection.transport is None, "it is cut off", 20)
     received = 0
     with contextlib.suppress(ConnectionError):
         while piece := await asyncio.wait_for(reader.read(1 << 20), 20):
@@ -405,7 +404,6 @@ async def test_who_does_not_read_an_answer_is_cut_off(tmp_path: Path) -> None:
 
 
 async def connected(runner: web.AppRunner) -> web.RequestHandler:
-    async with asyncio.timeout(20):
-        while not (runner.server and runner.server.connections):
-            await asyncio.sleep(0.01)
+    await until(lambda: runner.server and runner.server.connections, "a client is connected", 20)
+    assert runner.server is not None
     return runner.server.connections[0]

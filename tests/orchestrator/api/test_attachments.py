@@ -19,6 +19,7 @@ from orchestrator.api.attached_views import Attachments, committed
 from orchestrator.errors import ApiError
 from orchestrator.model import ContainerStatus, Network, Task, TaskState, is_attachment
 from orchestrator.store.base import Delete, Put
+from tests.orchestrator.agent.wait import until
 from tests.orchestrator.api.fakes import Setup
 
 ID = "c1" * 32
@@ -114,9 +115,7 @@ async def test_what_can_not_be_leaves_nothing(att: Setup, request_: dict[str, An
 
 
 async def nothing_left(setup: Setup) -> None:
-    async with asyncio.timeout(5):
-        while attachments(setup):
-            await asyncio.sleep(0.01)
+    await until(lambda: not attachments(setup), "nothing is left")
 
 
 async def test_the_engines_refusal_frees_the_addresses(att: Setup) -> None:
@@ -295,9 +294,7 @@ async def test_a_network_waits_for_the_word_that_its_removed_container_is_gone(a
     running = msgspec.structs.replace(task.status, state=TaskState.RUNNING, container_status=status)
     await att.store.commit([Put(msgspec.structs.replace(task, status=running))])
     removing = asyncio.create_task(att.call("DELETE", "/networks/att"))
-    async with asyncio.timeout(10):
-        while ("GET", "/v1.41/containers/nosuch/json") not in att.engine.asked:
-            await asyncio.sleep(0.01)
+    await until(lambda: ("GET", "/v1.41/containers/nosuch/json") in att.engine.asked, "its Engine is asked", 10)
     assert not removing.done()
     (task,) = attachments(att)
     await att.store.commit([Delete("task", task.id, task.version.index)])

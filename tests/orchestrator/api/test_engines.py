@@ -19,6 +19,7 @@ from orchestrator.engine_http import Answer, EngineAway, at_version
 from orchestrator.errors import ApiError
 from orchestrator.model import Node
 from orchestrator.store.base import Delete, Put
+from tests.orchestrator.agent.wait import until
 from tests.orchestrator.api.fakes import FakeEngine, Setup, a_node, other_node
 
 SHORT = Patience(first_s=0.5, silent_s=5.0, most_s=5.0)
@@ -141,11 +142,10 @@ async def test_one_nodes_engine_by_query_and_by_path(manager: Setup, remote: Fak
 
 async def test_each_node_has_a_socket_of_its_own_at_managers(manager: Setup, remote: FakeEngine) -> None:
     directory = Path(manager.socket).with_suffix(".nodes")
-    async with asyncio.timeout(20):
-        # it is made for nobody and opened then
-        while not (directory / "node-b.sock").exists() or (directory / "node-b.sock").stat().st_mode & 0o777 != 0o660:
-            await asyncio.sleep(0.02)
-    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(directory / "node-b.sock"))) as session:
+    socket = directory / "node-b.sock"
+    # it is made for nobody and opened then
+    await until(lambda: socket.exists() and socket.stat().st_mode & 0o777 == 0o660, "it has its socket", 20)
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket))) as session:
         # by what the fake Engine says of itself: it is asked, not the cluster
         async with session.get("http://d/v1.44/info") as response:
             assert (await response.json())["Swarm"] == {"LocalNodeState": "inactive"}
@@ -153,9 +153,7 @@ async def test_each_node_has_a_socket_of_its_own_at_managers(manager: Setup, rem
             assert response.status == 404
         assert remote.asked[-1] == ("GET", "/v1.41/services")
     await manager.store.commit([Delete("node", "nb")])
-    async with asyncio.timeout(20):
-        while (directory / "node-b.sock").exists():
-            await asyncio.sleep(0.02)
+    await until(lambda: not socket.exists(), "its socket goes with it", 20)
     assert (directory / "node-a.sock").exists()
 
 

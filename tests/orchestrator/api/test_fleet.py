@@ -19,6 +19,7 @@ from orchestrator.api.local_networks import merged as merged_networks
 from orchestrator.api.progress import Fan, Told
 from orchestrator.api.volumes import merged as merged_volumes
 from orchestrator.store.base import Put
+from tests.orchestrator.agent.wait import until
 from tests.orchestrator.api.fake_stores import FakeStores
 from tests.orchestrator.api.fakes import Setup, a_node, other_node, serving
 
@@ -226,13 +227,10 @@ async def test_a_client_that_breaks_an_upload_off_leaves_no_half_archive(fleet: 
         await asyncio.Event().wait()
 
     loading = asyncio.create_task(fleet.lines("POST", "/images/load", data=body()))
-    async with asyncio.timeout(20):
-        while not all("POST /v1.41/images/load" in store.asked for store in fleet.stores.values()):
-            await asyncio.sleep(0.01)
-        loading.cancel()
-        await asyncio.gather(loading, return_exceptions=True)
-        while not all(store.broken_uploads for store in fleet.stores.values()):
-            await asyncio.sleep(0.01)
+    await until(lambda: all("POST /v1.41/images/load" in store.asked for store in fleet.stores.values()), "all are asked", 20)
+    loading.cancel()
+    await asyncio.gather(loading, return_exceptions=True)
+    await until(lambda: all(store.broken_uploads for store in fleet.stores.values()), "all notice", 20)
     assert all(not store.loaded for store in fleet.stores.values())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -19,18 +19,10 @@ from orchestrator.formation.former import Daemon, Former, load_record
 from orchestrator.formation.order import Order, own_peer, read
 from orchestrator.security.admission import split_endpoint
 from orchestrator.security.identity import unverified_context
+from tests.orchestrator.agent.wait import until
 
 SECRET = b"0123456789abcdef0123456789abcdef"
 QUESTION = Question(machine="m", own="10.0.0.1:2377", plan="p", founds=False)
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    try:
-        async with asyncio.timeout(30):
-            while not condition():
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        raise AssertionError(f"{what}: not within 30 s") from None
 
 
 def free_port(host: str) -> int:
@@ -101,28 +93,28 @@ async def test_three_become_one_cluster_and_a_later_one_joins_it(machines: list[
     *peers, later = machines
     for machine in (later, peers[0], peers[2]):
         machine.former.start()
-    await until(lambda: "all 3 are there" in peers[0].former.why, "the founder says that somebody is missing")
+    await until(lambda: "all 3 are there" in peers[0].former.why, "the founder says that somebody is missing", 30)
     assert f"{peers[1].own}: connection refused" in peers[0].former.why
-    await until(lambda: load_record(peers[2].directory) not in (None,) and bool(load_record(peers[2].directory).follows), "a promise")  # type: ignore[union-attr]
+    await until(lambda: load_record(peers[2].directory) not in (None,) and bool(load_record(peers[2].directory).follows), "a promise", 30)  # type: ignore[union-attr]
     await peers[2].restart()
     await peers[0].restart()
     assert not any(machine.member for machine in machines)
     peers[0].fails = 1
     peers[1].former.start()
-    await until(lambda: all(machine.member for machine in machines), "all are in the cluster")
+    await until(lambda: all(machine.member for machine in machines), "all are in the cluster", 30)
     assert [machine.founded for machine in machines] == [1, 0, 0, 0]
     assert [machine.role for machine in machines] == ["manager", "manager", "manager", "worker"]
-    await until(lambda: all((load_record(m.directory) or Record(machine="")).cluster == "c" for m in machines), "it is on record")
+    await until(lambda: all((load_record(m.directory) or Record(machine="")).cluster == "c" for m in machines), "it is on record", 30)
     assert [machine.former.why for machine in machines] == [""] * 4
 
 
 async def test_who_left_a_cluster_does_not_come_back_by_itself(machines: list[Machine]) -> None:
     for machine in machines[:3]:
         machine.former.start()
-    await until(lambda: all(machine.member for machine in machines[:3]), "all are in the cluster")
+    await until(lambda: all(machine.member for machine in machines[:3]), "all are in the cluster", 30)
     machines[1].member = None
     await machines[1].restart()
-    await until(lambda: "was in a cluster and left it" in machines[1].former.why, "it says so")
+    await until(lambda: "was in a cluster and left it" in machines[1].former.why, "it says so", 30)
     assert machines[1].member is None
 
 
@@ -131,10 +123,10 @@ async def test_a_token_file_is_tried_until_it_does(tmp_path: Path) -> None:
     machine = Machine("127.0.0.2:1", Order(("127.0.0.9:2377",), token_file=token), tmp_path / "state")
     machine.former.start()
     try:
-        await until(lambda: "can't be read" in machine.former.why, "the file is missing")
+        await until(lambda: "can't be read" in machine.former.why, "the file is missing", 30)
         machine.fails = 2
         token.write_text("W\n")
-        await until(lambda: machine.role == "worker", "it joined")
+        await until(lambda: machine.role == "worker", "it joined", 30)
         assert machine.former.door is None
     finally:
         await machine.former.stop()

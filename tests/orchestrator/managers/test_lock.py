@@ -20,6 +20,7 @@ from orchestrator.security.keyring import Locked, WrongKey
 from orchestrator.store.base import Put
 from orchestrator.store.memory import MemoryStore
 from orchestrator.store.snapshot import Snapshot
+from tests.orchestrator.agent.wait import until
 from tests.orchestrator.crash import crashing_at_every_step
 
 KEYS = {"off": b"", "A": keyring.new_unlock_key(), "B": keyring.new_unlock_key()}
@@ -156,9 +157,7 @@ async def test_a_backup_that_was_under_way_is_made_again(tmp_path: Path, monkeyp
     pictures = iter([await a_cluster(b"")])
     newest = await a_cluster(KEYS["A"])
     keeping = asyncio.create_task(keep_backups(tmp_path, lambda: next(pictures, newest), every_s=3600, keep=3, now=lambda: NOW))
-    async with asyncio.timeout(20):
-        while not any(backup.sealed(path.read_bytes()) for path in kept(tmp_path)):
-            await asyncio.sleep(0.01)
+    await until(lambda: any(backup.sealed(path.read_bytes()) for path in kept(tmp_path)), "one is sealed", 20)
     assert [backup.sealed(path.read_bytes()) for path in kept(tmp_path)] == [True]
     keeping.cancel()
 
