@@ -153,7 +153,7 @@ async def test_what_a_lost_key_sealed_stays(tmp_path: Path) -> None:
     assert opens(tmp_path) == "off"
 
 
-async def test_a_backup_that_was_under_way_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_backup_that_was_under_way_is_made_again(tmp_path: Path) -> None:
     pictures = iter([await a_cluster(b"")])
     newest = await a_cluster(KEYS["A"])
     keeping = asyncio.create_task(keep_backups(tmp_path, lambda: next(pictures, newest), every_s=3600, keep=3, now=lambda: NOW))

@@ -7,6 +7,7 @@ from typing import cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from orchestrator.errors import Conflict
 from orchestrator.model import Claim, Object
@@ -33,14 +34,7 @@ def change(snapshot: Snapshot, step: Step) -> Change:
         return Delete("claim", id, index)
     if what == "guard":
         return Guard("claim", id, index if found is not None else -1)
-    new = Claim(id=id, owner=owner)
-    return Put(cast(Object, new if found is None else _at(new, found)))
-
-
-def _at(new: Claim, found: Claim) -> Claim:
-    from msgspec.structs import replace
-
-    return replace(new, version=found.version)
+    return Put(cast(Object, Claim(id=id, owner=owner) if found is None else replace(found, owner=owner)))
 
 
 steps = st.lists(st.tuples(st.sampled_from(["put", "delete", "guard"]), st.sampled_from(IDS), st.sampled_from(["x", "y"])), max_size=8)
