@@ -15,6 +15,7 @@ from docker import DockerClient
 
 from orchestrator.lab.lab import Lab, LabError, Node
 from orchestrator.lab.probe import dns_addresses, http_get, in_network
+from tests.lab.asking import switch
 from tests.lab.cli import examined
 
 # a node that is about to be asked may be about to be killed
@@ -137,7 +138,7 @@ class Convergence:
         for name, wanted in ((self._web, vips), (f"tasks.{self._web}", addresses)):
             if (told := set(in_network(netns, partial(dns_addresses, name, timeout_s=5.0)))) != wanted:
                 found.append(f"DNS on {node.name}: {name} is {sorted(told)}, not {sorted(wanted)}")
-        for where, target, port in ((netns, min(vips), 80), (f"/run/netns/{self._lab.layout.switch}", node.address, self._port)):
+        for where, target, port in ((netns, min(vips), 80), (switch(self._lab), node.address, self._port)):
             # as many requests as make it sure that each backend is met: of seven, 200 miss one with 3e-13
             met = {in_network(where, partial(http_get, target, port, 5.0))[0] for _ in range(200)}
             if len(met) != len(addresses):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.lab.lab import Lab, LabError, Node
 from orchestrator.lab.probe import Answer, Log, Probe, dns_addresses, http_get
+from tests.lab.asking import switch
 from tests.lab.cli import Cli
 
 from .checker import Violation, check
@@ -136,7 +137,7 @@ class Run:
     async def _keep_probes(self, vip: str) -> None:
         """A container that was replaced is another namespace."""
         for node in self._lab.nodes:
-            outside = f"/run/netns/{self._lab.layout.switch}"
+            outside = switch(self._lab)
             self._probes[f"{node.name} port"] = [Probe(self.log, node.name, "port", outside, _PROBE_RATE, _asks_http(node.address, PORT))]
         while True:
             await asyncio.gather(*(asyncio.to_thread(self._probe_inside, node, vip) for node in self._lab.nodes))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from orchestrator.lab import processes
 from orchestrator.lab.lab import Lab
+from tests.lab.temporary import temporary_lab
 
 from . import faults
 from .picture import svg
@@ -23,16 +21,10 @@ MANAGERS, NODES = 3, 4
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    with tempfile.TemporaryDirectory(prefix="lab-") as directory:
-        # a lab is named by its directory, and two runs at a time must not share a switch
-        lab = Lab(Path(directory) / f"chaos{os.getpid()}", "198.51.100.0/24", environment=faults.environment)
-        try:
-            faults.prepare(lab, NODES)
-            lab.up(NODES, managers=MANAGERS)
-            yield lab
-        finally:
-            lab.down()
-            assert processes.marked(lab.layout.marker) == []
+    with temporary_lab("chaos", environment=faults.environment) as lab:
+        faults.prepare(lab, NODES)
+        lab.up(NODES, managers=MANAGERS)
+        yield lab
 
 
 def test_nothing_that_was_told_is_untrue_and_the_cluster_comes_to_rest(lab: Lab, tmp_path: Path) -> None:

@@ -9,18 +9,17 @@ import os
 import re
 import signal
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
 
 from orchestrator.lab.lab import Lab, Node, wait_until
 from orchestrator.lab.probe import Log, Probe, dns_addresses, http_get
+from tests.lab.asking import netns_of, resolves, switch
 from tests.lab.cli import Cli
-from tests.lab.test_cluster import netns_of, resolves, switch
-from tests.lab.test_managers import leader_seen_by, managers
+from tests.lab.members import leader_seen_by, managers
+from tests.lab.temporary import temporary_lab
 
 ROUNDS = 5
 _OPENED = re.compile(r"^(\S+ \S+) INFO \S+ session opened manager=(\S+) ")
@@ -137,10 +136,6 @@ def measure(lab: Lab) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory(prefix="lab-") as directory:
-        made = Lab(Path(directory) / f"r{os.getpid()}", "198.51.100.0/24")
-        try:
-            made.up(4, managers=3)
-            measure(made)
-        finally:
-            made.down()
+    with temporary_lab("r") as made:
+        made.up(4, managers=3)
+        measure(made)

@@ -18,9 +18,11 @@ class Cli:
     def __init__(self, node: Node) -> None:
         self.node = node
 
+    def command(self, *arguments: str) -> list[str]:
+        return ["docker", "-H", f"unix://{self.node.layout.meshd_socket}", *arguments]
+
     def run(self, *arguments: str, input: str | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        command = ["docker", "-H", f"unix://{self.node.layout.meshd_socket}", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, input=input, timeout=timeout)
+        return subprocess.run(self.command(*arguments), capture_output=True, text=True, input=input, timeout=timeout)
 
     def ok(self, *arguments: str, input: str | None = None) -> str:
         done = self.run(*arguments, input=input)
@@ -56,6 +58,11 @@ def task_containers(node: Node, service: str = "") -> list[str]:
         return [str(found["Id"]) for found in engine.api.containers(filters={"label": label})]
     finally:
         engine.close()
+
+
+def meshd(node: Node, *arguments: str) -> str:
+    """meshd's own command line on the node."""
+    return node.exec(sys.executable, "-m", "orchestrator.cli", *arguments, "--socket", str(node.layout.meshd_socket))
 
 
 def examined(node: Node) -> list[Finding]:

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from orchestrator.lab import processes
 from orchestrator.lab.lab import Lab, wait_until
 from tests.lab.cli import Cli, task_containers
+from tests.lab.temporary import temporary_lab
 
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    with tempfile.TemporaryDirectory(prefix="lab-") as directory:
-        # a name of its own: on one machine other runs of these tests may be under way
-        lab = Lab(Path(directory) / f"c{os.getpid()}", "198.51.100.0/24")
-        try:
-            lab.up(3)
-            yield lab
-        finally:
-            lab.down()
-            assert processes.marked(lab.layout.marker) == []
+    with temporary_lab("c") as lab:
+        lab.up(3)
+        yield lab
 
 
 @pytest.fixture

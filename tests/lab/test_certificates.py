@@ -7,6 +7,7 @@ import pytest
 from orchestrator.lab.lab import Lab
 from orchestrator.lab.probe import Log, Probe, http_get
 from orchestrator.security import ca, tokens
+from tests.lab.asking import switch
 from tests.lab.cli import Cli
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -18,7 +19,7 @@ def test_the_root_is_rotated_and_nobody_notices(lab: Lab, cli: Cli) -> None:
     before, old_tokens = cli.ok("swarm", "ca"), {role: cli.ok("swarm", "join-token", "-q", role) for role in ("worker", "manager")}
     assert ca.digest(before) == tokens.parse(old_tokens["worker"]).digest
     log = Log()
-    probes = [Probe(log, node.name, "port", f"/run/netns/{lab.layout.switch}", 10, lambda: http_get(lab.nodes[2].address, 8080))
+    probes = [Probe(log, node.name, "port", switch(lab), 10, lambda: http_get(lab.nodes[2].address, 8080))
               for node in lab.nodes]  # fmt: skip
     try:
         # it shows progress until all nodes have new certificates and trust the new root, and ends by itself

@@ -21,24 +21,13 @@ from orchestrator.diagnose.finding import is_well
 from orchestrator.diagnose.report import TraceReport
 from orchestrator.lab.lab import Lab, Node, run, wait_until
 from orchestrator.lab.probe import Log, Probe, dns_addresses, http_get, in_network
+from tests.lab.asking import netns_of, resolves, switch
 from tests.lab.cli import IMAGE, Cli, examined, task_containers
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
-def netns_of(node: Node, service: str) -> str:
-    engine = node.engine()
-    try:
-        return f"/proc/{engine.api.inspect_container(task_containers(node, service)[0])['State']['Pid']}/ns/net"
-    finally:
-        engine.close()
-
-
-def switch(lab: Lab) -> str:
-    return f"/run/netns/{lab.layout.switch}"
-
-
-def answers(where: str, address: str, port: int, expected: int, times: int = 90) -> set[str]:
+def answerers(where: str, address: str, port: int, expected: int, times: int = 90) -> set[str]:
     """Hostnames that answered requests made inside the namespace, until there are `expected` of them or `times` were made.
 
     The balancer draws: of three backends one is missed by 12 requests in 2 % of the runs, by 90 never (3e-16).
@@ -50,12 +39,6 @@ def answers(where: str, address: str, port: int, expected: int, times: int = 90)
         if len(found) >= expected:
             break
     return found
-
-
-def resolves(where: str, name: str) -> set[str]:
-    with contextlib.suppress(OSError, ValueError):
-        return set(in_network(where, lambda: dns_addresses(name)))
-    return set()
 
 
 @contextlib.contextmanager
@@ -87,14 +70,14 @@ def test_a_published_service_is_reached_through_every_node_and_by_its_vip(lab: L
     assert "verify: Service" in created or "converged" in created
     cli.create("client", "--mode", "global", "--network", "front", command=("idle",))
     for node in lab.nodes:
-        assert len(answers(switch(lab), node.address, 8080, 3)) == 3, node.name
+        assert len(answerers(switch(lab), node.address, 8080, 3)) == 3, node.name
         inside = netns_of(node, "client")
         vip = resolves(inside, "web")
         assert len(vip) == 1
         assert len(resolves(inside, "tasks.web")) == 3
         assert vip.isdisjoint(resolves(inside, "tasks.web"))
-        assert len(answers(inside, vip.pop(), 80, 3)) == 3, node.name
-        assert len(answers(f"/proc/{node.init_pid}/ns/net", "127.0.0.1", 8080, 3)) == 3, "from the node itself"
+        assert len(answerers(inside, vip.pop(), 80, 3)) == 3, node.name
+        assert len(answerers(f"/proc/{node.init_pid}/ns/net", "127.0.0.1", 8080, 3)) == 3, "from the node itself"
     assert cli.ok("service", "inspect", "web", "--format", "{{range .Endpoint.Ports}}{{.PublishedPort}}{{end}}") == "8080"
     logs = cli.ok("service", "logs", "--raw", "web")
     assert logs == ""
@@ -625,4 +608,4 @@ def test_an_encrypted_network_is_encrypted_or_refused(cli: Cli) -> None:
     cli.create("web", "--network", "secret", "--replicas", "3")
     there = netns_of(cli.node, "web")
     (vip,) = resolves(there, "web")
-    assert len(answers(there, vip, 80, 3)) == 3
+    assert len(answerers(there, vip, 80, 3)) == 3

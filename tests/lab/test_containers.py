@@ -53,8 +53,9 @@ class Terminal:
     def __init__(self, cli: Cli, *arguments: str, rows: int = 33, columns: int = 101) -> None:
         self.master, slave = pty.openpty()
         self.resize(rows, columns)
-        command = ["docker", "-H", f"unix://{cli.node.layout.meshd_socket}", *arguments]
-        self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=self._own)
+        self.process = subprocess.Popen(
+            cli.command(*arguments), stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=self._own
+        )
         os.close(slave)
         self.shown = ""
 
@@ -134,9 +135,7 @@ def test_everything_a_container_can_be_asked_on_another_node(containers: Cli, tm
     ok("cp", "box:/tmp/file", str(tmp_path / "back"))
     assert (tmp_path / "back").read_text() == "x" * 3_000_000
     assert "A /tmp/file" in ok("diff", "box")
-    done = subprocess.run(
-        ["docker", "-H", f"unix://{containers.node.layout.meshd_socket}", "export", "box"], capture_output=True, timeout=60, check=True
-    )
+    done = subprocess.run(containers.command("export", "box"), capture_output=True, timeout=60, check=True)
     assert len(done.stdout) > 3_000_000
     assert ok("commit", "box", "committed:1").startswith("sha256:")
     assert _at(containers, "node-2", "rmi", "committed:1").returncode == 0
@@ -145,9 +144,7 @@ def test_everything_a_container_can_be_asked_on_another_node(containers: Cli, tm
     assert ok("ps", "--filter", "status=paused", "--format", "{{.Names}}") == "case"
     ok("unpause", "case")
     ok("update", "--memory-reservation", "10m", "case")
-    waiting = subprocess.Popen(
-        ["docker", "-H", f"unix://{containers.node.layout.meshd_socket}", "wait", "case"], stdout=subprocess.PIPE, text=True
-    )
+    waiting = subprocess.Popen(containers.command("wait", "case"), stdout=subprocess.PIPE, text=True)
     # it may come before the wait or after it: the answer is the same
     ok("kill", "case")
     assert waiting.communicate(timeout=DEADLINE_S)[0].strip() == "137"
@@ -247,9 +244,8 @@ def test_docker_py(lab: Lab, containers: Cli) -> None:
 def test_a_node_that_is_lost_in_the_middle_is_told_in_words(lab: Lab, containers: Cli) -> None:
     """Its meshd is killed: what goes through it breaks off. The container runs on, and is there again when meshd is."""
     containers.ok("run", "-d", "--name", "long", "-e", "constraint:node==node-3", IMAGE, "sh", "-c", "while sleep 0.1; do echo tick; done")
-    base = ["docker", "-H", f"unix://{containers.node.layout.meshd_socket}"]
     streams = {
-        command: subprocess.Popen([*base, *command.split()], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        command: subprocess.Popen(containers.command(*command.split()), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for command in ("wait long", "logs -f long", "attach --no-stdin long")
     }
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.lab.lab import Lab, Node, wait_until
-from orchestrator.lab.probe import dns_addresses, http_get, in_network
+from tests.lab.asking import answers, resolves, switch
 from tests.lab.cli import IMAGE, Cli
 from tests.orchestrator.agent import registry as registry_program
 
@@ -55,12 +55,6 @@ def inside(lab: Lab, cli: Cli, container: str) -> str:
     return f"/proc/{cli.ok('inspect', '--format', '{{.State.Pid}}', container)}/ns/net"
 
 
-def resolved(where: str, name: str) -> set[str]:
-    with contextlib.suppress(OSError, ValueError):
-        return set(in_network(where, lambda: dns_addresses(name)))
-    return set()
-
-
 def address_of(cli: Cli, container: str, network: str) -> str:
     return cli.ok("inspect", "--format", f'{{{{(index .NetworkSettings.Networks "{network}").IPAddress}}}}', container)
 
@@ -91,19 +85,18 @@ def test_containers_started_by_hand_live_on_an_overlay(lab: Lab, fleet: Cli) -> 
     start(fleet, "node-1", "--network", "att", name="front")
     for container in ("db", "front"):
         where = inside(lab, fleet, container)
-        assert resolved(where, "web") == {vip}
-        wait_until(lambda where=where: _answers(where, vip), 10, f"{container} reaches the service")
+        assert resolves(where, "web") == {vip}
+        wait_until(lambda where=where: answers(where, vip), 10, f"{container} reaches the service")
     # its published port is its node's
-    outside = f"/run/netns/{lab.layout.switch}"
-    wait_until(lambda: _answers(outside, lab.nodes[1].address, 8095), 10, "the published port")
+    wait_until(lambda: answers(switch(lab), lab.nodes[1].address, 8095), 10, "the published port")
     assert fleet.ok("port", "db", "80").endswith(":8095")
     # a task, and a container on another node, find it by its name and alias, and it answers
     task = fleet.ok("ps", "-q", "--filter", "label=com.docker.swarm.service.name=web").split()[0]
     for asker in (task, "front"):
         where = inside(lab, fleet, asker)
         for name in ("db", "data"):
-            wait_until(lambda where=where, name=name: resolved(where, name) == {db}, 10, f"{name} is known to {asker}")
-        wait_until(lambda where=where: _answers(where, db), 10, f"{asker} reaches the container")
+            wait_until(lambda where=where, name=name: resolves(where, name) == {db}, 10, f"{name} is known to {asker}")
+        wait_until(lambda where=where: answers(where, db), 10, f"{asker} reaches the container")
     assert fleet.ok("ps", "--filter", "name=^db$", "--format", "{{.Names}} {{.Command}} {{.Image}}") == f'db "serve" {IMAGE}'
     shown = fleet.json("network", "inspect", "att")[0]["Containers"]
     assert isinstance(shown, dict)
@@ -111,24 +104,18 @@ def test_containers_started_by_hand_live_on_an_overlay(lab: Lab, fleet: Cli) -> 
     # stopped, nobody is sent to it; started again it is who it was
     fleet.ok("stop", "-t", "0", "db")
     where = inside(lab, fleet, "front")
-    wait_until(lambda: resolved(where, "db") == set(), 10, "a stopped container has no name")
+    wait_until(lambda: resolves(where, "db") == set(), 10, "a stopped container has no name")
     fleet.ok("start", "db")
-    wait_until(lambda: resolved(where, "db") == {db} and _answers(where, db), 10, "started again")
+    wait_until(lambda: resolves(where, "db") == {db} and answers(where, db), 10, "started again")
     # so it is when it was restarted while its node had no meshd: it waits for its network until that is back
     lab.nodes[1].kill("meshd")
     at_engine(lab.nodes[1], "restart", "-t", "0", "db")
-    wait_until(lambda: resolved(where, "db") == {db} and _answers(where, db), 30, "restarted")
+    wait_until(lambda: resolves(where, "db") == {db} and answers(where, db), 30, "restarted")
     refused = fleet.fails("network", "rm", "att")
     assert "is in use by" in refused
     fleet.ok("rm", "-f", "db", "front")
     fleet.ok("service", "rm", "web")
     fleet.ok("network", "rm", "att")
-
-
-def _answers(where: str, address: str, port: int = 80) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        return bool(in_network(where, lambda: http_get(address, port, 1.0)))
-    return False
 
 
 def test_connected_and_disconnected_while_it_runs(lab: Lab, fleet: Cli) -> None:
@@ -143,13 +130,13 @@ def test_connected_and_disconnected_while_it_runs(lab: Lab, fleet: Cli) -> None:
     assert "already exists in network one" in fleet.fails("network", "connect", "one", "late")
     early, late = inside(lab, fleet, "early"), inside(lab, fleet, "late")
     both = {address_of(fleet, "late", "one"), address_of(fleet, "late", "two")}
-    wait_until(lambda: resolved(early, "late") and resolved(early, "late") <= both, 10, "late is known")
-    wait_until(lambda: resolved(late, "early") != set(), 10, "late asks for names")
+    wait_until(lambda: resolves(early, "late") and resolves(early, "late") <= both, 10, "late is known")
+    wait_until(lambda: resolves(late, "early") != set(), 10, "late asks for names")
     assert fleet.ok("exec", "late", "nslookup", "early")
-    wait_until(lambda: _answers(early, address_of(fleet, "late", "two")), 10, "reached on the second network")
+    wait_until(lambda: answers(early, address_of(fleet, "late", "two")), 10, "reached on the second network")
     fleet.ok("network", "disconnect", "two", "late")
     fleet.ok("network", "disconnect", "one", "late")
-    wait_until(lambda: resolved(early, "late") == set(), 10, "late is gone")
+    wait_until(lambda: resolves(early, "late") == set(), 10, "late is gone")
     assert "is not connected to network" in fleet.fails("network", "disconnect", "one", "late")
     fleet.ok("network", "connect", "one", "late")
     fleet.ok("network", "disconnect", "one", "late")
@@ -253,7 +240,7 @@ def _image_id(node: Node, name: str) -> str:
 
 def test_built_on_one_node(lab: Lab, fleet: Cli, tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text(f"FROM {IMAGE}\nENV MADE=here\nRUN echo built\n")
-    command = ["docker", "-H", f"unix://{lab.nodes[0].layout.meshd_socket}", "build", "-t", "built:1", str(tmp_path)]
+    command = fleet.command("build", "-t", "built:1", str(tmp_path))
     done = subprocess.run(command, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "DOCKER_BUILDKIT": "0"})
     assert done.returncode == 0 and "Successfully tagged built:1" in done.stdout, done.stdout + done.stderr
     # as any image it is run where it is, and brought to the others by load
@@ -298,8 +285,8 @@ def test_networks_of_single_nodes(fleet: Cli) -> None:
     assert names() == before
 
 
-def test_events_of_all_nodes_and_of_the_cluster(lab: Lab, fleet: Cli) -> None:
-    command = ["docker", "-H", f"unix://{lab.nodes[0].layout.meshd_socket}", "events", "--format", "{{json .}}"]
+def test_events_of_all_nodes_and_of_the_cluster(fleet: Cli) -> None:
+    command = fleet.command("events", "--format", "{{json .}}")
     since = f"{time.time():.3f}"
     listening = subprocess.Popen([*command, "--since", since], stdout=subprocess.PIPE, text=True)
     try:

@@ -4,45 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from orchestrator.lab import processes
 from orchestrator.lab.lab import Lab, LabError, Node, wait_until
 from tests.lab.cli import Cli
+from tests.lab.members import members, three_managers_agree
+from tests.lab.temporary import temporary_lab
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
-SUBNET = "198.51.100.0/24"
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
-    with tempfile.TemporaryDirectory(prefix="lab-") as directory:
-        secret = Path(directory) / "secret"
-        secret.write_text(secrets.token_hex(32))
-        secret.chmod(0o600)
-        peers = ",".join(f"198.51.100.{number}" for number in (1, 2, 3))
-        options = ["--bootstrap-expect=3", f"--retry-join={peers}", f"--join-secret-file={secret}"]
-        lab = Lab(Path(directory) / "f", SUBNET, daemon_options=options)
-        try:
-            yield lab
-        finally:
-            lab.down()
-            assert processes.marked(lab.layout.marker) == []
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    secret = tmp_path / "secret"
+    secret.write_text(secrets.token_hex(32))
+    secret.chmod(0o600)
+    peers = ",".join(f"198.51.100.{number}" for number in (1, 2, 3))
+    options = ["--bootstrap-expect=3", f"--retry-join={peers}", f"--join-secret-file={secret}"]
+    with temporary_lab("f", daemon_options=options) as lab:
+        yield lab
 
 
 def info(node: Node) -> str:
     done = Cli(node).run("info")
     return done.stdout + done.stderr
-
-
-def members(node: Node) -> dict[str, str]:
-    """Host name -> "Leader", "Reachable", "Unreachable" or "" for a worker, as this node sees it."""
-    done = Cli(node).run("node", "ls", "--format", "{{.Hostname}}={{.ManagerStatus}}")
-    return dict(line.split("=") for line in done.stdout.splitlines()) if done.returncode == 0 else {}
 
 
 def test_three_machines_and_a_later_one(lab: Lab) -> None:
@@ -60,11 +48,7 @@ def test_three_machines_and_a_later_one(lab: Lab) -> None:
         # wherever it is by now
         first.kill("meshd")
 
-    def agreed() -> bool:
-        views = [members(node) for node in (first, second, third)]
-        return all(sorted(view.values()) == ["Leader", "Reachable", "Reachable"] for view in views) and views[0] == views[1] == views[2]
-
-    wait_until(agreed, 120, "three managers of one cluster")
+    wait_until(lambda: three_managers_agree((first, second, third)), 120, "three managers of one cluster")
     lab.up(4, cluster=False)
     wait_until(lambda: members(first).get("node-4") == "", 40, "the later one is a worker")
     assert len(members(first)) == 4, "nobody came twice"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,20 +14,15 @@ import pytest
 from orchestrator.errors import ConfigError
 from orchestrator.lab import processes
 from orchestrator.lab.lab import Lab, LabError, wait_until
+from tests.lab.temporary import SUBNET, temporary_lab
 
 pytestmark = pytest.mark.engine
-SUBNET = "198.51.100.0/24"
 
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    # pytest's own temporary directories have too long names for sockets
-    with tempfile.TemporaryDirectory(prefix="lab-") as directory:
-        lab = Lab(Path(directory) / "t", SUBNET)
-        try:
-            yield lab
-        finally:
-            lab.down()
+    with temporary_lab("t") as lab:
+        yield lab
 
 
 def _leftovers(lab: Lab) -> list[str]:

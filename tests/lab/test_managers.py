@@ -5,44 +5,28 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from orchestrator.lab import processes
 from orchestrator.lab.lab import Lab, LabError, Node, wait_until
-from orchestrator.lab.probe import Log, Probe, http_get, in_network
-from tests.lab.cli import Cli
+from orchestrator.lab.probe import Log, Probe, http_get
+from tests.lab.asking import answers, switch
+from tests.lab.cli import Cli, meshd, task_containers
+from tests.lab.members import leader_seen_by, managers, three_managers_agree
+from tests.lab.temporary import temporary_lab
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with tempfile.TemporaryDirectory(prefix="lab-") as directory:
-        lab = Lab(Path(directory) / "m", "198.51.100.0/24")
-        try:
-            lab.up(3)
-            Cli(lab.nodes[0]).create("web", "--replicas", "3", "-p", "8080:80")
-            yield lab
-        finally:
-            lab.down()
-            assert processes.marked(lab.layout.marker) == []
-
-
-def managers(node: Node) -> dict[str, str]:
-    """Host name -> "Leader", "Reachable" or "Unreachable", as this node shows it; {} while it is no manager."""
-    done = Cli(node).run("node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}")
-    shown = (line.split() for line in done.stdout.splitlines() if done.returncode == 0)
-    return {words[0]: words[1] for words in shown if len(words) == 2}
-
-
-def leader_seen_by(node: Node) -> str:
-    return next((name for name, status in managers(node).items() if status == "Leader"), "")
+    with temporary_lab("m") as lab:
+        lab.up(3)
+        Cli(lab.nodes[0]).create("web", "--replicas", "3", "-p", "8080:80")
+        yield lab
 
 
 def tasks(cli: Cli) -> str:
@@ -52,33 +36,14 @@ def tasks(cli: Cli) -> str:
 
 def three_managers(lab: Lab) -> Node:
     """All three nodes are managers and say so; returns the leader."""
-
-    def agreed() -> bool:
-        views = [managers(node) for node in lab.nodes]
-        return all(sorted(view.values()) == ["Leader", "Reachable", "Reachable"] for view in views) and views[0] == views[1] == views[2]
-
-    if not agreed():
+    if not three_managers_agree(lab.nodes):
         cli = Cli(next(node for node in lab.nodes if leader_seen_by(node)))
         for node in lab.nodes:
             # one at a time: etcd wants rest between two changes of its members
             cli.ok("node", "promote", node.name)
             wait_until(lambda node=node: managers(node).get(node.name) in ("Leader", "Reachable"), 60, f"{node.name} is a manager")
-        wait_until(agreed, 60, "three managers agree")
+        wait_until(lambda: three_managers_agree(lab.nodes), 60, "three managers agree")
     return lab.node(leader_seen_by(lab.nodes[0]))
-
-
-def containers(node: Node) -> list[str]:
-    engine = node.engine()
-    try:
-        return sorted(container.id for container in engine.containers.list(filters={"label": "com.docker.swarm.service.name=web"}))
-    finally:
-        engine.close()
-
-
-def answers(netns: str, address: str, port: int) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        return bool(in_network(netns, lambda: http_get(address, port, 1.0)))
-    return False
 
 
 def others(lab: Lab, node: Node) -> list[Node]:
@@ -100,7 +65,7 @@ def nobody_notices(lab: Lab, ask: Node) -> Iterator[None]:
     """No request to the published port fails, no task is touched."""
     before = tasks(Cli(ask))
     log = Log()
-    probe = Probe(log, "x", "port", f"/run/netns/{lab.layout.switch}", 20, lambda: http_get(ask.address, 8080))
+    probe = Probe(log, "x", "port", switch(lab), 20, lambda: http_get(ask.address, 8080))
     try:
         yield
     finally:
@@ -191,10 +156,6 @@ def test_a_dead_manager_is_demoted_and_removed_and_comes_back_as_nobody(lab: Lab
     wait_until(lambda: sorted(managers(ask).values()) == ["Leader", "Reachable", "Reachable"], 40, "it joined anew")
 
 
-def meshd(node: Node, *arguments: str) -> str:
-    return node.exec(sys.executable, "-m", "orchestrator.cli", *arguments, "--socket", str(node.layout.meshd_socket))
-
-
 def test_without_a_quorum_everything_goes_on_but_changes_and_one_manager_recovers(lab: Lab) -> None:
     leader = three_managers(lab)
     ask, also = others(lab, leader)
@@ -209,7 +170,7 @@ def test_without_a_quorum_everything_goes_on_but_changes_and_one_manager_recover
     assert time.monotonic() - started < 10
     if here:
         # the tasks of the lost nodes stay in the balancers: nobody can say that they are gone
-        wait_until(lambda: answers(f"/run/netns/{lab.layout.switch}", ask.address, 8080), 30, "its own task answers through its port")
+        wait_until(lambda: answers(switch(lab), ask.address, 8080), 30, "its own task answers through its port")
     assert "is the only manager now" in meshd(ask, "recover", "--yes")
     wait_until(lambda: managers(ask) == {ask.name: "Leader"}, 15, "it is alone")
     wait_until(written(ask, "recovered"), 10, "it writes")
@@ -229,7 +190,7 @@ def test_a_cluster_is_restored_from_a_backup_and_its_workers_come_back(lab: Lab,
         wait_until(lambda other=other: other.name not in managers(keep), 40, f"{other.name} is a worker")
     Cli(keep).wait_replicas("web", "3/3")
     assert "checked" in meshd(keep, "backup", str(file))
-    running = {node.name: containers(node) for node in others(lab, keep)}
+    running = {node.name: task_containers(node, "web") for node in others(lab, keep)}
     Cli(keep).ok("swarm", "leave", "--force")
     assert "This node is not a swarm manager" in Cli(keep).fails("service", "ls")
     with pytest.raises(LabError, match="no backup of meshd"):
@@ -245,7 +206,7 @@ def test_a_cluster_is_restored_from_a_backup_and_its_workers_come_back(lab: Lab,
 
     wait_until(back, 40, "the workers are back")
     for other in others(lab, keep):
-        assert set(running[other.name]) <= set(containers(other)), "their tasks ran on"
+        assert set(running[other.name]) <= set(task_containers(other, "web")), "their tasks ran on"
     cli.wait_replicas("web", "3/3")
     for line in cli.ok("node", "ls", "--format", "{{.ID}} {{.Status}}").splitlines():
         if line.endswith("Down"):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from pathlib import Path
 
 import docker.errors
 import pytest
 
 from orchestrator.lab.lab import Lab, LabError, wait_until
-from tests.lab.cli import Cli, task_containers
+from tests.lab.cli import Cli, meshd, task_containers
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -32,7 +31,7 @@ def test_a_stack_goes_forth_and_back(lab: Lab, cli: Cli, tmp_path: Path) -> None
     key.write_text("one")
 
     def stack(*arguments: str) -> str:
-        return node.exec(sys.executable, "-m", "orchestrator.cli", "stack", *arguments, "--socket", str(node.layout.meshd_socket))
+        return meshd(node, "stack", *arguments)
 
     def secrets() -> set[str]:
         found = set()

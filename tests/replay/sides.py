@@ -5,6 +5,7 @@ Edge: starts and ends labs.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,9 @@ from orchestrator.lab.lab import Lab, Node
 
 @contextmanager
 def engine_and_mesh(directory: Path) -> Iterator[tuple[Node, Node]]:
-    engine, mesh = Lab(directory / "engine", "198.18.10.0/24", live_restore=False), Lab(directory / "mesh", "198.18.11.0/24")
+    # labs of one name share a switch, and other runs may be under way
+    engine = Lab(directory / f"engine{os.getpid()}", "198.18.10.0/24", live_restore=False)
+    mesh = Lab(directory / f"mesh{os.getpid()}", "198.18.11.0/24")
     try:
         engine.up(1, meshd=False)
         mesh.up(1, cluster=False)

@@ -8,7 +8,6 @@ import json
 import re
 import socket
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from rich.table import Table
 
 from orchestrator.lab.lab import Lab, Node
 from tests.lab.cli import IMAGE
+from tests.lab.temporary import temporary_lab
 
 SIZE_BYTES = 100 * 2**20
 ROUNDS = 3
@@ -188,14 +188,10 @@ def _rss_bytes(node: Node) -> int:
 
 def main() -> None:
     console = Console()
-    with tempfile.TemporaryDirectory(prefix="bench-streams-") as directory:
-        lab = Lab(Path(directory) / "c", "198.51.100.64/26")
-        try:
-            lab.up(2)
-            bench = Bench(lab)
-            bench.run()
-        finally:
-            lab.down()
+    with temporary_lab("s") as lab:
+        lab.up(2)
+        bench = Bench(lab)
+        bench.run()
     table = Table("100 MB through", "the node's Engine", "meshd, manager -> node", "ratio", "memory: manager, node", title="streams")
     for row in bench.rows:
         table.add_row(*row)
