@@ -122,7 +122,7 @@ class Dispatcher:
         self._given_heartbeat_s = heartbeat_s
         self._absent_after_s = absent_after_s
         self._sessions: dict[str, _Session] = {}
-        self._trusted = (-1, Trust())
+        self._common: tuple[int, tuple[str, ...], Trust] = (-1, (), Trust())
         self._losses: dict[str, asyncio.TimerHandle] = {}
         # told when it has begun to lead
         self.on_leading: Callable[[], None] = lambda: None
@@ -193,7 +193,7 @@ class Dispatcher:
             if event.kind == "node" and event.new is None and (session := self._sessions.pop(event.id, None)):
                 # Out of the table first: what it says from now on is not heard.
                 session.close(CLOSE_REMOVED, "the node was removed from the cluster")
-        managers, trust = managers_of(snapshot), self._trust(snapshot)
+        managers, trust = self._common_to_all(snapshot)
         woken = 0
         for session in list(self._sessions.values()):
             now_due = parts.of(session.peer.node_id)
@@ -210,11 +210,11 @@ class Dispatcher:
         if self._sessions and (not events or any(event.kind != "leader" for event in events)):
             self._poke()
 
-    def _trust(self, snapshot: Snapshot) -> Trust:
-        """The same for all agents."""
-        if self._trusted[0] != snapshot.revision:
-            self._trusted = (snapshot.revision, trust_of(snapshot))
-        return self._trusted[1]
+    def _common_to_all(self, snapshot: Snapshot) -> tuple[tuple[str, ...], Trust]:
+        """(managers, trust): what every agent is told, found once a revision."""
+        if self._common[0] != snapshot.revision:
+            self._common = (snapshot.revision, managers_of(snapshot), trust_of(snapshot))
+        return self._common[1:]
 
     async def _mark_absent(self) -> None:
         await asyncio.sleep(self._absent_after_s)
@@ -354,8 +354,8 @@ class Dispatcher:
     async def _send_complete(self, session: _Session, parts: AssignmentParts) -> None:
         """The first rows: everything, or what the agent's token says it lacks."""
         revision, due = parts.snapshot.revision, parts.of(session.peer.node_id)
-        session.shown, session.managers = due, managers_of(parts.snapshot)
-        session.role, session.trust = role_of(parts.snapshot.node(session.peer.node_id)), self._trust(parts.snapshot)
+        session.shown, session.role = due, role_of(parts.snapshot.node(session.peer.node_id))
+        session.managers, session.trust = self._common_to_all(parts.snapshot)
         token, session.token = session.token, b""
         stale: tuple[int, ...] | None = None
         rows: Mapping[str, bytes] = {}
@@ -377,12 +377,12 @@ class Dispatcher:
         await _send(session.wire, complete)
 
     async def _send_difference(self, session: _Session, parts: AssignmentParts) -> None:
-        revision, due, managers = parts.snapshot.revision, parts.of(session.peer.node_id), managers_of(parts.snapshot)
+        revision, due = parts.snapshot.revision, parts.of(session.peer.node_id)
+        managers, trust = self._common_to_all(parts.snapshot)
         put, removed = self._differences.between(session.shown, due)
         role = role_of(parts.snapshot.node(session.peer.node_id))
         new_managers = managers if managers != session.managers else None
         new_role = role if role != session.role else None
-        trust = self._trust(parts.snapshot)
         new_trust = trust if trust != session.trust else None
         session.shown, session.managers, session.role, session.trust = due, managers, role, trust
         if put or removed:
