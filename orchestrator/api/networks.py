@@ -15,7 +15,7 @@ from urllib.parse import quote
 from aiohttp import web
 from msgspec.structs import replace
 
-from orchestrator.api import access, broadcast, codec, connections, filters, local_networks, references, validate, views
+from orchestrator.api import access, broadcast, codec, filters, local_networks, network_connect, references, validate, views
 from orchestrator.api.attachments import find_overlay
 from orchestrator.api.broadcast import NODE_FILTER
 from orchestrator.api.engines import engines_of
@@ -108,7 +108,7 @@ async def remove_network(request: web.Request) -> web.StreamResponse:
         if reference in validate.PREDEFINED_NETWORKS - {"default"}:
             raise ApiError(403, f"{reference} is a pre-defined network and cannot be removed")
         return await _at_holder(request, reference)
-    await connections.wait_for_removed(request, found)
+    await network_connect.wait_for_removed(request, found)
 
     def plan(snapshot: Snapshot) -> Sequence[Change]:
         return removal(snapshot, references.find(snapshot, Network, found.id))
@@ -118,11 +118,11 @@ async def remove_network(request: web.Request) -> web.StreamResponse:
 
 
 async def connect_network(request: web.Request) -> web.StreamResponse:
-    return await connections.connect(request) or await _at_holder(request, request.match_info["id"], "/connect")
+    return await network_connect.connect(request) or await _at_holder(request, request.match_info["id"], "/connect")
 
 
 async def disconnect_network(request: web.Request) -> web.StreamResponse:
-    return await connections.disconnect(request) or await _at_holder(request, request.match_info["id"], "/disconnect")
+    return await network_connect.disconnect(request) or await _at_holder(request, request.match_info["id"], "/disconnect")
 
 
 async def _at_holder(request: web.Request, reference: str, rest: str = "") -> web.StreamResponse:
