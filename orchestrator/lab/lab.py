@@ -205,7 +205,7 @@ class Lab:
         recorded = _read_record(state_dir)
         if subnet is not None and recorded.get("subnet", subnet) != subnet:
             raise ConfigError(f"the lab in {state_dir} is on {recorded['subnet']}; take it down before you give it another --subnet")
-        self.layout: LabLayout = layout(state_dir, subnet or recorded.get("subnet", DEFAULT_SUBNET))
+        self.layout: LabLayout = layout(state_dir, subnet or recorded.get("subnet", DEFAULT_SUBNET), recorded.get("name", ""))
         self._progress = progress
         self._environment = environment
         self._live_restore = live_restore

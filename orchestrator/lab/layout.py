@@ -5,6 +5,7 @@ Pure: no I/O.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class NodeLayout:
 
 @dataclass(frozen=True, slots=True)
 class LabLayout:
-    """`name` tells labs of one machine apart; it is derived from the state directory, so one directory is one lab."""
+    """`name` tells labs of one machine apart: the state directory's own, and a digest of its path: one directory is one lab."""
 
     state_dir: Path
     name: str
@@ -101,8 +102,11 @@ class LabLayout:
         return self.node(int(match[1]))
 
 
-def layout(state_dir: Path, subnet: str = DEFAULT_SUBNET) -> LabLayout:
-    """The layout of the lab in `state_dir`. ConfigError if the subnet is no IPv4 network of at least 8 addresses."""
+def layout(state_dir: Path, subnet: str = DEFAULT_SUBNET, name: str = "") -> LabLayout:
+    """The layout of the lab in `state_dir`. name: of one that is there already.
+
+    ConfigError: the subnet is no IPv4 network of at least 8 addresses.
+    """
     try:
         network = ipaddress.IPv4Network(subnet)
     except ValueError as error:
@@ -114,8 +118,12 @@ def layout(state_dir: Path, subnet: str = DEFAULT_SUBNET) -> LabLayout:
         raise ConfigError(
             f"--state-dir {directory}: longer than {MAX_PATH_LENGTH} characters; the sockets below it would not fit into 108 (unix(7))"
         )
-    name = re.sub(r"[^a-z0-9]+", "-", directory.name.lower()).strip("-")[-20:] or "lab"
-    return LabLayout(state_dir=directory, name=name, subnet=network)
+    return LabLayout(state_dir=directory, name=name or _name_of(directory), subnet=network)
+
+
+def _name_of(directory: Path) -> str:
+    readable = re.sub(r"[^a-z0-9]+", "-", directory.name.lower()).strip("-")[-20:] or "lab"
+    return f"{readable}-{hashlib.sha256(str(directory).encode()).hexdigest()[:6]}"
 
 
 def check_count(count: int, lab: LabLayout) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import sys
 import tempfile
@@ -44,9 +43,8 @@ def main(seed: int | None, minutes: float, managers: int, workers: int, subnet: 
     seed = random.randrange(10_000) if seed is None else seed
     console.print(f"[bold]chaos, seed {seed}[/]: {managers} managers and {workers} workers for {minutes:g} minutes")
     with tempfile.TemporaryDirectory(prefix="lab-") as directory:
-        # a lab is named by its directory, and two runs at a time must not share a switch
         lab = Lab(
-            Path(directory) / f"chaos{os.getpid()}",
+            Path(directory) / "chaos",
             subnet,
             lambda text: console.print(f"  [dim]· {text}[/]"),
             environment=faults.environment,

@@ -5,7 +5,6 @@ Edge: a directory, and whatever was started in the lab; all of it is gone in the
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,10 +21,10 @@ SUBNET = "198.51.100.0/24"
 def temporary_lab(
     name: str, *, daemon_options: Sequence[str] = (), environment: Callable[[NodeLayout], Mapping[str, str]] = lambda node: {}
 ) -> Iterator[Lab]:
-    """Not up yet. name: with the process's id, as labs of one name share a switch and other runs of these tests may be under way here."""
+    """Not up yet."""
     # pytest's own temporary directories have too long names for sockets
     with tempfile.TemporaryDirectory(prefix="lab-") as directory:
-        lab = Lab(Path(directory) / f"{name}{os.getpid()}", SUBNET, daemon_options=daemon_options, environment=environment)
+        lab = Lab(Path(directory) / name, SUBNET, daemon_options=daemon_options, environment=environment)
         try:
             yield lab
         finally:

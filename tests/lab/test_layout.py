@@ -26,8 +26,15 @@ def test_two_state_directories_are_two_labs() -> None:
     assert one.node(1).cgroup != two.node(1).cgroup
 
 
-def test_labs_with_equal_directory_names_have_different_markers() -> None:
-    assert layout(Path("/a/lab")).marker != layout(Path("/b/lab")).marker
+def test_labs_with_equal_directory_names_share_nothing() -> None:
+    one, two = layout(Path("/a/lab")), layout(Path("/b/lab"))
+    assert one.switch != two.switch
+    assert one.marker != two.marker
+    assert one.node(1).cgroup != two.node(1).cgroup
+
+
+def test_a_lab_that_is_there_keeps_its_name() -> None:
+    assert layout(Path("/a/lab"), name="lab").switch == "meshd-lab-lab"
 
 
 @pytest.mark.parametrize(("name", "index"), [("node-1", 1), ("1", 1), ("node-3", 3)])

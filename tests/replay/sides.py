@@ -5,7 +5,6 @@ Edge: starts and ends labs.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +15,8 @@ from orchestrator.lab.lab import Lab, Node
 
 @contextmanager
 def engine_and_mesh(directory: Path) -> Iterator[tuple[Node, Node]]:
-    # labs of one name share a switch, and other runs may be under way
-    engine = Lab(directory / f"engine{os.getpid()}", "198.18.10.0/24", live_restore=False)
-    mesh = Lab(directory / f"mesh{os.getpid()}", "198.18.11.0/24")
+    engine = Lab(directory / "engine", "198.18.10.0/24", live_restore=False)
+    mesh = Lab(directory / "mesh", "198.18.11.0/24")
     try:
         engine.up(1, meshd=False)
         mesh.up(1, cluster=False)
