@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
 
 import aiohttp
+from multidict import CIMultiDict
 from yarl import URL
 
 from orchestrator.dispatcher.engine_proxy import PREAMBLE_BYTES, UPGRADE, UPGRADED_HEAD
@@ -79,7 +80,8 @@ class RemoteEngine(Engine):
 
     async def upgrade(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Duplex | Answer:
         lowered = {name.lower(): value for name, value in headers.items()}
-        sent = {name: value for name, value in headers.items() if name.lower() not in _OTHERS_HEADERS}
+        # a build's session has headers that come many times
+        sent = CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in _OTHERS_HEADERS)
         sent[UPGRADE] = lowered.get("upgrade", "tcp")
         input = _Input(len(body).to_bytes(PREAMBLE_BYTES, "big") + body)
         response = await self._begun(method, path, sent, input.chunks(), None)

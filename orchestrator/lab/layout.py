@@ -133,8 +133,8 @@ def check_count(count: int, lab: LabLayout) -> None:
 
 
 def engine_command(node: NodeLayout, *, live_restore: bool = True) -> list[str]:
-    """dockerd for one node: nothing shared with another Engine, no rule or bridge of its own in the node's namespace. An Engine that is
-    to be in swarm mode itself must not have live-restore: dockerd refuses both together."""
+    """dockerd for one node: nothing shared with another Engine; bridge, firewall rules and port proxies of its own, as any Engine has. One
+    that is to be in swarm mode itself must not have live-restore: dockerd refuses both together."""
     engine = node.directory / "engine"
     return [
         "dockerd",
@@ -143,12 +143,6 @@ def engine_command(node: NodeLayout, *, live_restore: bool = True) -> list[str]:
         f"--exec-root={engine / 'run'}",
         f"--pidfile={engine / 'dockerd.pid'}",
         f"--host=unix://{node.engine_socket}",
-        "--bridge=none",
-        "--iptables=false",
-        "--ip6tables=false",
-        "--ip-forward=false",
-        "--ip-masq=false",
-        "--userland-proxy=false",
         *(["--live-restore"] if live_restore else []),
         "--exec-opt=native.cgroupdriver=cgroupfs",
         f"--cgroup-parent=/{node.cgroup}",

@@ -173,6 +173,8 @@ class FakeEngine:
         self.logs: dict[str, bytes] = {}
         self.log_queries: list[dict[str, str]] = []
         self.stdin = b""
+        # of the newest connection that left HTTP behind: (name, value), as they came
+        self.attached_with: list[tuple[str, str]] = []
         self.client_gone = asyncio.Event()
         self.flooded = 0
         # those that are not like all others, by the reference that finds them
@@ -304,6 +306,7 @@ class FakeEngine:
         """Answers what it was sent in capitals, and only after the end of input says goodbye."""
         if request.match_info["id"] == "nosuch":
             return web.json_response({"message": "No such container: nosuch"}, status=404)
+        self.attached_with = list(request.headers.items())
         await request.read()
         transport = request.transport
         assert transport is not None

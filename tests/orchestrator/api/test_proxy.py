@@ -112,6 +112,19 @@ async def test_a_body_before_the_upgrade_is_not_taken_for_input(way: Way) -> Non
     assert way.engine.stdin == b""
 
 
+async def test_a_header_that_comes_more_than_once_arrives_as_often(way: Way) -> None:
+    """A build's session names each method that its client offers so."""
+    async with asyncio.timeout(20):
+        offered = b"".join(b"X-Docker-Expose-Session-Grpc-Method: /moby.%d\r\n" % number for number in range(3))
+        reader, writer = await way.attach(b"c1", offered + b"Content-Length: 0\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write_eof()
+        await reader.read()
+        writer.close()
+    arrived = [value for name, value in way.engine.attached_with if name == "X-Docker-Expose-Session-Grpc-Method"]
+    assert arrived == ["/moby.0", "/moby.1", "/moby.2"]
+
+
 async def test_an_upgrade_that_the_engine_refuses_is_an_ordinary_answer(way: Way) -> None:
     async with asyncio.timeout(20):
         reader, writer = await way.attach(b"nosuch")
