@@ -90,6 +90,9 @@ ACCEPTED: tuple[Accepted, ...] = (
     ),
     Accepted("network inspect ingress", r"mesh: .*Containers: null", "no task is attached; the Engine lists its balancer"),
     Accepted(
+        "network create -d overlay ''$", "invalid name:|already exists", "the Engine looks for what is called so and finds any network"
+    ),
+    Accepted(
         "--subnet 10.55.0.128/25 over-lap|network rm over-lap",
         _REFUSED,
         "overlapping subnets are refused; the Engine makes a network that never works",
@@ -133,7 +136,7 @@ ACCEPTED: tuple[Accepted, ...] = (
     Accepted("^version$", "API version|Server:|meshd|Version: +0", "its own API, its own version"),
     Accepted("^info$|GET /info", "Labels|meshd", "versions and balancer are told as labels"),
     Accepted("^info$|GET /info", "[Ll]ive ?[Rr]estore", "needed beside meshd, impossible in swarm mode"),
-    Accepted("^info$|GET /info", "WARNING|IPv4 ?[Ff]orwarding", "the machine's: forwarding, ip_vs", varies=True),
+    Accepted("^info$|GET /info", r"WARNING|IPv4 ?[Ff]orwarding|Warnings: null", "the machine's: forwarding, ip_vs", varies=True),
     Accepted(
         "^info$|GET /info",
         r"^mesh: ( +(Nodes|<node>|Status|Containers|CPUs|Memory|Server Version): |\.DriverStatus)",
