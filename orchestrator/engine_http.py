@@ -260,6 +260,12 @@ def at_version(raw: str, oldest: str, newest: str) -> str:
     return f"/v{version}{raw[found.end() :] if found else raw}"
 
 
+def version_of(path: str) -> str:
+    """The API version that a path begins with, "" if none."""
+    found = _VERSIONED.match(path)
+    return found[1] if found else ""
+
+
 def version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 

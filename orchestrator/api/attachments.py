@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 # for leader and agent together; Docker gives up after 20 s
 _READY_WAIT_S = 20.0
+_SETTLE_S = 5.0
 _POLL_S = 0.01
 _INSPECT_TIMEOUT_S = 30.0
 _READY = STATE_ORDER[TaskState.READY]
@@ -105,6 +106,20 @@ async def rename(store: Store, container_id: str, name: str) -> None:
     task = attachment_of(store.snapshot(), container_id)
     if task is not None:
         await _change(store, task.id, lambda task: replace(task, name=name, updated_at=access.now()))
+
+
+async def container_removed(store: Store, container_id: str) -> None:
+    """Once this returns, its networks don't show the container any more, its addresses are free and its networks can be removed; unless its
+    agent is not heard of for seconds. Whoever is interrupted in between leaves it to the agent to find out."""
+    task = attachment_of(store.snapshot(), container_id)
+    if task is None:
+        return
+    await _change(store, task.id, _given_up)
+    deadline = asyncio.get_running_loop().time() + _SETTLE_S
+    while (left := store.snapshot().task(task.id)) is not None and not terminal(left.status.state):
+        if asyncio.get_running_loop().time() > deadline:
+            return
+        await asyncio.sleep(_POLL_S)
 
 
 def refuse_unable(snapshot: Snapshot, member: Member) -> None:

@@ -15,14 +15,14 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from orchestrator.api import access, attachments, codec
+from orchestrator.api import access, attachments, codec, older_engines
 from orchestrator.api.attached import Join
 from orchestrator.api.container_names import held
 from orchestrator.api.container_placement import Candidate, Creation, Present, Wanted, choose, name_holder, rewritten, wanted_of
 from orchestrator.api.container_views import name_taken
 from orchestrator.api.containers import OWNERS
 from orchestrator.api.engines import CHANGE, LIST, Engines, Member, Replies, asked_path, engines_of
-from orchestrator.api.proxy import PROXY
+from orchestrator.api.proxy import PROXY, path_of
 from orchestrator.api.queries import at
 from orchestrator.engine_http import Answer
 from orchestrator.errors import ApiError
@@ -67,7 +67,7 @@ async def create_container(request: web.Request) -> web.StreamResponse:
     engines = engines_of(request)
     snapshot = engines.snapshot()
     if snapshot is None:
-        return await request.app[PROXY].forward(request, raw)
+        return whole(await older_engines.create(request.app[PROXY], path_of(request), raw, _sent_on(request)))
     joining = attachments.asked(snapshot, raw)
     try:
         body: dict[str, Any] = codec.parse(raw)
@@ -100,11 +100,11 @@ async def _create(
 ) -> web.Response:
     member = engines_of(request).find(chosen.node.id)
     engine = engines_of(request).engine(member)
-    headers = {header: request.headers[header] for header in _SENT_ON if header in request.headers}
+    headers = _sent_on(request)
     path = at(request, "/containers/create")
 
     async def make(body: bytes) -> Answer:
-        return await engine.ask("POST", path, headers=headers, body=body, timeout_s=CHANGE.most_s)
+        return await older_engines.create(engine, path, body, headers)
 
     answer = await (attachments.create(request, member, body, joining, make) if joining else make(body))
     made = answer.json()
@@ -117,6 +117,10 @@ async def _create(
             if joining:
                 await attachments.rename(access.store_of(request), made["Id"], name)
     return whole(answer)
+
+
+def _sent_on(request: web.Request) -> dict[str, str]:
+    return {header: request.headers[header] for header in _SENT_ON if header in request.headers}
 
 
 async def _rename_if_taken(ask: Callable[[str, str], Awaitable[Answer]], id: str, others: set[str]) -> str:

@@ -94,7 +94,10 @@ async def to_owner(request: web.Request) -> web.StreamResponse:
         return await _inspect(request, found)
     if rest == "/rename" and request.method == "POST":
         return await _rename(request, found)
-    return await forward(request, engines_of(request).engine(found.member), path=at(request, f"/containers/{_name(reference)}{rest}"))
+    answer = await forward(request, engines_of(request).engine(found.member), path=at(request, f"/containers/{_name(reference)}{rest}"))
+    if request.method == "DELETE" and not rest and answer.status == HTTPStatus.NO_CONTENT and not access.flag(request, "link"):
+        await attachments.container_removed(access.store_of(request), found.id)
+    return answer
 
 
 async def commit(request: web.Request) -> web.StreamResponse:

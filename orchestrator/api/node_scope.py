@@ -6,14 +6,19 @@ Edge: a middleware and a route. What is scoped reaches that Engine as it was sen
 
 from __future__ import annotations
 
+import re
+
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from orchestrator.api.engines import engines_of
+from orchestrator.api import access, older_engines
+from orchestrator.api.engines import Member, engines_of
 from orchestrator.api.node_sockets import NODE_SOCKETS
 from orchestrator.api.proxy import forward, path_of
+from orchestrator.relay import whole
 
 PREFIX = "/mesh/v1/nodes/{node}/engine"
+_CREATION = re.compile(r"(/v[0-9.]+)?/containers/create")
 # what the cluster answers itself, whatever the query says
 _CLUSTERS = frozenset({"swarm", "services", "tasks", "nodes", "secrets", "configs", "mesh"})
 
@@ -23,18 +28,26 @@ async def scoped(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Exactly one `node`: several are for those routes that send to chosen nodes."""
     engines = engines_of(request)
     if (node_id := request.app[NODE_SOCKETS].node_of(request)) is not None:
-        return await forward(request, engines.engine(engines.find(node_id)))
+        return await _to_one(request, engines.find(node_id), path_of(request))
     named = request.query.getall("node", [])
     if len(named) != 1 or not named[0] or root_of(request.rel_url.raw_path) in _CLUSTERS:
         return await handler(request)
-    return await forward(request, engines.engine(engines.find(named[0])), path=without_node(path_of(request)))
+    return await _to_one(request, engines.find(named[0]), without_node(path_of(request)))
 
 
 async def below_prefix(request: web.Request) -> web.StreamResponse:
     engines = engines_of(request)
     member = engines.find(request.match_info["node"])
     _, _, rest = path_of(request).partition("/engine/")
-    return await forward(request, engines.engine(member), path=f"/{rest}")
+    return await _to_one(request, member, f"/{rest}")
+
+
+async def _to_one(request: web.Request, member: Member, path: str) -> web.StreamResponse:
+    engine = engines_of(request).engine(member)
+    if request.method == "POST" and _CREATION.fullmatch(path.partition("?")[0]):
+        # the client takes the version that we announce for the Engine's
+        return whole(await older_engines.create(engine, path, await access.body(request)))
+    return await forward(request, engine, path=path)
 
 
 ROUTES = [web.route("*", PREFIX + "/{path:.*}", below_prefix)]

@@ -49,6 +49,7 @@ class ContainerEngine(FakeEngine):
             ("GET", "/images/{name:.+}/json", self._image),
             ("GET", "/volumes", self._volumes),
             ("GET", "/networks", self._networks),
+            ("POST", "/networks/{id}/connect", self._connect),
         ):
             app.router.add_route(method, v + path, handler)
         app.router.add_get("/version", self._version)
@@ -105,6 +106,9 @@ class ContainerEngine(FakeEngine):
             raise _Refused(400, "json: cannot unmarshal")
         if body["Image"] not in self.images:
             raise _Refused(404, f"No such image: {body['Image']}:latest")
+        endpoints = (body.get("NetworkingConfig") or {}).get("EndpointsConfig") or {}
+        if len(endpoints) > 1:
+            raise _Refused(400, f"Container cannot be connected to network endpoints: {', '.join(endpoints)}")
         if any(one["Name"] == name for one in self.containers.values()):
             raise _Refused(409, f'Conflict. The container name "/{name}" is already in use')
         id = f"{next(self.made):08x}".ljust(60, "0") + self.mark.rjust(4, "0")
@@ -113,6 +117,7 @@ class ContainerEngine(FakeEngine):
         self.containers[id] = {
             "Id": id, "Name": name, "Created": next(_created), "State": "created", "Image": body["Image"],
             "Labels": body.get("Labels") or {}, "Volumes": [bind.partition(":")[0] for bind in binds if not bind.startswith("/")],
+            "Networks": endpoints, "MacAddress": body.get("MacAddress", ""),
         }  # fmt: skip
         return web.json_response({"Id": id, "Warnings": []}, status=201)
 
@@ -163,6 +168,13 @@ class ContainerEngine(FakeEngine):
     async def _volumes(self, request: web.Request) -> web.Response:
         names = json.loads(request.query["filters"])["name"]
         return web.json_response({"Volumes": [{"Name": name} for name in self.volumes if any(part in name for part in names)] or None})
+
+    async def _connect(self, request: web.Request) -> web.Response:
+        body, network = await request.json(), request.match_info["id"]
+        if network not in self.local_networks:
+            raise _Refused(404, f"network {network} not found")
+        self._find(body["Container"])["Networks"][network] = body["EndpointConfig"]
+        return web.Response()
 
     async def _networks(self, request: web.Request) -> web.Response:
         return web.json_response([{"Name": name, "Id": f"id-{name}-{self.mark}"} for name in self.local_networks])

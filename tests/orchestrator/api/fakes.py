@@ -198,6 +198,7 @@ class FakeEngine:
         app.router.add_post(prefix + "/containers/create", self._container_create)
         app.router.add_post(prefix + "/containers/{id}/wait", self._wait)
         app.router.add_post(prefix + "/containers/{id}/attach", self._attach)
+        app.router.add_delete(prefix + "/containers/{id}", self._removed)
         app.router.add_route("HEAD", prefix + "/containers/{id}/archive", self._archive)
         app.router.add_put(prefix + "/containers/{id}/archive", self._upload)
         app.router.add_get(prefix + "/distribution/{name:.+}/json", self._hang)
@@ -264,6 +265,9 @@ class FakeEngine:
         if request.query.get("name") in self.containers:
             return web.json_response({"message": "Conflict. The container name is already in use"}, status=409)
         return web.json_response({"Id": "c1" * 32, "Warnings": []}, status=201)
+
+    async def _removed(self, request: web.Request) -> web.Response:
+        return web.Response(status=204)
 
     async def _prune(self, request: web.Request) -> web.Response:
         return web.json_response({"NetworksDeleted": ["oldbridge"]})

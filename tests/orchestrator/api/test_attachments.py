@@ -275,24 +275,36 @@ async def test_a_client_sees_the_container_it_asked_for(att: Setup) -> None:
     assert Attachments(snapshot).listed(copy.deepcopy(other)) == other
 
 
-async def test_network_inspect_shows_containers_once_they_are_there(att: Setup) -> None:
-    await att.ok("POST", "/containers/create?name=db", run_request("att"))
-    (task,) = attachments(att)
+async def running(setup: Setup, id: str) -> None:
+    """A container of this id has been started on the network, and its agent has said so."""
+    await setup.ok("POST", "/containers/create?name=db", run_request("att"))
+    (task,) = attachments(setup)
     status = msgspec.structs.replace(
-        task.status, state=TaskState.RUNNING, timestamp=datetime.now(UTC), container_status=ContainerStatus(container_id=ID, pid=7)
+        task.status, state=TaskState.RUNNING, timestamp=datetime.now(UTC), container_status=ContainerStatus(container_id=id, pid=7)
     )
-    await att.store.commit([Put(msgspec.structs.replace(task, status=status))])
+    await setup.store.commit([Put(msgspec.structs.replace(task, status=status))])
+
+
+async def test_network_inspect_shows_containers_once_they_are_there(att: Setup) -> None:
+    await running(att, ID)
     detail = await att.ok("GET", "/networks/att")
     assert {id: (one["Name"], one["IPv4Address"]) for id, one in detail["Containers"].items()} == {ID: ("db", "10.0.1.100/24")}
 
 
+async def test_a_removed_containers_networks_are_left_when_the_client_is_told(att: Setup) -> None:
+    """`docker compose down` looks whether a network has containers before it removes it."""
+    await running(att, ID)
+    assert list((await att.ok("GET", "/networks/att"))["Containers"]) == [ID]
+    assert (await att.call("DELETE", f"/containers/{ID}?link=1"))[0] == 204
+    assert attachments(att), "a link is no container"
+    assert (await att.call("DELETE", f"/containers/{ID}"))[0] == 204
+    assert (await att.ok("GET", "/networks/att"))["Containers"] is None
+    assert (await att.call("DELETE", "/networks/att"))[0] == 204
+
+
 async def test_a_network_waits_for_the_word_that_its_removed_container_is_gone(att: Setup) -> None:
-    await att.ok("POST", "/containers/create?name=db", run_request("att"))
-    (task,) = attachments(att)
     # what the Engine says of this one is that there is no such container
-    status = ContainerStatus(container_id="nosuch", pid=7)
-    running = msgspec.structs.replace(task.status, state=TaskState.RUNNING, container_status=status)
-    await att.store.commit([Put(msgspec.structs.replace(task, status=running))])
+    await running(att, "nosuch")
     removing = asyncio.create_task(att.call("DELETE", "/networks/att"))
     await until(lambda: ("GET", "/v1.41/containers/nosuch/json") in att.engine.asked, "its Engine is asked", 10)
     assert not removing.done()
