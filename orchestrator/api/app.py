@@ -82,8 +82,7 @@ def make_app(backend: Backend, audit_log: AuditLog | None = None) -> web.Applica
     app[containers.OWNERS] = containers.Owners()
     app[container_creation.UNDERWAY] = container_creation.Underway()
     app.on_cleanup.append(_close_proxy)
-    app[events.JOURNAL] = events.Journal()
-    app.cleanup_ctx.append(events.keep_journal)
+    events.prepare(app)
     app.cleanup_ctx.append(node_sockets.while_served)
     app.on_response_prepare.append(announce)
     routes = [

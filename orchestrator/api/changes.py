@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from orchestrator.api import references
+from orchestrator.api import event_filters, references
+from orchestrator.api.event_filters import Described
 from orchestrator.api.filters import Filters
 from orchestrator.model import Config, Network, Node, Object, Secret, Service
 from orchestrator.store.base import Event
@@ -28,28 +29,24 @@ class SwarmEvent:
     attributes: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def time_ns(self) -> int:
+        return int(self.time.timestamp()) * 1_000_000_000 + self.time.microsecond * 1000
+
     def shown(self) -> dict[str, object]:
-        nanoseconds = int(self.time.timestamp()) * 1_000_000_000 + self.time.microsecond * 1000
         return {
             "Type": self.kind,
             "Action": self.action,
             "Actor": {"ID": self.id, "Attributes": self.attributes},
             "scope": "swarm",
-            "time": int(self.time.timestamp()),
-            "timeNano": nanoseconds,
+            "time": self.time_ns // 1_000_000_000,
+            "timeNano": self.time_ns,
         }
 
     def passes(self, wanted: Filters) -> bool:
-        name = self.attributes.get("name", "")
-        for kind in ("container", "daemon", "image", "plugin", "volume", *KINDS):
-            if not wanted.prefix(kind, self.id, name):
-                return False
-        return (
-            wanted.exact("type", self.kind)
-            and wanted.exact("scope", "swarm")
-            and wanted.exact("event", self.action)
-            and wanted.labels(self.labels)
-        )
+        if not wanted.prefix("node", self.id, self.attributes.get("name", "")):
+            return False
+        return event_filters.passes(wanted, Described(self.kind, self.action, self.id, "swarm", self.attributes, self.labels))
 
 
 def described(event: Event, now: datetime) -> SwarmEvent | None:

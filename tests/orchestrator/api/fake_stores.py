@@ -8,6 +8,8 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.orchestrator.api.fake_events import FakeEvents
+
 
 class FakeStores:
     """refuses: operation ("pull", "load", "rmi", "volume-rm", ...) -> (status, message). images: name -> id."""
@@ -22,7 +24,7 @@ class FakeStores:
         self.loaded: list[bytes] = []
         self.broken_uploads = 0
         self.asked: list[str] = []
-        self.events: list[dict[str, Any]] = []
+        self.events = FakeEvents()
         # an upload is not read any further while this is unset
         self.reads = asyncio.Event()
         self.reads.set()
@@ -33,7 +35,7 @@ class FakeStores:
         app.router.add_get("/version", self._version)
         app.router.add_get("/v1.41/version", self._version)
         app.router.add_get(p + "/info", self._info)
-        app.router.add_get(p + "/events", self._events)
+        app.router.add_get(p + "/events", self.events.serve)
         app.router.add_get(p + "/images/json", self._list)
         app.router.add_post(p + "/images/create", self._pull, name="pull")
         app.router.add_post(p + "/images/load", self._load, name="load")
@@ -66,16 +68,8 @@ class FakeStores:
         return web.json_response({"ApiVersion": "1.41", "MinAPIVersion": "1.12"})
 
     async def _info(self, request: web.Request) -> web.Response:
-        return web.json_response({"Containers": 2, "ContainersRunning": 1, "Images": len(self.images), "NCPU": 4, "MemTotal": 1 << 30})
-
-    async def _events(self, request: web.Request) -> web.StreamResponse:
-        answer = web.StreamResponse()
-        await answer.prepare(request)
-        for event in self.events:
-            await answer.write(json.dumps(event).encode() + b"\n")
-        if "until" not in request.query:
-            await asyncio.Event().wait()
-        return answer
+        counted = {"Containers": 2, "ContainersRunning": 1, "Images": len(self.images), "NCPU": 4, "MemTotal": 1 << 30}
+        return web.json_response({**counted, **self.events.info()})
 
     async def _list(self, request: web.Request) -> web.Response:
         found: dict[str, list[str]] = {}

@@ -55,6 +55,7 @@ from orchestrator.security import ca, rotation
 from orchestrator.store.base import Change, Delete, Put
 from orchestrator.store.memory import MemoryStore
 from orchestrator.store.snapshot import Snapshot
+from tests.orchestrator.api.fake_events import FakeEvents
 
 
 def now() -> datetime:
@@ -179,6 +180,7 @@ class FakeEngine:
         self.flooded = 0
         # those that are not like all others, by the reference that finds them
         self.containers: dict[str, dict[str, Any]] = {}
+        self.events = FakeEvents()
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._remember])
@@ -192,7 +194,7 @@ class FakeEngine:
         app.router.add_get(prefix + "/containers/json", self._containers)
         app.router.add_get(prefix + "/containers/{id}/json", self._container)
         app.router.add_get(prefix + "/images/{name:.+}/json", self._image)
-        app.router.add_get(prefix + "/events", self._events)
+        app.router.add_get(prefix + "/events", self.events.serve)
         app.router.add_post(prefix + "/networks/create", self._network_create)
         app.router.add_post(prefix + "/networks/prune", self._prune)
         app.router.add_post(prefix + "/containers/create", self._container_create)
@@ -219,7 +221,8 @@ class FakeEngine:
                                   "Components": [{"Name": "Engine", "Version": "20.10.24", "Details": details}]})  # fmt: skip
 
     async def _info(self, request: web.Request) -> web.Response:
-        return web.json_response({"ID": "x", "Name": "node-a", "Swarm": {"LocalNodeState": "inactive"}, "Labels": [], "OSType": "linux"})
+        about = {"ID": "x", "Name": "node-a", "Swarm": {"LocalNodeState": "inactive"}, "Labels": [], "OSType": "linux"}
+        return web.json_response({**about, **self.events.info()})
 
     async def _networks(self, request: web.Request) -> web.Response:
         # a real Engine filters; this one has one network, without labels
@@ -244,17 +247,6 @@ class FakeEngine:
         if request.match_info["name"] == "nosuch":
             return web.json_response({"message": "No such image: nosuch"}, status=404)
         return web.json_response({"Id": "sha256:1", "Config": {"Entrypoint": ["/entry"], "Cmd": ["serve"], "Env": ["PATH=/bin", "a.b=1"]}})
-
-    async def _events(self, request: web.Request) -> web.StreamResponse:
-        answer = web.StreamResponse()
-        await answer.prepare(request)
-        wanted = json.loads(request.query.get("filters") or "{}").get("type", ["container"])
-        event = {"Type": "container", "Action": "start", "Actor": {"ID": "c1", "Attributes": {}}, "time": 1, "timeNano": 1}
-        if "container" in wanted:
-            await answer.write(json.dumps(event).encode() + b"\n")
-        if "until" not in request.query:
-            await asyncio.Event().wait()
-        return answer
 
     async def _network_create(self, request: web.Request) -> web.Response:
         self.bodies.append(await request.read())
@@ -461,6 +453,7 @@ class Setup:
     engine: FakeEngine
     socket: str
     session: aiohttp.ClientSession
+    app: web.Application
 
     @property
     def url(self) -> str:
@@ -501,8 +494,8 @@ async def serving(directory: Path, engine: Any = None) -> AsyncIterator[Setup]:
     backend = FakeBackend(engine_socket)
     socket = str(directory / "meshd.sock")
     api = await serve_unix(backend, socket)
-    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(socket)) as session:
-        yield Setup(backend, engine, socket, session)
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(socket, limit=0)) as session:
+        yield Setup(backend, engine, socket, session, api.app)
     await api.cleanup()
     await runner.cleanup()
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from orchestrator.api.app import serve_unix
@@ -91,3 +94,38 @@ async def test_an_image_of_a_registry_that_cannot_be_asked_does_not_hold_up(cli:
     async with asyncio.timeout(8):
         error = await cli("service", "create", "-d", "busybox", fails=True)
     assert "is not a swarm manager" in error
+
+
+async def test_events_are_filtered_as_the_engine_filters_them(cli: Cli, dockerd: Engine) -> None:
+    begun = time.time()
+    await cli("run", "-d", "--name", "told", "--network", "none", "-l", "tier=x", "bb:1", "sleep", "1000")
+    await cli("exec", "told", "true")
+    await cli("tag", "bb:1", "host:5000/team/bb:2")
+    await cli("rmi", "host:5000/team/bb:2")
+    await cli("volume", "create", "told-volume")
+    await cli("volume", "rm", "told-volume")
+    id = (await cli.json("inspect", "told"))[0]["Id"]
+    await cli("rm", "-f", "told")
+    asked: list[dict[str, list[str]]] = [
+        {}, {"bogus": ["x"]}, {"type": ["container", "volume"]}, {"type": ["image"], "event": ["untag", "tag"]}, {"type": []},
+        {"event": ["exec_create"]}, {"event": ["exec_start: true"]}, {"event": ["exec_start:"]}, {"event": ["star"]}, {"event": ["die", "destroy"]},
+        {"container": ["told"]}, {"container": ["tol"]}, {"container": [id]}, {"container": [id[:5]]}, {"container": ["old"]},
+        {"image": ["bb"]}, {"image": ["bb:1"]}, {"image": ["host:5000/team/bb"]}, {"image": ["team/bb"]}, {"image": ["bb:2"]},
+        {"label": ["tier"]}, {"label": ["tier=x", "name=told"]}, {"label": ["tier=y"]}, {"volume": ["told-vol"]}, {"network": ["no"]},
+        {"daemon": ["told"]}, {"plugin": ["x"]}, {"scope": ["local"]}, {"scope": ["loc"]}, {"service": ["told"]}, {"secret": ["x"]},
+    ]  # fmt: skip
+    # ends by itself: nothing is younger
+    until = time.time()
+
+    async def told(socket: str, filters: dict[str, list[str]]) -> list[tuple[str, str, str, int]]:
+        query = {"since": f"{begun:.9f}", "until": f"{until:.9f}", "filters": json.dumps(filters)}
+        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(socket)) as session:
+            async with session.get("http://d/v1.41/events", params=query) as response:
+                events = [json.loads(line) async for line in response.content]
+        return [(event["Type"], event["Action"], event["Actor"]["ID"], event["timeNano"]) for event in events]
+
+    assert len(await told(cli.environment["DOCKER_HOST"].removeprefix("unix://"), {})) >= 12
+    for filters in asked:
+        assert await told(cli.environment["DOCKER_HOST"].removeprefix("unix://"), filters) == await told(
+            str(dockerd.directory / "docker.sock"), filters
+        ), filters

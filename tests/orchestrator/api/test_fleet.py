@@ -293,10 +293,8 @@ async def test_networks_of_all_nodes(fleet: Fleet) -> None:
 
 async def test_the_past_of_all_nodes_in_order_of_time(fleet: Fleet) -> None:
     for number, store in enumerate(fleet.stores.values()):
-        store.events = [
-            {"Type": "volume", "Action": "create", "Actor": {"ID": f"v{moment}", "Attributes": {}}, "timeNano": moment}
-            for moment in (number + 1, number + 11)
-        ]
+        for moment in (number + 1, number + 11):
+            store.events.publish("volume", "create", f"v{moment}", time_ns=moment)
     await fleet.lose("nc")
     status, lines = await fleet.lines("GET", "/events?since=0&until=1")
     assert status == 200

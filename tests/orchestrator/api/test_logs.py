@@ -138,6 +138,7 @@ async def test_events_of_cluster_and_engine_in_one_stream(manager: Setup) -> Non
     async with asyncio.timeout(10):
         async with manager.session.get("http://d/v1.44/events") as response:
             assert response.status == 200
+            manager.engine.events.publish("container", "start", "c1")
             assert json.loads(await response.content.readline())["Type"] == "container"
             created = await manager.ok("POST", "/configs/create", {"Name": "c", "Data": "eA=="})
             event = json.loads(await response.content.readline())
