@@ -1,11 +1,14 @@
-"""100 MB through attach, logs and cp of a container on another node, beside the same at that node's Engine; and what a client that reads
-nothing costs. A lab of two nodes; the ways take turns, medians are compared. `make bench-api`, or this module by itself (root).
+"""100 MB through attach, logs and cp of a container on another node, beside the same at that node's Engine; what a client that reads
+nothing costs; 1,000 unfiltered streams of events, beside as many at the Engine. A lab of two nodes; the ways take turns, medians are
+compared. `make bench-api`, or this module by itself (root).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import selectors
 import socket
 import statistics
 import time
@@ -24,6 +27,8 @@ SIZE_BYTES = 100 * 2**20
 ROUNDS = 3
 TARGET = 0.5
 STALL_S = 10.0
+STREAMS = 1000
+DELIVERY_S = 30.0
 _LINE = "x" * 1023
 _WRITE = f"yes {_LINE} | head -c {SIZE_BYTES}"
 
@@ -76,6 +81,7 @@ class Bench:
         self.manager, self.owner = lab.nodes
         self.ways = {"direct": self.owner.layout.engine_socket, "meshd": self.manager.layout.meshd_socket}
         self.rows: list[tuple[str, str, str, str, str]] = []
+        self.event_rows: list[tuple[str, str, str, str]] = []
 
     def compare(self, what: str, once: Callable[[Path], float]) -> None:
         times: dict[str, list[float]] = {way: [] for way in self.ways}
@@ -152,6 +158,33 @@ class Bench:
         call(path, "DELETE", f"/containers/{id}?force=1")
         self.rows.append((what, "", "", "", f"{grown[0]:+.1f} MB, {grown[1]:+.1f} MB"))
 
+    def events(self, way: str, node: Node, process: str) -> None:
+        """As many streams at once: memory, connections that reach the owner's Engine, and how long until all know of a volume there."""
+        path = self.ways[way]
+        before = node.report().rss_bytes[process]
+        streams = [request(path, "GET", "/events")[0] for _ in range(STREAMS)]
+        times = []
+        for number in range(ROUNDS):
+            started = time.monotonic()
+            call(self.owner.layout.engine_socket, "POST", "/volumes/create", {"Name": f"told-{way}-{number}"})
+            with selectors.DefaultSelector() as selector:
+                for stream in streams:
+                    selector.register(stream, selectors.EVENT_READ)
+                waiting = len(streams)
+                while waiting:
+                    assert time.monotonic() - started < DELIVERY_S, f"{waiting} of {STREAMS} streams were not told"
+                    for key, _ in selector.select(1.0):
+                        if f"told-{way}-{number}".encode() in key.fileobj.recv(65536):  # type: ignore[union-attr]
+                            selector.unregister(key.fileobj)
+                            waiting -= 1
+            times.append(time.monotonic() - started)
+        memory = (node.report().rss_bytes[process] - before) / STREAMS / 1e3
+        # those of the node's programs and this one's
+        connections = sum(_connections(pid, self.owner.layout.engine_socket) for pid in (self.owner.pid_of("engine"), os.getpid()))
+        for stream in streams:
+            stream.close()
+        self.event_rows.append((way, f"{memory:.0f} kB", f"{statistics.median(times) * 1e3:.0f} ms", str(connections)))
+
     def run(self) -> None:
         path = self.manager.layout.meshd_socket
         self.compare("attach, output", self.attach)
@@ -167,6 +200,8 @@ class Bench:
         call(path, "DELETE", f"/containers/{logged}?force=1")
         self.stalled("attach, nothing read", lambda id: ("POST", f"/containers/{id}/attach?stream=1&stdout=1", True))
         self.stalled("logs -f, nothing read", lambda id: ("GET", f"/containers/{id}/logs?follow=1&stdout=1", False))
+        self.events("direct", self.owner, "engine")
+        self.events("meshd", self.manager, "meshd")
 
 
 def _inside(path: Path, id: str) -> bytes:
@@ -182,6 +217,13 @@ def _inside(path: Path, id: str) -> bytes:
     return data
 
 
+def _connections(pid: int, path: Path) -> int:
+    """To that socket, made in the process's network namespace."""
+    sockets = [line.split() for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]]
+    connected = "03"
+    return sum(1 for fields in sockets if fields[5] == connected and fields[7:] == [str(path)])
+
+
 def _rss_bytes(node: Node) -> int:
     return node.report().rss_bytes["meshd"]
 
@@ -195,6 +237,10 @@ def main() -> None:
     table = Table("100 MB through", "the node's Engine", "meshd, manager -> node", "ratio", "memory: manager, node", title="streams")
     for row in bench.rows:
         table.add_row(*row)
+    console.print(table)
+    table = Table(f"{STREAMS:,} streams of events", "memory a stream", "all told of a change", "connections to the node's Engine")
+    for event_row in bench.event_rows:
+        table.add_row(*event_row)
     console.print(table)
 
 

@@ -108,7 +108,8 @@ async def test_events_are_filtered_as_the_engine_filters_them(cli: Cli, dockerd:
     await cli("rm", "-f", "told")
     asked: list[dict[str, list[str]]] = [
         {}, {"bogus": ["x"]}, {"type": ["container", "volume"]}, {"type": ["image"], "event": ["untag", "tag"]}, {"type": []},
-        {"event": ["exec_create"]}, {"event": ["exec_start: true"]}, {"event": ["exec_start:"]}, {"event": ["star"]}, {"event": ["die", "destroy"]},
+        {"event": ["exec_create"]}, {"event": ["exec_start: true"]}, {"event": ["exec_start:"]}, {"event": ["star"]},
+        {"event": ["die", "destroy"]},
         {"container": ["told"]}, {"container": ["tol"]}, {"container": [id]}, {"container": [id[:5]]}, {"container": ["old"]},
         {"image": ["bb"]}, {"image": ["bb:1"]}, {"image": ["host:5000/team/bb"]}, {"image": ["team/bb"]}, {"image": ["bb:2"]},
         {"label": ["tier"]}, {"label": ["tier=x", "name=told"]}, {"label": ["tier=y"]}, {"volume": ["told-vol"]}, {"network": ["no"]},
