@@ -16,12 +16,13 @@ from msgspec.structs import replace
 from orchestrator import registry_auth
 from orchestrator.api import access, filters, references, validate, versions, views
 from orchestrator.api.versions import before
+from orchestrator.control import endpoints
 from orchestrator.control.jobs import first_status
 from orchestrator.control.update import rollback as rolled_back
 from orchestrator.control.update import updated
 from orchestrator.errors import ApiError, ConfigError
 from orchestrator.ids import new_id
-from orchestrator.model import Claim, Config, Endpoint, Network, NetworkAttachmentConfig, PortConfig, Secret, Service, ServiceSpec
+from orchestrator.model import Claim, Config, Network, NetworkAttachmentConfig, PortConfig, Secret, Service, ServiceSpec
 from orchestrator.store.base import Change, Delete, Guard, Put
 from orchestrator.store.snapshot import Snapshot
 
@@ -146,7 +147,7 @@ def creation(snapshot: Snapshot, spec: ServiceSpec, id: str, moment: datetime, c
         created_at=moment,
         updated_at=moment,
         spec=resolved,
-        endpoint=Endpoint(),
+        endpoint=endpoints.of_new_service(resolved),
         job_status=first_status(resolved, moment),
         mesh_registry_auth=credentials,
         # it will be stored at a later revision than this picture's

@@ -17,7 +17,9 @@ from datetime import datetime, timedelta
 import msgspec
 
 from orchestrator.control.addresses import NetworkPool, Pools
+from orchestrator.control.attention import attention
 from orchestrator.control.context import Context
+from orchestrator.control.endpoints import NO_INGRESS, ingress_of, networks_with_vip, overlay, requested
 from orchestrator.control.ports import PortClaims, publishes_ingress
 from orchestrator.control.slots import wanted
 from orchestrator.control.steps import Decision, Step, earliest
@@ -42,11 +44,8 @@ from orchestrator.model import (
 from orchestrator.store.base import Change, Delete, Put
 from orchestrator.store.snapshot import Snapshot
 
-# networks of the node itself: nothing of them is ours to allocate
-PREDEFINED = frozenset({"host", "bridge", "none"})
 # A node keeps its address for a while after its last task of a network ended: a restarted task finds the network still set up
 LINGER = timedelta(seconds=30)
-_NO_INGRESS = "service needs ingress network, but no ingress network is present"
 _ASSIGNED = STATE_ORDER[TaskState.ASSIGNED]
 _RUNNING = STATE_ORDER[TaskState.RUNNING]
 
@@ -65,26 +64,29 @@ class _Pass:
         self._steps: list[Step] = []
         self._wakeup: datetime | None = None
         self._networks = {network.id: network for network in snapshot.all(Network)}
+        # those that this pass changes, as they will be
         self._services: dict[str, Service] = {}
         # why an object has not got what it needs; the tasks that wait for it say so
         self._refused_networks: dict[str, str] = {}
         self._refused_services: dict[str, str] = {}
         self._ports = PortClaims(snapshot)
         self._pools = Pools(snapshot)
+        self._attention = attention(snapshot)
         self._ingress: Network | None = None
 
     def run(self) -> Decision:
         self._allocate_networks()
-        self._ingress = next((n for n in self._networks.values() if n.ingress and is_allocated(n)), None)
+        self._ingress = ingress_of(self._networks.values())
         new_tasks, used = self._read_tasks()
         self._allocate_nodes(used)
-        for service in sorted(self._snapshot.all(Service), key=lambda service: (service.created_at, service.id)):
+        for service in sorted(self._attention.unsettled(), key=lambda service: (service.created_at, service.id)):
             self._allocate_service(service)
         for task in sorted(new_tasks, key=lambda task: (task.created_at, task.slot, task.id)):
             self._allocate_task(task)
         for task in sorted(self._snapshot.tasks_attaching(), key=lambda task: (task.created_at, task.id)):
             self._follow_attachment(task)
-        self._steps += [(Delete("claim", claim.id, claim.version.index),) for claim in self._ports.orphans(self._services)]
+        orphans = self._ports.orphans(self._attention.port_claims, self._service)
+        self._steps += [(Delete("claim", claim.id, claim.version.index),) for claim in orphans]
         return Decision(self._steps, self._wakeup)
 
     # ---- networks --------------------------------------------------------------------------------------------------------------
@@ -145,7 +147,6 @@ class _Pass:
 
     def _allocate_service(self, service: Service) -> None:
         """Endpoint, VIPs and claims as the spec wants them: all in one step, or none with the reason kept for its tasks."""
-        self._services[service.id] = service
         spec = service.spec.endpoint_spec or EndpointSpec()
         try:
             ports, claims = self._ports.allocate(service)
@@ -164,19 +165,8 @@ class _Pass:
         self._ports.accept(claims)
 
     def _vips(self, service: Service) -> list[VirtualIP]:
-        """Those it has and still needs, then new ones; the ingress network's first, as Docker lists them."""
-        spec = service.spec.endpoint_spec
-        if spec and spec.mode == "dnsrr":
-            return []
-        wanted: list[Network] = []
-        if publishes_ingress(service):
-            if self._ingress is None:
-                raise ConfigError(_NO_INGRESS)
-            wanted.append(self._ingress)
-        for config in _requested(service.spec.task_template.networks, service.spec.networks):
-            network = self._network(config.target)
-            if network is not None and network not in wanted:
-                wanted.append(network)
+        """Those it has and still needs, then new ones."""
+        wanted = networks_with_vip(service.spec, self._network, self._ingress)
         had = service.endpoint.virtual_ips or []
         kept = [vip for vip in had if any(vip.network_id == network.id for network in wanted)]
         pools = [self._pools.of(network) for network in wanted if not any(vip.network_id == network.id for vip in kept)]
@@ -187,22 +177,18 @@ class _Pass:
         return kept + [VirtualIP(network_id=pool.network.id, addr=address) for pool in pools for address in pool.take_for_service()]
 
     def _network(self, target: str) -> Network | None:
-        """An allocated overlay network; None for one of the node's own. ConfigError: it isn't there, or not yet."""
-        if target in PREDEFINED:
-            return None
-        network = self._networks.get(target)
-        if network is None:
-            raise ConfigError(f"network {target} not found")
-        if network.driver not in ("overlay", ""):
-            return None
-        if not is_allocated(network):
-            raise ConfigError(self._refused_networks.get(target, f"network {network.name} is not allocated yet"))
-        return network
+        """`overlay`, with the reason why it is not allocated."""
+        if target in self._refused_networks:
+            raise ConfigError(self._refused_networks[target])
+        return overlay(self._networks.get, target)
+
+    def _service(self, id: str) -> Service | None:
+        return self._services.get(id) or self._snapshot.service(id)
 
     # ---- tasks -----------------------------------------------------------------------------------------------------------------
 
     def _allocate_task(self, task: Task) -> None:
-        service = self._services.get(task.service_id)
+        service = self._service(task.service_id)
         if task.service_id and service is None:
             # removed meanwhile: the task follows
             return
@@ -246,11 +232,11 @@ class _Pass:
     def _attachments(self, task: Task, service: Service | None) -> list[NetworkAttachment]:
         """An address of every network the task takes part in: all of them or ConfigError (then none is taken)."""
         ingress: list[NetworkAttachmentConfig] = []
-        if service is not None and publishes_ingress(service):
+        if service is not None and publishes_ingress(service.spec):
             if self._ingress is None:
-                raise ConfigError(_NO_INGRESS)
+                raise ConfigError(NO_INGRESS)
             ingress = [NetworkAttachmentConfig(target=self._ingress.id)]
-        return self._join([*ingress, *_requested(task.spec.networks, service.spec.networks if service else None)])
+        return self._join([*ingress, *requested(task.spec.networks, service.spec.networks if service else None)])
 
     def _join(self, configs: Iterable[NetworkAttachmentConfig]) -> list[NetworkAttachment]:
         """The same for these networks, without those of the node itself."""
@@ -270,10 +256,3 @@ class _Pass:
 
 def _reference(network: Network) -> NetworkReference:
     return NetworkReference(id=network.id, mesh_encrypted=network.mesh_encrypted)
-
-
-def _requested(
-    of_template: Iterable[NetworkAttachmentConfig] | None, of_service: Iterable[NetworkAttachmentConfig] | None
-) -> list[NetworkAttachmentConfig]:
-    """The networks of the task template win over the old place, `ServiceSpec.Networks`, as in Swarm."""
-    return list(of_template or of_service or ())

@@ -16,6 +16,7 @@ import msgspec
 from cronsim import CronSim
 
 from orchestrator.control import jobs
+from orchestrator.control.attention import attention
 from orchestrator.control.context import Context
 from orchestrator.control.labels import CronRule, cron_rule
 from orchestrator.control.slots import mode_of
@@ -84,7 +85,7 @@ def respecified(service: Service, spec: ServiceSpec, now: datetime) -> Service:
 def cron(snapshot: Snapshot, ctx: Context) -> Decision:
     decision = Decision()
     wakeup: datetime | None = None
-    for service in sorted(snapshot.all(Service), key=lambda service: service.id):
+    for service in attention(snapshot).unsettled():
         if mode_of(service) != "job" or not jobs.is_scheduled(service.spec):
             continue
         try:

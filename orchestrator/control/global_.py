@@ -6,6 +6,7 @@ no longer meets the constraints loses it.
 
 from __future__ import annotations
 
+from orchestrator.control.attention import attention
 from orchestrator.control.context import Context
 from orchestrator.control.eligibility import Placement, keeps_tasks, takes_tasks, unreachable
 from orchestrator.control.slots import Slot, mode_of, slots_of
@@ -19,7 +20,7 @@ from orchestrator.store.snapshot import Snapshot
 def global_(snapshot: Snapshot, ctx: Context) -> Decision:
     decision = Decision()
     nodes = sorted(snapshot.all(Node), key=lambda node: node.id)
-    for service in sorted(snapshot.all(Service), key=lambda service: service.id):
+    for service in attention(snapshot).unsettled():
         if mode_of(service) == "global":
             decision.steps.extend(_steps(snapshot, ctx, service, nodes))
     return decision

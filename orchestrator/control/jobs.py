@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from orchestrator.control.attention import attention
 from orchestrator.control.context import Context
 from orchestrator.control.defaults import restart_rule
 from orchestrator.control.eligibility import Placement, keeps_tasks, stays, takes_tasks, unreachable
@@ -126,7 +127,7 @@ def jobs(snapshot: Snapshot, ctx: Context) -> Decision:
     decision = Decision()
     wakeup: datetime | None = None
     nodes = sorted(snapshot.all(Node), key=lambda node: node.id)
-    for service in sorted(snapshot.all(Service), key=lambda service: service.id):
+    for service in attention(snapshot).unsettled():
         if mode_of(service) != "job":
             continue
         tasks = snapshot.tasks_of_service(service.id)

@@ -1,8 +1,7 @@
-"""What every node has left and what it holds, as arrays over all nodes; kept from one snapshot to the next by their differences.
+"""What every node has left and what it holds, as arrays over all nodes; kept from one snapshot to the next (`residents`).
 
-Pure: a function of the snapshot. A ledger built from nothing and one that has followed a thousand changes are equal, so it is a cache that
-a new leader does without. Users copy what they change. A task holds its reservation, its host ports and its place from ASSIGNED until it
-has ended; it is a replica of its service only as long as it is wanted.
+Pure: a function of the snapshot. Users copy what they change. A task holds its reservation, its host ports and its place from ASSIGNED
+until it has ended; it is a replica of its service only as long as it is wanted.
 """
 
 from __future__ import annotations
@@ -14,16 +13,15 @@ import numpy as np
 from orchestrator.control.columns import Columns, Ints, Mask
 from orchestrator.control.demand import HostPort, host_ports
 from orchestrator.control.eligibility import takes_tasks
-from orchestrator.control.placement_labels import overcommit_of
+from orchestrator.control.placement_labels import labels_of, overcommit_of
+from orchestrator.control.residents import Resident, to_follow
 from orchestrator.control.resources import Reservation, capacity, reservation_of
 from orchestrator.control.slots import wanted
 from orchestrator.model import STATE_ORDER, Cluster, Node, Task, TaskState, terminal
-from orchestrator.store.snapshot import Snapshot, differences
+from orchestrator.store.snapshot import Snapshot
 
 _FAILED = frozenset({TaskState.FAILED, TaskState.REJECTED})
 _ASSIGNED = STATE_ORDER[TaskState.ASSIGNED]
-# beyond it building anew is cheaper than following
-_MAX_DIFFERENCES = 50_000
 
 
 @dataclass(slots=True)
@@ -99,9 +97,8 @@ class Ledger:
     # ---- following -------------------------------------------------------------------------------------------------------------
 
     def follow(self, snapshot: Snapshot) -> None:
-        """Show `snapshot` from now on."""
-        changed = differences(self._shown, snapshot)
-        if changed is None or len(changed) > _MAX_DIFFERENCES:
+        changed = to_follow(self._shown, snapshot)
+        if changed is None:
             self._build(snapshot)
             return
         before, self._shown = self._shown, snapshot
@@ -119,7 +116,7 @@ class Ledger:
                         return
                 elif was is not now:
                     self._node_changed(self.index[id], was, now)
-            elif kind == "cluster" and _labels(before.cluster) != _labels(snapshot.cluster):
+            elif kind == "cluster" and labels_of(before.cluster) != labels_of(snapshot.cluster):
                 self._build(snapshot)
                 return
 
@@ -173,24 +170,9 @@ def _count(counts: dict[int, int], index: int, times: int) -> None:
         counts.pop(index, None)
 
 
-def _labels(cluster: Cluster | None) -> dict[str, str]:
-    return (cluster.spec.labels if cluster is not None else None) or {}
-
-
-_resident: Ledger | None = None
+RESIDENT = Resident(Ledger)
 
 
 def ledger_of(snapshot: Snapshot) -> Ledger:
-    """The ledger that shows `snapshot`: the one of the last call, brought up to it. Valid until the next call."""
-    global _resident
-    if _resident is None:
-        _resident = Ledger(snapshot)
-    else:
-        _resident.follow(snapshot)
-    return _resident
-
-
-def forget() -> None:
-    """As in a process that has just started."""
-    global _resident
-    _resident = None
+    """Valid until the next call."""
+    return RESIDENT.showing(snapshot)

@@ -39,6 +39,10 @@ def check_cluster(labels: Mapping[str, str] | None) -> None:
     _check(labels, {STRATEGY: _strategy, REBALANCE: _boolean, OVERCOMMIT: _overcommit}, "the swarm")
 
 
+def labels_of(cluster: Cluster | None) -> dict[str, str]:
+    return (cluster.spec.labels if cluster is not None else None) or {}
+
+
 def strategy_of(service: Service | None, cluster: Cluster | None) -> Strategy:
     return _read(STRATEGY, _strategy, "spread", service, cluster)
 

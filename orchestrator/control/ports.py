@@ -7,12 +7,12 @@ claims are made good, and those nobody needs any more are found.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from orchestrator.errors import ConfigError
-from orchestrator.model import Claim, PortConfig, Service
+from orchestrator.model import Claim, PortConfig, Service, ServiceSpec
 from orchestrator.store.snapshot import Snapshot
 
 DYNAMIC_PORTS = range(30000, 32768)
@@ -23,9 +23,13 @@ def claim_id(port: PortConfig) -> str:
     return f"{_PREFIX}{port.protocol or 'tcp'}/{port.published_port}"
 
 
-def publishes_ingress(service: Service) -> bool:
-    spec = service.spec.endpoint_spec
-    return any(_is_ingress(port) for port in (spec.ports if spec else None) or ())
+def publishes_ingress(spec: ServiceSpec) -> bool:
+    endpoint = spec.endpoint_spec
+    return any(is_ingress(port) for port in (endpoint.ports if endpoint else None) or ())
+
+
+def is_of_port(claim_id: str) -> bool:
+    return claim_id.startswith(_PREFIX)
 
 
 class PortClaims:
@@ -43,7 +47,7 @@ class PortClaims:
         # a dynamic port must not be one that the spec names further down
         chosen = {claim_id(port) for port in (spec.ports if spec else None) or () if port.published_port}
         for port in (spec.ports if spec else None) or ():
-            if not _is_ingress(port):
+            if not is_ingress(port):
                 ports.append(port)
                 continue
             if not port.published_port:
@@ -64,16 +68,10 @@ class PortClaims:
     def accept(self, claims: Iterable[Claim]) -> None:
         self._made.update((claim.id, claim) for claim in claims)
 
-    def orphans(self, services: Mapping[str, Service]) -> list[Claim]:
-        """Claims of services that are gone, and of ports their service no longer has; sorted by id."""
-        return sorted(
-            (
-                claim
-                for claim in self._snapshot.all(Claim)
-                if claim.id.startswith(_PREFIX) and claim.id not in self._made and not _needed(claim, services.get(claim.owner))
-            ),
-            key=lambda claim: claim.id,
-        )
+    def orphans(self, stored: Iterable[str], find: Callable[[str], Service | None]) -> list[Claim]:
+        """Of these claims those of services that are gone, and of ports their service no longer has; sorted by id."""
+        claims = [claim for id in sorted(stored) if id not in self._made and (claim := self._snapshot.claim(id)) is not None]
+        return [claim for claim in claims if not _needed(claim, find(claim.owner))]
 
     def _claim(self, id: str) -> Claim | None:
         return self._made.get(id) or self._snapshot.claim(id)
@@ -95,7 +93,7 @@ class PortClaims:
         return claim is None or claim.owner == service.id
 
 
-def _is_ingress(port: PortConfig) -> bool:
+def is_ingress(port: PortConfig) -> bool:
     return port.publish_mode in ("ingress", "")
 
 
@@ -104,4 +102,4 @@ def _needed(claim: Claim, service: Service | None) -> bool:
         return False
     spec = service.spec.endpoint_spec
     ports = [*(service.endpoint.ports or ()), *((spec.ports if spec else None) or ())]
-    return any(_is_ingress(port) and claim_id(port) == claim.id for port in ports)
+    return any(is_ingress(port) and claim_id(port) == claim.id for port in ports)

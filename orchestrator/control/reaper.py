@@ -5,10 +5,11 @@ Pure: no I/O. Source: SwarmKit orchestrator/taskreaper (the limit counts all tas
 
 from __future__ import annotations
 
+from orchestrator.control.attention import attention
 from orchestrator.control.context import Context
 from orchestrator.control.defaults import history_limit, restart_rule
 from orchestrator.control.jobs import is_scheduled, iteration_of
-from orchestrator.control.slots import Slot, running, slots_of, wanted
+from orchestrator.control.slots import Slot, is_updating, running, slots_of, wanted
 from orchestrator.control.steps import Decision
 from orchestrator.model import Service, Task, TaskState, terminal
 from orchestrator.store.base import Delete
@@ -20,12 +21,11 @@ _UPDATING_KEEPS = 5
 def reaper(snapshot: Snapshot, ctx: Context) -> Decision:
     limit = history_limit(snapshot.cluster)
     decision = Decision()
-    for service_id in sorted(snapshot.tasks_by_service):
+    for service_id in sorted(attention(snapshot).historic):
         tasks = snapshot.tasks_of_service(service_id)
         doomed = [task for task in tasks if _dead(task) and (task.desired_state is TaskState.REMOVE or _orphan(snapshot, task))]
         service = snapshot.service(service_id)
-        # a service with nothing but current tasks has no history to look through
-        if service is not None and any(not wanted(task) for task in tasks):
+        if service is not None:
             doomed += _of_forgotten_runs(service, tasks)
             gone = {task.id for task in doomed}
             if limit is not None:
@@ -68,8 +68,7 @@ def _needed(service: Service, slot: Slot) -> int:
     """How many tasks of the slot the other loops still read from, whatever the limit says."""
     attempts = restart_rule(slot.newest.spec).max_attempts
     needed = attempts + 1 if attempts else 0
-    status = service.update_status
-    if status is not None and status.state in ("updating", "rollback_started"):
+    if is_updating(service):
         needed = max(needed, _UPDATING_KEEPS)
     # until the newest runs, its predecessor tells why it is there; a slot without a live task is explained by its last one
     if not running(slot.newest):

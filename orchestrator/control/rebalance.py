@@ -13,12 +13,13 @@ from datetime import datetime, timedelta
 import msgspec
 import numpy as np
 
+from orchestrator.control.attention import attention
 from orchestrator.control.columns import Ints
 from orchestrator.control.context import Context
 from orchestrator.control.demand import demand
 from orchestrator.control.enforcement import moves_by_overlap
 from orchestrator.control.ledger import ledger_of
-from orchestrator.control.placement_labels import rebalanced, strategy_of
+from orchestrator.control.placement_labels import REBALANCE, labels_of, rebalanced, strategy_of
 from orchestrator.control.scheduler import node_for, preferred
 from orchestrator.control.slots import age_key, dirty, mode_of, running, slots_of
 from orchestrator.control.steps import Decision, earliest
@@ -36,7 +37,9 @@ _UPDATING = frozenset({"updating", "rollback_started", "paused", "rollback_pause
 
 def rebalance(snapshot: Snapshot, ctx: Context) -> Decision:
     cluster = snapshot.cluster
-    opted = sorted((service for service in snapshot.all(Service) if _asks_for_it(service, cluster)), key=lambda service: service.id)
+    # the services' own labels let none be settled, the swarm's does
+    asked = snapshot.all(Service) if REBALANCE in labels_of(cluster) else attention(snapshot).unsettled()
+    opted = sorted((service for service in asked if _asks_for_it(service, cluster)), key=lambda service: service.id)
     if not opted:
         return Decision()
     budget = max(1, int(snapshot.count(Node) * _SHARE_OF_NODES)) - sum(_is_moving(snapshot, service) for service in opted)

@@ -6,6 +6,7 @@ first, so it is shut down and only then removed.
 
 from __future__ import annotations
 
+from orchestrator.control.attention import attention
 from orchestrator.control.context import Context
 from orchestrator.control.defaults import replicas
 from orchestrator.control.labels import stateful_rule
@@ -19,7 +20,7 @@ from orchestrator.store.snapshot import Snapshot
 
 def replicated(snapshot: Snapshot, ctx: Context) -> Decision:
     decision = Decision()
-    for service in sorted(snapshot.all(Service), key=lambda service: service.id):
+    for service in attention(snapshot).unsettled():
         if mode_of(service) != "replicated":
             continue
         tasks = snapshot.tasks_of_service(service.id)

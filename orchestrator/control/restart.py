@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from orchestrator.control.attention import attention
 from orchestrator.control.context import Context
 from orchestrator.control.defaults import restart_rule
 from orchestrator.control.eligibility import Placement, keeps_tasks, stays
-from orchestrator.control.slots import Slot, SlotKey, dirty, ended_by_itself, may_restart, mode_of, slot_key, slots_of, wanted
+from orchestrator.control.slots import Slot, dirty, ended_by_itself, may_restart, mode_of, slots_of, wanted
 from orchestrator.control.steps import Decision, Step, earliest
 from orchestrator.control.transitions import stopped, successor
 from orchestrator.model import Service, Task, TaskState, terminal
@@ -21,21 +22,18 @@ from orchestrator.store.snapshot import Snapshot
 
 
 def restart(snapshot: Snapshot, ctx: Context) -> Decision:
-    ended: dict[str, set[SlotKey]] = {}
-    for task in snapshot.all(Task):
-        if task.service_id and wanted(task) and terminal(task.status.state):
-            ended.setdefault(task.service_id, set()).add(slot_key(task))
     steps: list[Step] = []
     wakeup: datetime | None = None
-    for service_id in sorted(ended):
-        service = snapshot.service(service_id)
-        if service is None or mode_of(service) == "job":
+    for service in attention(snapshot).unsettled():
+        if mode_of(service) == "job":
             continue
-        slots = slots_of(snapshot.tasks_of_service(service_id))
-        for key, slot in slots.items():
-            if key not in ended[service_id]:
+        of_service = snapshot.tasks_of_service(service.id)
+        if not any(_has_ended(task) for task in of_service):
+            continue
+        for slot in slots_of(of_service).values():
+            tasks = [task for task in slot.tasks if _has_ended(task)]
+            if not tasks:
                 continue
-            tasks = [task for task in slot.tasks if wanted(task) and terminal(task.status.state)]
             due = max((task.mesh_run_at for task in tasks if task.mesh_run_at is not None), default=ctx.now)
             # it failed to get ready, before its restart delay was over: that delay still counts, or bad images would spin
             if due > ctx.now:
@@ -43,6 +41,11 @@ def restart(snapshot: Snapshot, ctx: Context) -> Decision:
             else:
                 steps.append(_step(snapshot, ctx, service, slot, tasks))
     return Decision(steps, wakeup)
+
+
+def _has_ended(task: Task) -> bool:
+    """And nobody has dealt with that yet."""
+    return wanted(task) and terminal(task.status.state)
 
 
 def _step(snapshot: Snapshot, ctx: Context, service: Service, slot: Slot, ended: list[Task]) -> Step:

@@ -19,6 +19,8 @@ from orchestrator.model import SECOND, STATE_ORDER, PortConfig, Service, Task, T
 
 SlotKey = int | str
 STABLE_HOSTNAME = "{{.Service.Name}}-{{.Task.Slot}}"
+# of `UpdateStatus`
+ACTIVE = ("updating", "rollback_started")
 _WANTED = frozenset(state for state in TaskState if STATE_ORDER[state] <= STATE_ORDER[TaskState.RUNNING])
 _BY_ITSELF = frozenset({TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED})
 
@@ -28,6 +30,11 @@ def mode_of(service: Service) -> Literal["replicated", "global", "job"]:
     if mode.replicated_job is not None or mode.global_job is not None:
         return "job"
     return "global" if mode.global_ is not None else "replicated"
+
+
+def is_updating(service: Service) -> bool:
+    """An update or a rollback is under way, and not paused."""
+    return service.update_status is not None and service.update_status.state in ACTIVE
 
 
 def wanted(task: Task) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from orchestrator.control.attention import attention
 from orchestrator.control.context import Context
 from orchestrator.control.labels import STATEFUL, stateful_rule
 from orchestrator.control.slots import age_key
@@ -22,7 +23,7 @@ _BEGUN = frozenset({TaskState.STARTING, TaskState.RUNNING, TaskState.COMPLETE, T
 def homes(snapshot: Snapshot, ctx: Context) -> Decision:
     """A slot's home is the node where it first ran; a node that is removed takes its volumes along."""
     decision = Decision()
-    for service in sorted(snapshot.all(Service), key=lambda service: service.id):
+    for service in attention(snapshot).unsettled():
         if STATEFUL not in (service.spec.labels or ()) and service.mesh_homes is None:
             continue
         rule = stateful_rule(service.spec)

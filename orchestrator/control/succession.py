@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
+from orchestrator.control.attention import attention
 from orchestrator.control.context import Context
 from orchestrator.control.defaults import stop_grace
 from orchestrator.control.drain import everyone_shows
@@ -32,11 +33,12 @@ _Place: TypeAlias = tuple[str, SlotKey]
 def succession(snapshot: Snapshot, ctx: Context) -> Decision:
     alive: dict[_Place, list[Task]] = {}
     stopping: dict[_Place, list[Task]] = {}
-    for task in snapshot.all(Task):
-        if not task.service_id or terminal(task.status.state):
-            continue
-        group = alive if wanted(task) else stopping
-        group.setdefault((task.service_id, slot_key(task)), []).append(task)
+    looked_at = attention(snapshot)
+    for service_id in (*(service.id for service in looked_at.unsettled()), *looked_at.ownerless):
+        for task in snapshot.tasks_of_service(service_id):
+            if not terminal(task.status.state):
+                group = alive if wanted(task) else stopping
+                group.setdefault((service_id, slot_key(task)), []).append(task)
     steps: list[Step] = []
     wakeup: datetime | None = None
     # nearly every slot has one task, and that is let run already

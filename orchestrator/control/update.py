@@ -14,13 +14,14 @@ from datetime import datetime, timedelta
 
 import msgspec
 
+from orchestrator.control.attention import attention
 from orchestrator.control.context import Context
 from orchestrator.control.cron import respecified as job_respecified
 from orchestrator.control.defaults import UpdateRule, update_rule
 from orchestrator.control.demand import HostPort, host_ports
 from orchestrator.control.eligibility import Placement, keeps_tasks, takes_tasks
 from orchestrator.control.labels import progress_deadline, stateful_rule
-from orchestrator.control.slots import Slot, age_key, dirty, ended_by_itself, live, mode_of, running, slots_of
+from orchestrator.control.slots import ACTIVE, Slot, age_key, dirty, ended_by_itself, is_updating, live, mode_of, running, slots_of
 from orchestrator.control.steps import Decision, Step, earliest
 from orchestrator.control.transitions import stopped, successor
 from orchestrator.errors import ConfigError
@@ -28,7 +29,6 @@ from orchestrator.model import Node, Service, ServiceSpec, Task, TaskState, Upda
 from orchestrator.store.base import Put
 from orchestrator.store.snapshot import Snapshot
 
-_ACTIVE = ("updating", "rollback_started")
 _PAUSED = ("paused", "rollback_paused")
 
 
@@ -43,7 +43,7 @@ def updated(service: Service, spec: ServiceSpec, now: datetime) -> Service:
     if mode_of(service) == "job":
         return job_respecified(service, spec, now)
     status = service.update_status
-    unfinished = status is not None and status.state in (*_ACTIVE, *_PAUSED)
+    unfinished = status is not None and status.state in (*ACTIVE, *_PAUSED)
     if unfinished and spec.mode != service.spec.mode and msgspec.structs.replace(spec, mode=service.spec.mode) == service.spec:
         previous = service.previous_spec
         if previous is not None:
@@ -86,7 +86,7 @@ class _Progress:
 def update(snapshot: Snapshot, ctx: Context) -> Decision:
     decision = Decision()
     wakeup: datetime | None = None
-    for service in sorted(snapshot.all(Service), key=lambda service: service.id):
+    for service in attention(snapshot).unsettled():
         state = service.update_status.state if service.update_status is not None else ""
         if mode_of(service) == "job" or state in _PAUSED:
             continue
@@ -99,7 +99,7 @@ def update(snapshot: Snapshot, ctx: Context) -> Decision:
 def _update_service(snapshot: Snapshot, ctx: Context, service: Service) -> Decision:
     tasks = snapshot.tasks_of_service(service.id)
     status = service.update_status
-    active = status is not None and status.state in _ACTIVE
+    active = is_updating(service)
     if not active and not any(dirty(task, service) for task in tasks):
         return Decision()
     slots = [slot for slot in slots_of(tasks).values() if slot.current() and _may_be_updated(snapshot, slot)]

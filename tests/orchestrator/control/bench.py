@@ -87,7 +87,7 @@ def placing_s(picture: Snapshot, rounds: int = 3) -> float:
     context = Context(now=NOW, new_id=lambda: f"new{next(ids)}")
     best = float("inf")
     for _ in range(rounds):
-        ledger.forget()
+        ledger.RESIDENT.forget()
         with undisturbed():
             start = time.process_time()
             decision = schedule(picture, context)

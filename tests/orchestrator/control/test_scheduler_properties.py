@@ -260,5 +260,5 @@ def test_a_fresh_process_decides_the_same() -> None:
     of = service("s", cpus=1)
     picture = snapshot(cluster(), *(node(f"n{number}") for number in range(5)), of, *tasks(of, 7, state=TaskState.PENDING))
     first = schedule(picture, context()).steps
-    ledger.forget()
+    ledger.RESIDENT.forget()
     assert schedule(picture, context()).steps == first
