@@ -92,22 +92,27 @@ def outcome(replies: Replies, done: str) -> list[tuple[Member, Any]]:
 
 async def prune(request: web.Request, path: str, deleted: str, whose: str) -> web.StreamResponse:
     """POST `path`; `deleted`: the answer's list of what is gone; whose: "their volumes"."""
-    replies = await filtered(request, "POST", path)
+    return pruned(await filtered(request, "POST", path), deleted, whose)
+
+
+def pruned(replies: Replies, deleted: str, whose: str) -> web.Response:
     answers = outcome(replies, "pruned on")
     gone: list[Any] = []
-    for _, pruned in answers:
-        gone += [one for one in pruned.get(deleted) or () if one not in gone]
-    reclaimed = sum(pruned.get("SpaceReclaimed") or 0 for _, pruned in answers)
+    for _, answer in answers:
+        gone += [one for one in answer.get(deleted) or () if one not in gone]
+    reclaimed = sum(answer.get("SpaceReclaimed") or 0 for _, answer in answers)
     response = access.answer({deleted: gone or None, "SpaceReclaimed": reclaimed})
     replies.warn(response, f"{whose} were not pruned")
     return response
 
 
 def sentence(failures: Sequence[tuple[str, str]], did: Sequence[str], done: str) -> str:
-    """ "node-2: why; `done` node-1"; the nodes that all say the same are named together."""
+    """ "node-2: why; `done` node-1"; who says the same is named together; where all do, what they say is enough."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in failures:
         by_reason.setdefault(reason, []).append(name)
+    if not did and len(by_reason) == 1:
+        return next(iter(by_reason))
     text = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())
     return f"{text}; {done} {', '.join(did)}" if did else text
 

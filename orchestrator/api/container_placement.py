@@ -180,7 +180,12 @@ def rewritten(body: Mapping[str, Any], creation: Creation) -> dict[str, Any] | N
 
 
 def choose(wanted: Wanted, candidates: Sequence[Candidate]) -> Candidate:
-    """ApiError(409): no node does. Where no node that does has the image, the Engine that is chosen will say so, and the client pull it."""
+    """ApiError(409): no node does; ApiError(400): it depends on a container that is nowhere. Where no node that does has the image, the
+    Engine that is chosen will say so, and the client pull it."""
+    for reference in wanted.depends_on:
+        if candidates and not any(_has(candidate, reference) for candidate in candidates):
+            # 400 as an Engine has it: of a 404 the CLI thinks that the image is missing
+            raise ApiError(400, f"No such container: {reference}")
     fitting, reasons = list(candidates), []
     for passes, reason in _filters(wanted, candidates):
         refused = [candidate for candidate in fitting if not passes(candidate)]

@@ -117,15 +117,16 @@ class Listing:
         self, lists: Iterable[tuple[Member, Sequence[Mapping[str, Any]]]], order: Callable[[str], int] = lambda id: 0
     ) -> list[dict[str, Any]]:
         """Newest first. order: of containers of one second, greater = newer; else each Engine's own order is kept."""
-        shown = [listed(entry, member) for member, entries in lists for entry in entries if self._within(member, entry)]
+        shown = [listed(entry, member) for member, entries in lists for entry in entries if self._within(member, entry, order)]
         together = sorted(shown, key=lambda entry: (-int(entry.get("Created") or 0), -order(str(entry.get("Id")))))
         return together[: self.limit] if self.limit > 0 else together
 
-    def _within(self, member: Member, entry: Mapping[str, Any]) -> bool:
-        created = int(entry.get("Created") or 0)
+    def _within(self, member: Member, entry: Mapping[str, Any], order: Callable[[str], int]) -> bool:
+        """Of another node's containers: by the same second's order where that is known, else neither before nor since."""
+        made = int(entry.get("Created") or 0), order(str(entry.get("Id")))
         before, since = self.before, self.since
-        return (before is None or before.member.node_id == member.node_id or created < created_s(before.shown)) and (
-            since is None or since.member.node_id == member.node_id or created > created_s(since.shown)
+        return (before is None or before.member.node_id == member.node_id or made < (created_s(before.shown), order(before.id))) and (
+            since is None or since.member.node_id == member.node_id or made > (created_s(since.shown), order(since.id))
         )
 
 

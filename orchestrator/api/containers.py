@@ -26,6 +26,15 @@ _REMEMBERED = 16_384
 _NOT_SHOWN = "their containers are not shown"
 
 
+class NoContainer(ApiError):
+    """No node that could be asked has it. missing: a sentence that names those that could not, or ""."""
+
+    def __init__(self, reference: str, missing: str) -> None:
+        super().__init__(404, f"No such container: {reference}" + (f" ({missing})" if missing else ""))
+        self.reference = reference
+        self.missing = missing
+
+
 class Owners:
     """id -> node, as far as this process has seen it. A container never moves, so what is remembered is never wrong. Also in which order
     it made containers: lists say that only by the second, and of each node's clock."""
@@ -64,7 +73,10 @@ async def list_containers(request: web.Request) -> web.StreamResponse:
     snapshot = engines.snapshot()
     if snapshot is None:
         return await request.app[PROXY].forward(request)
-    listing = await _listing(request)
+    try:
+        listing = await _listing(request)
+    except NoContainer as error:
+        return await _refused(request, error)
     members = [member for member in engines.members() if listing.wants(member)]
     replies = await engines.ask_all("GET", lambda member: asked_path(request, listing.query(member)), members=members)
     for _, refusal in replies.refusals():
@@ -89,7 +101,10 @@ async def to_owner(request: web.Request) -> web.StreamResponse:
     reference, rest = split_path(unquote(_below_containers(request)))
     if not reference:
         raise ApiError(404, "page not found")
-    found = await owner_of(request, reference)
+    try:
+        found = await owner_of(request, reference)
+    except NoContainer as error:
+        return await _refused(request, error)
     if rest == "/json" and request.method == "GET":
         return await _inspect(request, found)
     if rest == "/rename" and request.method == "POST":
@@ -129,14 +144,14 @@ ROUTES = [
 
 async def owner_of(request: web.Request, reference: str) -> Found:
     """The container that answers to an id, a name, `node/name` or the beginning of an id. An id that is known has no inspection with it.
-    ApiError(404) "No such container: x"; ApiError(400): several do; EngineAway: its node is away."""
+    NoContainer; ApiError(400): several do; EngineAway: its node is away."""
     engines = engines_of(request)
     owners = request.app[OWNERS]
     node, slash, name = reference.strip("/").partition("/")
     try:
         members = [engines.find(node)] if slash else engines.members()
     except ApiError:
-        raise _nowhere(reference, "") from None
+        raise NoContainer(reference, "") from None
     name = name if slash else node
     if FULL_ID.fullmatch(name) and (node_id := owners.node_of(name)) is not None:
         for member in members:
@@ -151,11 +166,14 @@ async def owner_of(request: web.Request, reference: str) -> Found:
         if refusal.status != 404:
             # the Engine's own: several ids of its begin so
             raise ApiError(refusal.status, refusal.message())
-    raise _nowhere(reference, replies.missing())
+    raise NoContainer(reference, replies.missing())
 
 
-def _nowhere(reference: str, missing: str) -> ApiError:
-    return ApiError(404, f"No such container: {reference}" + (f" ({missing})" if missing else ""))
+async def _refused(request: web.Request, error: NoContainer) -> web.StreamResponse:
+    """In the words that an Engine has for this very request, about a container that is nowhere; ours if that isn't sure."""
+    if error.missing or "/" in error.reference.strip("/"):
+        raise error
+    return await request.app[PROXY].forward(request)
 
 
 async def _listing(request: web.Request) -> Listing:
@@ -212,7 +230,8 @@ async def _rename(request: web.Request, found: Found) -> web.StreamResponse:
     async with held(access.store_of(request), name):
         others, _ = await _called(request, name, engines.members())
         if holder := next((one for one in others if one.name == name and one.id != found.id), None):
-            raise name_taken(name, holder.id)
+            refusal = name_taken(name, holder.id)
+            raise ApiError(refusal.status, f"Error when allocating new name: {refusal.message}")
         answer = await forward(request, engines.engine(found.member), path=at(request, f"/containers/{found.id}/rename"))
         if answer.status == HTTPStatus.NO_CONTENT:
             await attachments.rename(access.store_of(request), found.id, name)

@@ -7,7 +7,7 @@ whoever is left out is named with a reason, and said in the answer's header `War
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,13 +155,20 @@ class Engines:
         """The same small request at many Engines (all, unless told which). path: with or without version."""
 
         async def ask(member: Member) -> Answer:
+            return await self.engine(member).ask(method, path if isinstance(path, str) else path(member), headers=headers, body=body)
+
+        return await self.each(ask, self.members() if members is None else list(members), patience)
+
+    async def each(self, ask: Callable[[Member], Awaitable[Answer]], wanted: Sequence[Member], patience: Patience) -> Replies:
+        """`ask` of each of them. It may raise ApiError."""
+
+        async def one(member: Member) -> Answer:
             async with gate:
-                return await self.engine(member).ask(method, path if isinstance(path, str) else path(member), headers=headers, body=body)
+                return await ask(member)
 
         gate = asyncio.Semaphore(_AT_ONCE)
-        wanted = self.members() if members is None else list(members)
         asked = [member for member in wanted if not member.away]
-        tasks = [asyncio.create_task(ask(member)) for member in asked]
+        tasks = [asyncio.create_task(one(member)) for member in asked]
         try:
             waited_s = await _settled(tasks, patience)
         finally:

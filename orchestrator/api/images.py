@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 import aiohttp
 from aiohttp import web
 
-from orchestrator.api import access, broadcast, progress
+from orchestrator.api import access, broadcast, codec, progress
 from orchestrator.api.broadcast import NODE_LABEL, members_of, of_all_nodes
 from orchestrator.api.engines import LIST, Engines, Member, asked_path, engines_of
 from orchestrator.api.progress import Fan, Json
@@ -202,28 +202,40 @@ async def of_image(request: web.Request) -> web.StreamResponse:
 
 @of_all_nodes
 async def save_images(request: web.Request) -> web.StreamResponse:
-    """`docker save`: from a node that has them all."""
-    member = await _holder(request, request.query.getall("names", []))
+    """`docker save`: from a node that has them all. A repository without tag means all of its images."""
+    member = await _holder(request, request.query.getall("names", []), repositories=True)
     return await forward(request, engines_of(request).engine(member), path=same_path(request))
 
 
-async def _holder(request: web.Request, names: Sequence[str]) -> Member:
-    """A node that has all of these images, this one if it can be. ApiError(404): "No such image: ..."."""
+async def _holder(request: web.Request, names: Sequence[str], *, repositories: bool = False) -> Member:
+    """A node that has all of these images, this one if it can be. Where one is on no node at all, some node, which then says so in its
+    Engine's words for the request; ApiError(404) if that can't be sure."""
     members = members_of(request)
-    for asked in ([member for member in members if member.local], [member for member in members if not member.local]):
-        having = {member.node_id: member for member in asked if not member.away}
-        for name in names:
-            replies = await broadcast.ask(
-                request, "GET", f"/images/{quote(name, safe='')}/json", members=list(having.values()), patience=LIST
-            )
-            having = {member.node_id: member for member, _ in replies.values()}
-        if having:
-            return next(iter(having.values()))
+    there: list[list[Member]] = []
+    # the others needn't be asked when this one has them
+    for asked in ([member for member in members if member.local], members):
+        there = [await _having(request, name, asked, repositories) for name in names]
+        for member in asked:
+            if not member.away and all(member in having for having in there):
+                return member
+    nowhere = [name for name, having in zip(names, there, strict=True) if not having]
     away = [f"{member.name} ({member.away})" for member in members if member.away]
+    if nowhere and not away:
+        return min(members, key=lambda member: not member.local)
     also = f" ({', '.join(away)} could not be asked)" if away else ""
-    if len(names) > 1:
-        raise ApiError(404, f"No node has all of these images: {', '.join(names)}{also}")
-    raise ApiError(404, f"No such image: {''.join(names)}{also}")
+    if nowhere:
+        raise ApiError(404, f"No such image: {nowhere[0]}{also}")
+    raise ApiError(404, f"No node has all of these images: {', '.join(names)}{also}")
+
+
+async def _having(request: web.Request, name: str, members: Sequence[Member], repositories: bool) -> list[Member]:
+    replies = await broadcast.ask(request, "GET", f"/images/{quote(name, safe='')}/json", members=members, patience=LIST)
+    there = [member for member, _ in replies.values()]
+    if there or not repositories:
+        return there
+    named = quote(codec.encode({"reference": [name]}).decode().strip(), safe="")
+    replies = await broadcast.ask(request, "GET", f"/images/json?filters={named}", members=members, patience=LIST)
+    return [member for member, images in replies.values() if images]
 
 
 async def search_images(request: web.Request) -> web.StreamResponse:

@@ -140,6 +140,9 @@ async def prune_networks(request: web.Request) -> web.StreamResponse:
         return await request.app[PROXY].forward(request)
     wanted = access.filters_of(request, filters.NETWORK_PRUNE_KEYS | {NODE_FILTER})
     replies = await broadcast.filtered(request, "POST", "/networks/prune")
+    if replies.refusals():
+        # a filter's value that can't be read is refused by all
+        replies.require_one()
     deleted: list[str] = sorted({name for _, pruned in replies.values() for name in pruned.get("NetworksDeleted") or ()})
     if not wanted.get("until") and not wanted.get(NODE_FILTER):
         store = access.store_of(request)

@@ -11,11 +11,11 @@ from typing import Any
 
 from aiohttp import web
 
-from orchestrator.api import access
+from orchestrator.api import access, volume_prunes
 from orchestrator.api.upgrade import last_words, upgrade, wants_upgrade
 from orchestrator.engine_http import CHUNK_BYTES, Engine, LocalEngine, end_to_end
 from orchestrator.errors import ApiError
-from orchestrator.relay import relay
+from orchestrator.relay import relay, whole
 
 _SWARM_ROOTS = frozenset({"swarm", "services", "tasks", "nodes", "secrets", "configs"})
 # These are the API's own, not the Engine's (see app.announce).
@@ -39,7 +39,10 @@ async def forward(
 ) -> web.StreamResponse:
     """The request at that Engine, its answer to the client. path: instead of the request's own; body: what was already read of the
     request (all of it). EngineAway: it can't be asked."""
-    spoken = await engine.path(path_of(request) if path is None else path)
+    asked = path_of(request) if path is None else path
+    if (answered := await volume_prunes.instead(engine, request.method, asked)) is not None:
+        return whole(answered)
+    spoken = await engine.path(asked)
     if wants_upgrade(request):
         return await upgrade(request, engine, spoken, await access.body(request) if body is None else body)
     headers = end_to_end(request.headers)

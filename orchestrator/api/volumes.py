@@ -14,9 +14,11 @@ from urllib.parse import quote, unquote
 
 from aiohttp import web
 
-from orchestrator.api import access, broadcast, codec
-from orchestrator.api.broadcast import NODE_LABEL, chosen, members_of, of_all_nodes
-from orchestrator.api.engines import LIST, Member, engines_of
+from orchestrator.api import access, broadcast, codec, versions, volume_prunes
+from orchestrator.api.broadcast import NODE_FILTER, NODE_LABEL, chosen, members_of, of_all_nodes
+from orchestrator.api.engines import CHANGE, LIST, Member, asked_path, engines_of
+from orchestrator.api.queries import with_filters
+from orchestrator.engine_http import Answer
 from orchestrator.errors import ApiError
 
 Json = dict[str, Any]
@@ -71,10 +73,19 @@ async def create_volume(request: web.Request) -> web.StreamResponse:
         raise ApiError(400, "invalid request: expected an object")
     if sent.get("ClusterVolumeSpec"):
         raise ApiError(501, "cluster volumes (CSI) are not supported: use a driver that every node has")
-    node, name = broadcast.split(str(sent.get("Name") or ""))
+    called = sent.get("Name") or ""
+    if not isinstance(called, str):
+        raise ApiError(400, "invalid request: Name: expected a string")
+    node, name = broadcast.split(called)
     members = chosen(engines_of(request), [node]) if node else members_of(request)
-    # the Engines would each make up another one
-    body = codec.encode({**sent, "Name": name or secrets.token_hex(32)})
+    if not name:
+        # the Engines would each make up another one
+        sent = {**sent, "Name": secrets.token_hex(32)}
+        if not versions.before(access.api_version(request), volume_prunes.ANONYMOUS_SINCE):
+            sent["Labels"] = {**(sent.get("Labels") or {}), volume_prunes.ANONYMOUS_LABEL: ""}
+    else:
+        sent = {**sent, "Name": name}
+    body = codec.encode(sent)
     replies = await broadcast.ask(request, "POST", "/volumes/create", members=members, body=body)
     made = broadcast.outcome(replies, "created on")
     response = access.answer(made[0][1], status=201)
@@ -84,8 +95,13 @@ async def create_volume(request: web.Request) -> web.StreamResponse:
 
 @of_all_nodes
 async def remove_volume(request: web.Request) -> web.StreamResponse:
+    """Where it is in use somewhere it stays everywhere: the node with its user refuses."""
     name, members = _named(request)
     query = "?force=1" if access.flag(request, "force") else ""
+    wanted = codec.encode({"name": [name], "dangling": ["false"]}).decode().strip()
+    in_use = await broadcast.ask(request, "GET", f"/volumes?filters={quote(wanted, safe='')}", members=members, patience=LIST)
+    users = [member for member, answer in in_use.values() if any(volume["Name"] == name for volume in answer.get("Volumes") or ())]
+    members = users or members
     replies = await broadcast.ask(request, "DELETE", f"/volumes/{quote(name, safe='')}{query}", members=members)
     broadcast.outcome(replies, "removed from")
     response = web.Response(status=204)
@@ -95,7 +111,16 @@ async def remove_volume(request: web.Request) -> web.StreamResponse:
 
 @of_all_nodes
 async def prune_volumes(request: web.Request) -> web.StreamResponse:
-    return await broadcast.prune(request, "/volumes/prune", "VolumesDeleted", "their volumes")
+    wanted = access.any_filters_of(request)
+    path = asked_path(request, f"/volumes/prune{with_filters(request, wanted, without=NODE_FILTER)}")
+    engines = engines_of(request)
+
+    async def ask(member: Member) -> Answer:
+        engine = engines.engine(member)
+        return await volume_prunes.instead(engine, "POST", path) or await engine.ask("POST", path)
+
+    replies = await engines.each(ask, members_of(request, wanted.get(NODE_FILTER)), CHANGE)
+    return broadcast.pruned(replies, "VolumesDeleted", "their volumes")
 
 
 def _named(request: web.Request) -> tuple[str, list[Member]]:

@@ -18,6 +18,7 @@ class FakeStores:
         self.name = name
         self.images: dict[str, str] = {}
         self.volumes: dict[str, dict[str, Any]] = {}
+        self.used: set[str] = set()
         self.networks: list[dict[str, Any]] = [{"Name": "bridge", "Id": f"bridge-{name}", "Driver": "bridge", "Labels": None}]
         self.refuses: dict[str, tuple[int, str]] = {}
         self.fails_midway = ""
@@ -39,7 +40,8 @@ class FakeStores:
         app.router.add_get(p + "/images/json", self._list)
         app.router.add_post(p + "/images/create", self._pull, name="pull")
         app.router.add_post(p + "/images/load", self._load, name="load")
-        app.router.add_get(p + "/images/{name}/json", self._inspect)
+        app.router.add_get(p + "/images/get", self._save_all)
+        app.router.add_get(p + "/images/{name:.+}/json", self._inspect)
         app.router.add_get(p + "/images/{name}/get", self._save)
         app.router.add_delete(p + "/images/{name}", self._remove, name="rmi")
         app.router.add_get(p + "/volumes", self._volumes)
@@ -52,6 +54,7 @@ class FakeStores:
         app.router.add_post(p + "/build", self._build)
         app.router.add_post(p + "/session", self._build)
         app.router.add_post(p + "/volumes/prune", self._volumes_prune)
+        app.router.add_post(p + "/networks/prune", self._networks_prune, name="network-prune")
         return app
 
     @web.middleware
@@ -73,7 +76,10 @@ class FakeStores:
 
     async def _list(self, request: web.Request) -> web.Response:
         found: dict[str, list[str]] = {}
+        wanted = json.loads(request.query.get("filters", "{}")).get("reference")
         for name, id in self.images.items():
+            if wanted and not {name, name.partition(":")[0]} & set(wanted):
+                continue
             found.setdefault(id, []).append(name)
         return web.json_response(
             [
@@ -120,6 +126,12 @@ class FakeStores:
     async def _save(self, request: web.Request) -> web.Response:
         return web.Response(body=f"archive of {request.match_info['name']} from {self.name}".encode())
 
+    async def _save_all(self, request: web.Request) -> web.Response:
+        names = request.query.getall("names")
+        if not all(any(wanted in (name, name.partition(":")[0]) for name in self.images) for wanted in names):
+            return web.json_response({"message": f"save: {' '.join(names)}"}, status=404)
+        return web.Response(body=f"archive of {' '.join(names)} from {self.name}".encode())
+
     async def _remove(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
         if self.images.pop(name, None) is None:
@@ -127,7 +139,13 @@ class FakeStores:
         return web.json_response([{"Untagged": name}])
 
     async def _volumes(self, request: web.Request) -> web.Response:
-        return web.json_response({"Volumes": list(self.volumes.values()) or None, "Warnings": None})
+        wanted = json.loads(request.query.get("filters", "{}"))
+        shown = [
+            volume
+            for name, volume in self.volumes.items()
+            if any(part in name for part in wanted.get("name", [""])) and (wanted.get("dangling") != ["false"] or name in self.used)
+        ]
+        return web.json_response({"Volumes": shown or None, "Warnings": None})
 
     async def _volume_create(self, request: web.Request) -> web.Response:
         sent = await request.json()
@@ -144,6 +162,8 @@ class FakeStores:
         return web.json_response(volume or {"message": "no such volume"}, status=200 if volume else 404)
 
     async def _volume_remove(self, request: web.Request) -> web.Response:
+        if request.match_info["name"] in self.used:
+            return web.json_response({"message": "volume is in use"}, status=409)
         if self.volumes.pop(request.match_info["name"], None) is None:
             return web.json_response({"message": "no such volume"}, status=404)
         return web.Response(status=204)
@@ -160,9 +180,19 @@ class FakeStores:
         return web.json_response({"stream": f"{await request.text()} on {self.name}"})
 
     async def _volumes_prune(self, request: web.Request) -> web.Response:
+        for key in json.loads(request.query.get("filters", "{}")):
+            if key not in ("label", "label!"):
+                return web.json_response({"message": f"Invalid filter '{key}'"}, status=400)
         deleted = sorted(self.volumes)
         self.volumes.clear()
         return web.json_response({"VolumesDeleted": deleted or None, "SpaceReclaimed": len(deleted)})
 
+    async def _networks_prune(self, request: web.Request) -> web.Response:
+        return web.json_response({"NetworksDeleted": None})
+
     async def _df(self, request: web.Request) -> web.Response:
-        return web.json_response({"LayersSize": 10, "Images": [{"Id": "i", "Labels": None, "Size": 10}], "Containers": [], "Volumes": None})
+        volumes = [
+            {**volume, "UsageData": {"RefCount": int(name in self.used), "Size": 1}} for name, volume in self.volumes.items()
+        ]  # fmt: skip
+        images = [{"Id": "i", "Labels": None, "Size": 10}]
+        return web.json_response({"LayersSize": 10, "Images": images, "Containers": [], "Volumes": volumes or None})

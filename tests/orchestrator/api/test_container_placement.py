@@ -119,7 +119,13 @@ def test_containers_it_depends_on_are_on_its_node() -> None:
         {"Links": ["/db:/web/db"]},
     ):  # fmt: skip
         assert chosen(wanted({"HostConfig": options}), *nodes) == "b", options
-    assert "container nosuch not there on 2 nodes" in refused(wanted({"HostConfig": {"VolumesFrom": ["nosuch"]}}), *nodes)
+    elsewhere = altered(candidate("c"), containers=(Present("e" * 64, ("other",), "redis"),))
+    assert "container db not there on 2 nodes; container other not there on 1 node" in refused(
+        wanted({"HostConfig": {"VolumesFrom": ["db", "other"]}}), *nodes, elsewhere
+    )
+    with pytest.raises(ApiError, match=r"^No such container: nosuch$") as error:
+        choose(wanted({"HostConfig": {"VolumesFrom": ["nosuch"]}}), nodes)
+    assert error.value.status == 400
 
 
 def test_ports_that_are_taken() -> None:

@@ -107,6 +107,14 @@ def test_before_and_since_cut_by_place_at_home_and_by_time_elsewhere() -> None:
     assert created_s({}) == created_s({"Created": "yesterday"}) == 0
 
 
+def test_before_and_since_of_one_second_go_by_the_order_in_which_containers_were_made() -> None:
+    pivot = Found(A, {"Id": "p", "Created": "2026-01-01T00:00:10.5Z"})
+    made = {"first": 1, "p": 2, "last": 3}
+    lists = [(B, [entry(name, created_s(pivot.shown)) for name in ("last", "first", "older")])]
+    assert names(Listing(since=pivot).merged(lists, lambda id: made.get(id, 0))) == ["last"]
+    assert names(Listing(before=pivot).merged(lists, lambda id: made.get(id, 0))) == ["first", "older"]
+
+
 def test_what_engines_are_asked() -> None:
     assert Listing().query(A) == "/containers/json"
     asked = Listing(all=True, limit=3, size=True, filters=Filters({"node": ("node-a",), "name": ("a&b",)})).query(A)

@@ -96,6 +96,18 @@ async def test_a_node_that_is_away_is_named_in_lists_and_its_containers_refuse_i
     )
 
 
+async def test_a_container_that_is_nowhere_is_an_engines_to_miss(three: Cluster) -> None:
+    """Each request has its own words for it, and some are refused for something else first."""
+    await three.create("one")
+    assert await three.setup.refused("POST", "/v1.41/containers/nosuch/start") == (404, "No such container: nosuch")
+    assert ("POST", "/v1.41/containers/nosuch/start") in three.engines["node-a"].asked
+    assert ("POST", "/v1.41/containers/nosuch/start") not in three.engines["node-b"].asked
+    await down(three, "node-b")
+    status, text = await three.setup.refused("POST", "/v1.41/containers/nosuch2/start")
+    assert (status, text) == (404, "No such container: nosuch2 (could not be asked: node-b (heartbeat failure))")
+    assert ("POST", "/v1.41/containers/nosuch2/start") not in three.engines["node-a"].asked
+
+
 # ---- one container ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -61,7 +61,9 @@ async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
 
 def test_failures_are_told_by_reason() -> None:
     assert sentence([("a", "x"), ("b", "y"), ("c", "x")], ["d", "e"], "done on") == "a, c: x; b: y; done on d, e"
-    assert sentence([("a", "x")], [], "done on") == "a: x"
+    assert sentence([("a", "x"), ("b", "x")], ["d"], "done on") == "a, b: x; done on d"
+    assert sentence([("a", "x"), ("b", "x")], [], "done on") == "x"
+    assert sentence([("a", "x"), ("b", "y")], [], "done on") == "a: x; b: y"
 
 
 def test_progress_of_every_outcome_of_two_nodes() -> None:
@@ -84,7 +86,7 @@ def test_progress_of_every_outcome_of_two_nodes() -> None:
         if "fails" in outcomes:
             failed = ", ".join(name for name, outcome in zip("ab", outcomes, strict=True) if outcome == "fails")
             well = ", ".join(name for name, outcome in zip("ab", outcomes, strict=True) if outcome == "well")
-            assert end[-1]["error"] == f"{failed}: no" + (f"; pulled on {well}" if well else "")
+            assert end[-1]["error"] == (f"{failed}: no; pulled on {well}" if well else "no")
 
 
 def test_what_nodes_say_differently_is_said_with_their_names() -> None:
@@ -191,7 +193,7 @@ async def test_a_pull_that_some_refuse(fleet: Fleet) -> None:
     for store in fleet.stores.values():
         store.refuses["pull"] = (404, "manifest unknown")
     assert await fleet.lines("POST", "/images/create?fromImage=app&tag=1") == (
-        404, [{"message": "node-a, node-b, node-c: manifest unknown"}],
+        404, [{"message": "manifest unknown"}],
     )  # fmt: skip
 
 
@@ -325,9 +327,69 @@ async def test_a_build_and_its_session_meet_on_one_node(fleet: Fleet) -> None:
     assert (status, lines) == (400, [{"message": "a build runs on one node, not on 2: choose one"}])
 
 
+async def test_a_volume_that_is_in_use_anywhere_stays_everywhere(fleet: Fleet) -> None:
+    await fleet.setup.ok("POST", "/volumes/create", {"Name": "data"})
+    await fleet.setup.ok("POST", "/volumes/create", {"Name": "data2"})
+    fleet.stores["node-b"].used = {"data"}
+    assert await fleet.setup.refused("DELETE", "/volumes/data") == (409, "volume is in use")
+    assert all("data" in store.volumes for store in fleet.stores.values())
+    fleet.stores["node-b"].used = {"data2"}
+    assert (await fleet.setup.call("DELETE", "/volumes/data"))[0] == 204
+    assert [sorted(store.volumes) for store in fleet.stores.values()] == [["data2"]] * 3
+
+
 async def test_prune_sums_up(fleet: Fleet) -> None:
     await fleet.setup.ok("POST", "/volumes/create", {"Name": "data"})
     await fleet.setup.ok("POST", "/volumes/create", {"Name": "node-b/only"})
-    pruned = await fleet.setup.ok("POST", '/volumes/prune?filters={"node":["node-a","node-b"]}')
+    pruned = await fleet.setup.ok("POST", '/v1.41/volumes/prune?filters={"node":["node-a","node-b"]}')
     assert pruned == {"VolumesDeleted": ["data", "only"], "SpaceReclaimed": 3}
     assert [name for name, store in fleet.stores.items() if store.volumes] == ["node-c"]
+
+
+async def test_a_prune_of_volumes_leaves_named_ones_alone_though_the_engines_are_older(fleet: Fleet) -> None:
+    """Clients of 1.42 and later say so to their users; an Engine of 1.41 would take all."""
+    await fleet.setup.ok("POST", "/v1.42/volumes/create", {"Name": "data"})
+    made = (await fleet.setup.ok("POST", "/v1.42/volumes/create", {"Labels": {"a": "b"}}))["Name"]
+    older = (await fleet.setup.ok("POST", "/v1.41/volumes/create", {}))["Name"]
+    used = (await fleet.setup.ok("POST", "/v1.42/volumes/create", {}))["Name"]
+    fleet.stores["node-b"].used.add(used)
+    assert [list(fleet.stores["node-c"].volumes[name]["Labels"] or ()) for name in (made, older)] == [
+        ["a", "com.docker.volume.anonymous"],
+        [],
+    ]
+    assert (await fleet.setup.refused("POST", '/v1.42/volumes/prune?filters={"bogus":["x"]}'))[1] == "Invalid filter 'bogus'"
+    pruned = await fleet.setup.ok("POST", "/mesh/v1/nodes/node-c/engine/v1.42/volumes/prune")
+    assert sorted(pruned["VolumesDeleted"]) == sorted([made, older, used])
+    pruned = await fleet.setup.ok("POST", '/v1.42/volumes/prune?filters={"label!":["a=b"],"node":["node-a"]}')
+    assert (sorted(pruned["VolumesDeleted"]), pruned["SpaceReclaimed"]) == (sorted([older, used]), 2)
+    pruned = await fleet.setup.ok("POST", "/v1.42/volumes/prune")
+    assert sorted(pruned["VolumesDeleted"]) == sorted([made, older])
+    assert [sorted(store.volumes) for store in fleet.stores.values()] == [["data"], sorted(["data", used]), ["data"]]
+    pruned = await fleet.setup.ok("POST", '/v1.42/volumes/prune?filters={"all":["1"]}')
+    assert sorted(pruned["VolumesDeleted"]) == sorted(["data", used])
+
+
+async def test_what_no_node_has_is_refused_in_an_engines_words(fleet: Fleet) -> None:
+    """Each request has its own; only an Engine knows them all."""
+    assert await fleet.setup.refused("GET", "/images/nosuch/json") == (404, "No such image: nosuch")
+    assert await fleet.setup.refused("GET", "/images/get?names=nosuch") == (404, "save: nosuch")
+    await fleet.lose("nc")
+    assert await fleet.setup.refused("GET", "/images/nosuch/json") == (
+        404, "No such image: nosuch (node-c (heartbeat failure) could not be asked)",
+    )  # fmt: skip
+
+
+async def test_a_repository_is_saved_where_any_of_its_tags_is(fleet: Fleet) -> None:
+    fleet.stores["node-b"].images["app:2"] = "sha256:2"
+    fleet.stores["node-c"].images["other:1"] = "sha256:3"
+    async with fleet.setup.session.get("http://d/images/get?names=app") as response:
+        assert await response.read() == b"archive of app from node-b"
+    assert await fleet.setup.refused("GET", "/images/get?names=app&names=other:1") == (404, "No node has all of these images: app, other:1")
+
+
+async def test_networks_are_not_pruned_by_a_filter_that_the_engines_refuse(fleet: Fleet) -> None:
+    for store in fleet.stores.values():
+        store.refuses["network-prune"] = (500, "failed to parse value")
+    await fleet.setup.ok("POST", "/networks/create", {"Name": "unused", "Driver": "overlay"})
+    assert await fleet.setup.refused("POST", '/networks/prune?filters={"until":["x"]}') == (500, "failed to parse value")
+    assert (await fleet.setup.ok("GET", "/networks/unused"))["Name"] == "unused"
