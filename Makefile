@@ -8,7 +8,7 @@
 # make bench-dns       the DNS server beside others: Debian's, the Docker Engine's, the bare system calls; every answer is checked
 # make bench-orchestrator  the orchestrator's figures against their targets: scheduler, store, API, leader, and those of make bench;
 #                  1,000 agents that lose a manager; meshd killed and restarted everywhere under load
-# make replay          the docker CLI, requests and docker-py against a mesh and a real Engine in swarm mode, all they say compared
+# make replay          the docker CLI (Debian's and the newest), requests and docker-py against a mesh and real Engines in swarm mode, all they say compared
 # make bench-api       the API beside a real Engine's in swarm mode, at 1, 100 and 1,000 services; 1,000 open event streams;
 #                  100 MB through attach, logs, cp and exec of a container on another node
 # make vagrant-rehearse  vagrant up and its smoke test on this machine, without boxes, KVM or systemd: ten minutes

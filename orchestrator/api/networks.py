@@ -92,6 +92,8 @@ async def create_network(request: web.Request) -> web.StreamResponse:
             return await request.app[PROXY].forward(request, codec.encode(sent))
         member, sent["Name"] = local_networks.place_of(request, str(sent.get("Name") or ""))
         return await forward(request, engines_of(request).engine(member), path=same_path(request), body=codec.encode(sent))
+    if access.backend_of(request).state == "worker":
+        raise ApiError(403, "Cannot create a multi-host network from a worker node. Please create the network from a manager node.")
     store = access.store_of(request)
     network = checked(sent)
     await access.commit(store, lambda snapshot: creation(snapshot, network))

@@ -34,6 +34,7 @@ _WORDS = tuple(
         (_TIME, "<time>"),
         (r"(?:sha256:)?\b[0-9a-f]{64}\b", "<hash>"),
         (r"\b[0-9a-z]{25}\b", "<id>"),
+        (r"(?<=\.)[0-9a-z]{12}(?=@)", "<id>"),
         (r"\b(?:(?:[Aa]bout|[Ll]ess than) )?(?:an?|\d+) (?:second|minute|hour)s?(?: ago)?\b", "<ago>"),
     )
 )

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shlex
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,16 @@ from docker.transport import UnixHTTPAdapter
 from orchestrator.lab.lab import LabError, wait_until
 from tests.replay.normalise import Outcome
 
-_STEP_S = 60
-_POLL_S = 60
+# far more than anything takes: a machine that is busy with other things makes no difference
+_STEP_S = 120
+_POLL_S = 90
 _PREFIX_LENGTH = 10
 _PLACEHOLDER = re.compile(
-    r"\{(?:(?P<value>image2?|node|nowhere|address|stack)|(?P<what>id|prefix|version) (?P<kind>\w+) (?P<name>[\w-]+))\}"
+    r"\{(?:(?P<value>image2?|nowhere|stack|began|(?:node|address)(?:-\d)?)|token (?P<role>\w+)|task (?P<service>[\w-]+)"
+    r"|(?P<what>id|prefix|version) (?P<kind>\w+) (?P<name>[\w-]+))\}"
 )
+SORTED = "sorted "
+_AT = re.compile(r"@(?P<node>\S+) (?P<command>.*)")
 _POLL = re.compile(r"poll (?P<pattern>.*?) :: (?P<command>.*)")
 _REQUEST = re.compile(r"(?P<method>GET|HEAD|POST|PUT|DELETE) (?P<path>\S+)(?: (?P<body>.*))?")
 _CALL = re.compile(r"py: (?:(?P<name>\w+) = )?(?P<expression>.*)")
@@ -46,12 +52,15 @@ class Played:
 
 @dataclass(slots=True)
 class Side:
-    """One daemon. program: the docker CLI. values: what fills the placeholders. names: see `normalise.lines`."""
+    """One daemon, or a cluster asked at its first node. program: the docker CLI. values: what fills the placeholders. others: the sockets
+    of its other nodes, by name."""
 
     name: str
     socket: Path
     program: str
     values: Mapping[str, str]
+    others: Mapping[str, Path] = field(default_factory=dict)
+    _began: str = field(init=False, default_factory=lambda: f"{time.time():.6f}")
     _session: requests.Session = field(default_factory=requests.Session)
     _called: dict[str, Any] = field(default_factory=dict)
 
@@ -60,18 +69,28 @@ class Side:
 
     @property
     def names(self) -> dict[str, str]:
-        directory = str(self.socket.parent)
-        return {str(self.socket): "<socket>", directory: "<directory>", self.values["address"]: "<address>", self.values["node"]: "<node>"}
+        """What is called otherwise on another side -> the word for it; see `normalise.lines`."""
+        sockets = {str(socket): "<socket>" for socket in (self.socket, *self.others.values())}
+        directories = {str(Path(socket).parent): "<directory>" for socket in sockets}
+        places = {value: f"<{key}>" for key, value in self.values.items() if key.startswith(("node", "address"))}
+        return {**sockets, **directories, **places}
 
-    def docker(self, *arguments: str, stdin: str = "") -> Outcome:
-        command = [self.program, "-H", f"unix://{self.socket}", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, input=stdin, timeout=_STEP_S)
+    def docker(self, *arguments: str, stdin: str = "", at: str = "") -> Outcome:
+        """at: the name of another node."""
+        command = [self.program, "-H", f"unix://{self.others[at] if at else self.socket}", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, input=stdin, timeout=_STEP_S, env=self._environment)
         return Outcome(done.stdout, done.stderr, done.returncode)
 
-    def play(self, scenario: str) -> list[Played]:
-        return [self._play_line(line.strip()) for line in scenario.splitlines() if line.strip()]
+    @property
+    def _environment(self) -> dict[str, str]:
+        """Of the docker CLI: nothing of what this machine's user has set up for his own."""
+        return {"PATH": f"{Path(self.program).parent}:{os.environ['PATH']}", "DOCKER_CONFIG": "/nonexistent", "LC_ALL": "C.UTF-8"}
 
-    def _play_line(self, line: str) -> Played:
+    def play(self, scenario: str | Iterable[str]) -> list[Played]:
+        lines = scenario.splitlines() if isinstance(scenario, str) else scenario
+        return [self.play_line(line.strip()) for line in lines if line.strip()]
+
+    def play_line(self, line: str) -> Played:
         filled = self._filled(line)
         if poll := _POLL.fullmatch(filled):
             self._poll(poll["pattern"], poll["command"])
@@ -80,15 +99,19 @@ class Side:
             return Played(line, self._request(request["method"], request["path"], request["body"] or ""))
         if call := _CALL.fullmatch(filled):
             return Played(line, self._call(call["name"], call["expression"]))
-        command, _, stdin = filled.partition(" <<")
-        return Played(line, self.docker(*shlex.split(command), stdin=stdin.removeprefix(" ")))
+        return Played(line, self._command(filled.removeprefix(SORTED)))
+
+    def _command(self, line: str) -> Outcome:
+        there = _AT.fullmatch(line)
+        command, _, stdin = (there["command"] if there else line).partition(" <<")
+        return self.docker(*shlex.split(command), stdin=stdin.removeprefix(" "), at=there["node"] if there else "")
 
     def _poll(self, pattern: str, command: str) -> None:
         last = Outcome("")
 
         def matches() -> bool:
             nonlocal last
-            last = self.docker(*shlex.split(command))
+            last = self._command(command)
             return re.search(pattern, last.stdout.strip()) is not None
 
         try:
@@ -118,10 +141,18 @@ class Side:
         return Outcome(json.dumps(value, default=lambda other: other.attrs if isinstance(other, Model) else str(other)))
 
     def _filled(self, text: str) -> str:
-        return _PLACEHOLDER.sub(lambda found: self.values[found["value"]] if found["value"] else self._looked_up(**found.groupdict()), text)
+        return _PLACEHOLDER.sub(self._value, text)
 
-    def _looked_up(self, what: str, kind: str, name: str, value: None) -> str:
-        if what == "version":
-            return str(json.loads(self._request("GET", f"/{kind}/{name}", "").stdout).get("Version", {}).get("Index", 0))
-        id = self.docker(kind, "inspect", name, "--format", "{{.ID}}").stdout.strip()
-        return id[:_PREFIX_LENGTH] if what == "prefix" else id
+    def _value(self, found: re.Match[str]) -> str:
+        if found["value"] == "began":
+            return self._began
+        if found["value"]:
+            return self.values[found["value"]]
+        if found["role"]:
+            return self.docker("swarm", "join-token", "-q", found["role"]).stdout.strip()
+        if found["service"]:
+            return self.docker("service", "ps", "-q", "--no-trunc", found["service"]).stdout.partition("\n")[0]
+        if found["what"] == "version":
+            return str(json.loads(self._request("GET", f"/{found['kind']}/{found['name']}", "").stdout).get("Version", {}).get("Index", 0))
+        id = self.docker(found["kind"], "inspect", found["name"], "--format", "{{.ID}}").stdout.strip()
+        return id[:_PREFIX_LENGTH] if found["what"] == "prefix" else id

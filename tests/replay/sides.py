@@ -1,4 +1,4 @@
-"""A real Engine alone and a mesh's node with its own Engine, each in a namespace of its own; neither in a cluster yet.
+"""Real Engines and nodes of a mesh, each in a namespace of its own; none of them in a cluster yet.
 
 Edge: starts and ends labs.
 """
@@ -6,6 +6,7 @@ Edge: starts and ends labs.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,13 +16,21 @@ from orchestrator.lab.lab import Lab, Node
 
 @contextmanager
 def engine_and_mesh(directory: Path) -> Iterator[tuple[Node, Node]]:
-    engine = Lab(directory / "engine", "198.18.10.0/24", live_restore=False)
+    """One node a side."""
+    with engines_and_mesh(directory, 1) as (engines, mesh):
+        yield engines.nodes[0], mesh.nodes[0]
+
+
+@contextmanager
+def engines_and_mesh(directory: Path, nodes: int) -> Iterator[tuple[Lab, Lab]]:
+    engines = Lab(directory / "engine", "198.18.10.0/24", live_restore=False)
     mesh = Lab(directory / "mesh", "198.18.11.0/24")
     try:
-        engine.up(1, meshd=False)
-        mesh.up(1, cluster=False)
-        yield engine.nodes[0], mesh.nodes[0]
+        with ThreadPoolExecutor() as pool:
+            for booting in [pool.submit(engines.up, nodes, meshd=False), pool.submit(mesh.up, nodes, cluster=False)]:
+                booting.result()
+        yield engines, mesh
     finally:
-        for lab in (engine, mesh):
+        for lab in (engines, mesh):
             lab.down()
             assert processes.marked(lab.layout.marker) == []

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.replay import commands, differences, normalise
+from orchestrator.lab.lab import LabError, Node
+from tests.replay import differences, scenarios
 from tests.replay.differences import ACCEPTED
+from tests.replay.newest_cli import NoNewestCli, newest_cli
+from tests.replay.play import play
 from tests.replay.players import Side
-from tests.replay.sides import engine_and_mesh
+from tests.replay.sides import engines_and_mesh
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(600),
-    # a busy machine may let the Engine's own swarm init time out, and then all that follows differs
+    pytest.mark.timeout(900),
     pytest.mark.skipif(os.environ.get("REPLAY") != "1", reason="run by `make replay`: wants a machine that has time for it"),
 ]
 
+_NODES = 3
+# Debian's package docker.io, whatever else is called docker here
+_DEBIANS_CLI = Path("/usr/bin/docker")
 _STACK = """
 version: "3.8"
 services:
@@ -31,16 +35,23 @@ services:
     ports: ["8095:80"]
     secrets: [s1]
     configs: [c1]
-    deploy: {replicas: 0, labels: {a: b}}
+    deploy: {replicas: 0, labels: {a: b}, update_config: {monitor: 1s}}
 secrets: {s1: {file: ./payload}}
 configs: {c1: {file: ./payload}}
 """
 
 
 @pytest.fixture(scope="module")
-def sides() -> Iterator[list[Side]]:
-    program = shutil.which("docker")
-    assert program is not None
+def clis() -> list[Path]:
+    try:
+        return [_DEBIANS_CLI, newest_cli()]
+    except NoNewestCli as error:
+        warnings.warn(str(error), stacklevel=1)
+        return [_DEBIANS_CLI]
+
+
+@pytest.fixture(scope="module")
+def sides() -> Iterator[tuple[Side, Side]]:
     with tempfile.TemporaryDirectory(prefix="replay-") as name:
         directory = Path(name)
         (directory / "payload").write_text("data")
@@ -51,27 +62,30 @@ def sides() -> Iterator[list[Side]]:
             "nowhere": "node.labels.no==where",
             "stack": str(directory / "stack.yml"),
         }
-        with engine_and_mesh(directory) as (engine, mesh):
-            yield [
-                Side(side, socket, program, {**values, "address": node.address, "node": node.name})
-                for side, node, socket in (
-                    ("engine", engine, engine.layout.engine_socket),
-                    ("mesh", mesh, mesh.layout.meshd_socket),
-                )
-            ]
+        with engines_and_mesh(directory, _NODES) as (engines, mesh):
+            yield (
+                _side("engine", {node: node.layout.engine_socket for node in engines.nodes}, values),
+                _side("mesh", {node: node.layout.meshd_socket for node in mesh.nodes}, values),
+            )
 
 
-def test_a_mesh_answers_as_an_engine_in_swarm_mode_does(sides: list[Side]) -> None:
-    scenarios = commands.SCENARIOS.values()
-    with ThreadPoolExecutor() as pool:
-        engine, mesh = pool.map(lambda side: [played for scenario in scenarios for played in side.play(scenario)], sides)
-    found = [
-        (one.line, line)
-        for one, other in zip(engine, mesh, strict=True)
-        if one.outcome is not None and other.outcome is not None
-        for line in differences.between(normalise.lines(one.outcome, sides[0].names), normalise.lines(other.outcome, sides[1].names))
-    ]
-    left, stale = differences.unexplained(found, ACCEPTED)
-    told = [f"not accepted: {line}\n    $ {command}" for command, line in left]
-    told += [f"accepted, but not met: {entry.commands} | {entry.line}" for entry in stale]
+def _side(name: str, sockets: Mapping[Node, Path], values: Mapping[str, str]) -> Side:
+    (first, socket), *others = sockets.items()
+    places = {"node": first.name, "address": first.address}
+    for node, _ in others:
+        places |= {f"node-{node.layout.index}": node.name, f"address-{node.layout.index}": node.address}
+    return Side(name, socket, str(_DEBIANS_CLI), {**values, **places}, {node.name: there for node, there in others})
+
+
+def test_a_mesh_answers_as_engines_in_swarm_mode_do(sides: tuple[Side, Side], clis: list[Path]) -> None:
+    steps, told = [], []
+    try:
+        for step in play(*sides, clis, scenarios.ORDER):
+            steps.append(step)
+            told += [f"not accepted: {line}\n    $ {command}" for command, line in step.unexplained]
+    except LabError as error:
+        told.append(str(error))
+    if not told:
+        _, stale = differences.unexplained([found for step in steps for found in step.differences], ACCEPTED)
+        told += [f"accepted, but not met: {entry.commands} | {entry.line}" for entry in stale]
     assert not told, "\n".join(told)
