@@ -12,8 +12,9 @@
 # make bench-api       the API beside a real Engine's in swarm mode, at 1, 100 and 1,000 services; 1,000 open event streams;
 #                  100 MB through attach, logs, cp and exec of a container on another node
 # make vagrant-rehearse  vagrant up and its smoke test on this machine, without boxes, KVM or systemd: ten minutes
+# make fuzz-api        the API's fuzz tests with TIMES=20 as many requests, others each time: minutes
 # make fuzz-dns        a million mutated packets against the DNS server: minutes
-.PHONY: demo test replay check simulate chaos bench bench-mesh bench-dns bench-orchestrator bench-api fuzz-dns vagrant-rehearse bootstrap
+.PHONY: demo test replay check simulate chaos bench bench-mesh bench-dns bench-orchestrator bench-api fuzz-api fuzz-dns vagrant-rehearse bootstrap
 BIN := .venv/bin
 
 bootstrap:
@@ -42,6 +43,9 @@ bench-orchestrator: bootstrap
 bench-api: bootstrap
 	@$(BIN)/python -m tests.orchestrator.bench_api
 	@$(BIN)/python -m tests.orchestrator.api.bench_streams
+
+fuzz-api: bootstrap
+	@HYPOTHESIS_PROFILE=default FUZZ=$(or $(TIMES),20) $(BIN)/pytest --timeout 3600 tests/orchestrator/api/test_fuzz.py tests/orchestrator/api/test_mesh_api_fuzz.py
 
 fuzz-dns: bootstrap
 	@$(BIN)/python -m tests.dnsd.fuzz --count 1000000

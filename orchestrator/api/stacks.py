@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -42,7 +43,10 @@ async def inspect_stack(request: web.Request) -> web.Response:
 async def show_compose(request: web.Request) -> web.Response:
     """The file as it was deployed; `?revision=previous` the one before."""
     stack = _stack(access.store_of(request).snapshot(), request.match_info["name"])
-    previous = request.query.get("revision", "") == "previous"
+    revision = request.query.get("revision", "")
+    if revision not in ("", "previous"):
+        raise ApiError(400, f'revision: expected "previous", not "{revision}": other revisions are not kept')
+    previous = revision == "previous"
     shown = stack.previous if previous else stack.current
     if shown is None:
         raise ApiError(404, f"stack {stack.id} has no previous revision")
@@ -111,12 +115,12 @@ def _decoded(files: Mapping[str, str]) -> dict[str, bytes]:
 async def _done(request: web.Request, name: str, make: Any, warnings: list[str]) -> web.Response:
     store = access.store_of(request)
     planned: list[StackPlan] = []
-    seen = request.query.get("revision", "")
+    seen = _revision(request)
 
     def plan(snapshot: Snapshot) -> Sequence[Change]:
         stack = snapshot.get(Stack, name)
-        present = str(stack.current.number) if stack is not None else "0"
-        if seen and seen != present:
+        present = stack.current.number if stack is not None else 0
+        if seen is not None and seen != present:
             raise ApiError(409, f"stack {name} is at revision {present}, not {seen}: look again")
         made: StackPlan = make(snapshot)
         if len(made.store_changes) > store.max_changes:
@@ -128,6 +132,16 @@ async def _done(request: web.Request, name: str, make: Any, warnings: list[str])
 
     await access.commit(store, plan)
     return access.answer(_answer(name, planned[0], warnings))
+
+
+def _revision(request: web.Request) -> int | None:
+    """The one that the client has seen, if it says so."""
+    text = request.query.get("revision", "")
+    if not text:
+        return None
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise ApiError(400, f'revision: expected a number, not "{text}"')
+    return int(text)
 
 
 def _answer(name: str, plan: StackPlan, warnings: list[str]) -> StackAnswer:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from typing import Annotated
 
 import msgspec
 
@@ -31,9 +32,9 @@ class TraceRequest(msgspec.Struct, frozen=True, kw_only=True):
     start_task: str = ""
     entry: str = ""
     network: str = ""
-    port: int = 0
+    port: Annotated[int, msgspec.Meta(extra_json_schema={"minimum": 0, "maximum": 65535})] = 0
     protocol: str = ""
-    count: int = 3
+    count: Annotated[int, msgspec.Meta(extra_json_schema={"minimum": 1, "maximum": MAX_PROBES})] = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import select
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from yarl import URL
 from orchestrator.api.app import serve_unix
 from orchestrator.api.backend import InitRequest, JoinRequest, JoinRole, NodeFacts, NodeState
 from orchestrator.control.slots import wanted_ports
+from orchestrator.diagnose.finding import Finding
 from orchestrator.dispatcher.engine_proxy import EngineProxy
 from orchestrator.errors import ApiError, Conflict
 from orchestrator.ids import new_id
@@ -89,13 +90,15 @@ class FakeBackend:
     known: NodeFacts = field(default_factory=NodeFacts)
     calls: list[Any] = field(default_factory=list)
     engines: dict[str, tuple[aiohttp.ClientSession, str]] = field(default_factory=dict)
+    # of the cluster that `init` makes
+    new_store: Callable[[], MemoryStore] = MemoryStore
 
     def facts(self) -> NodeFacts:
         return self.known
 
     async def init(self, request: InitRequest) -> str:
         self.calls.append(request)
-        self.node_id, self.store = new_id(), MemoryStore()
+        self.node_id, self.store = new_id(), self.new_store()
         root = ca.new_root("c", now())
         cluster = Cluster(
             id=new_id(),
@@ -147,6 +150,9 @@ class FakeBackend:
         if node_id not in self.engines:
             raise ApiError(500, f"node {node_id} can't be reached")
         return self.engines[node_id]
+
+    async def examine(self) -> list[Finding]:
+        return []
 
     def rotate_token(self, cluster: Cluster, role: JoinRole) -> JoinTokens:
         assert cluster.join_tokens is not None

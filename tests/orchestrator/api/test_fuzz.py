@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from datetime import timedelta
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from orchestrator.control.context import Context
-from orchestrator.control.loops import LOOPS
-from orchestrator.control.steps import applied
 from orchestrator.model import Config, Node, Secret, Service
 from orchestrator.store.snapshot import Snapshot
 from tests.orchestrator.api import hostile
-from tests.orchestrator.api.fakes import Setup, now, serving
+from tests.orchestrator.api.fakes import Setup, serving
+from tests.orchestrator.api.fuzzing import loops_run, more
 
 _ANSWER_S = 20
 # Docker's own answer to a writer that comes too late
@@ -91,13 +87,6 @@ def _named(target: Target, request: hostile.Request) -> tuple[str, str, bytes]:
     return request.method, path, body
 
 
-def _loops_run(snapshot: Snapshot) -> None:
-    ids = itertools.count()
-    context = Context(now=now() + timedelta(minutes=5), new_id=lambda: f"new{next(ids)}")
-    for loop in LOOPS:
-        snapshot = applied(snapshot, loop(snapshot, context).steps)
-
-
 def _no_number_too_big(value: object) -> None:
     match value:
         case dict():
@@ -110,7 +99,7 @@ def _no_number_too_big(value: object) -> None:
             assert -(2**63) <= value < 2**64
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@more(400)
 @given(request=hostile.requests())
 def test_any_request_is_answered_and_leaves_all_or_nothing(target: Target, request: hostile.Request) -> None:
     target.begin()
@@ -128,10 +117,10 @@ def test_any_request_is_answered_and_leaves_all_or_nothing(target: Target, reque
             status, answer = target.ask("GET", shown)
             assert status == 200, f"after {method} {path} {body!r}, {shown} is {status} {answer!r}"
             _no_number_too_big(json.loads(answer))
-        _loops_run(target.snapshot)
+        loops_run(target.snapshot)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@more(150)
 @given(data=st.data())
 def test_a_node_outside_makes_no_half_cluster(target: Target, data: st.DataObject) -> None:
     target.setup.backend.state, target.setup.backend.store, target.setup.backend.node_id = "inactive", None, ""

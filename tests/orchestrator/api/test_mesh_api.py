@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import Any
 
+import openapi_spec_validator
 import pytest
 from click.testing import CliRunner
 from msgspec.structs import replace
@@ -41,31 +41,20 @@ def test_the_client_has_a_method_for_each_operation_and_no_other() -> None:
     assert {name for name in vars(Mesh) if not name.startswith("_")} == {operation.id for operation in OPERATIONS}
 
 
-def test_every_reference_in_the_document_leads_somewhere() -> None:
+def test_the_document_is_openapi_and_says_what_the_operations_say() -> None:
     document = openapi()
-    found: set[str] = set()
-
-    def walk(value: Any) -> None:
-        if isinstance(value, dict):
-            if isinstance(value.get("$ref"), str):
-                found.add(value["$ref"].removeprefix("#/components/schemas/"))
-            for member in value.values():
-                walk(member)
-        elif isinstance(value, list):
-            for member in value:
-                walk(member)
-
-    walk(document)
-    assert found and found <= document["components"]["schemas"].keys()
+    openapi_spec_validator.validate(document)
     for operation in OPERATIONS:
         described = document["paths"][operation.path][operation.method.lower()]
         given = {parameter["name"] for parameter in described["parameters"]}
         assert given == {*operation.parameters, *operation.query}
-        assert described["responses"]["2XX"]["content"].keys() == (set() if operation.answer is None else {operation.answer_type})
+        done, *refused = described["responses"]
+        assert described["responses"][done]["content"].keys() == (set() if operation.answer is None else {operation.answer_type})
+        assert refused == [str(status) for status in operation.statuses]
 
 
 async def test_the_server_publishes_it(cluster: Setup) -> None:
-    assert await cluster.ok("GET", OPENAPI_PATH) == json.loads(json.dumps(openapi()))
+    assert await cluster.ok("GET", OPENAPI_PATH) == openapi()
 
 
 async def test_the_client_deploys_looks_and_goes_back(cluster: Setup) -> None:
@@ -86,6 +75,14 @@ async def test_the_client_deploys_looks_and_goes_back(cluster: Setup) -> None:
     assert (await asyncio.to_thread(mesh.remove_stack, "shop", revision=3)).changes[0].action == "remove"
     assert await asyncio.to_thread(mesh.list_stacks) == []
     assert (await asyncio.to_thread(mesh.backup))[:2] == b"\x1f\x8b"
+
+
+async def test_a_revision_that_is_none_is_refused(cluster: Setup) -> None:
+    await cluster.ok("PUT", "/mesh/v1/stacks/shop", {"Compose": "services: {web: {image: x}}"})
+    assert await cluster.refused("DELETE", "/mesh/v1/stacks/shop?revision=x") == (400, 'revision: expected a number, not "x"')
+    status, said = await cluster.refused("GET", "/mesh/v1/stacks/shop/compose?revision=7")
+    assert (status, said) == (400, 'revision: expected "previous", not "7": other revisions are not kept')
+    await cluster.ok("DELETE", "/mesh/v1/stacks/shop?revision=1")
 
 
 def test_nobody_there_is_said(tmp_path: Path) -> None:
