@@ -31,6 +31,8 @@ from orchestrator.errors import ApiError
 
 log = logging.getLogger(__name__)
 
+# A client's answer begins once the Engines are listened to. One that takes longer doesn't hold it up.
+READY_S = 1.0
 _RETRY_S = 1.0
 # An Engine tells the past at once. One that is asked until a moment which its clock has still to reach says nothing more until then.
 _PAST_S = 5.0
@@ -75,10 +77,12 @@ class Source:
     async def _follow(self) -> None:
         engine = self._engines.engine(self.member)
         if self.position is None:
-            # By the Engine's clock, when the first client came, or up to the answer's time later: before the head of the client's answer.
-            waited_ns = int((asyncio.get_running_loop().time() - self._begun_s) * 1e9)
+            asked_s = self._age_s()
             info = await engine.ask("GET", f"/v{API_VERSION}/info", timeout_s=_INFO_S)
-            self.position = Position(_nanoseconds(str((info.json() or {}).get("SystemTime", ""))) - waited_ns)
+            # By the Engine's clock, a moment between the first client's coming and the head of its answer: nothing older is told, nothing
+            # younger is missed. When that head has gone already, rather somewhat before than after.
+            waited_s = self._age_s() if self.ready.is_set() else max(asked_s, self._age_s() - READY_S)
+            self.position = Position(_nanoseconds(str((info.json() or {}).get("SystemTime", ""))) - int(waited_s * 1e9))
         self.ready.set()
         position = self.position
         async with engine.request("GET", await engine.path(_path(since_ns=position.resume_ns))) as response:
@@ -89,6 +93,9 @@ class Source:
                 line, described = _told(self.member, event)
                 if position.admits(line, _time_ns(event)):
                     self._publish(line, described)
+
+    def _age_s(self) -> float:
+        return asyncio.get_running_loop().time() - self._begun_s
 
     def _publish(self, line: bytes, described: Described) -> None:
         self._fan.publish(line, lambda wanted: names(wanted, self.member) and event_filters.passes(wanted, described))
@@ -131,12 +138,12 @@ class Sources:
                 task.cancel()
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    async def ready(self, wanted: Filters, within_s: float) -> None:
-        """What happens from now on is told to those who want it, unless an Engine says nothing within that time."""
+    async def ready(self, wanted: Filters) -> None:
+        """What happens from now on is told to those who want it, unless an Engine says nothing within READY_S."""
         self._arrange()
         waiting = [asyncio.create_task(source.ready.wait()) for source in self._of(wanted) if not source.ready.is_set()]
         if waiting:
-            _, late = await asyncio.wait(waiting, timeout=within_s)
+            _, late = await asyncio.wait(waiting, timeout=READY_S)
             for task in late:
                 task.cancel()
 

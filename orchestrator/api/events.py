@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 
 _KEPT = 256
 _ROLE_POLL_S = 0.5
-# The head of the answer says that nothing is missed any more; Engines that take longer to be listened to don't hold it up.
-_READY_S = 1.0
 _WRITE_BYTES = 64 * 1024
 _SECONDS = re.compile(r"[0-9]+(\.[0-9]{1,9})?")
 
@@ -157,7 +155,7 @@ async def _follow(request: web.Request, answer: web.StreamResponse, asked: _Aske
     sources = request.app[SOURCES]
     # in the same step as `listen`: what is kept now won't come, what comes is not kept
     cluster = _kept(request, asked) if asked.past else []
-    await sources.ready(asked.wanted, _READY_S)
+    await sources.ready(asked.wanted)
     reached = sources.reached(asked.wanted)
     await answer.prepare(request)
     told_already: frozenset[bytes] = frozenset()
