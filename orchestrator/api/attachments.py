@@ -20,6 +20,7 @@ from orchestrator.api import access, attached, codec, engines, references, valid
 from orchestrator.api.attached_views import attachment_of
 from orchestrator.api.engines import Member
 from orchestrator.control.eligibility import can_encrypt
+from orchestrator.control.ports import claim_id
 from orchestrator.control.slots import wanted as is_wanted
 from orchestrator.control.transitions import removed
 from orchestrator.engine_http import Answer, Engine
@@ -145,7 +146,7 @@ def _made(snapshot: Snapshot, task: Task) -> list[Change]:
                 f"network {network.name} is encrypted, and node {node.description.hostname} can't have such networks"
             )
     for port in task.mesh_endpoint_ports or ():
-        if snapshot.claim(f"port/{port.protocol}/{port.published_port}") is not None or _holds_port(snapshot, task.node_id, port):
+        if snapshot.claim(claim_id(port)) is not None or _holds_port(snapshot, task.node_id, port):
             raise ApiError(
                 500,
                 f"driver failed programming external connectivity on endpoint {task.name}: Bind for 0.0.0.0:{port.published_port} failed: "

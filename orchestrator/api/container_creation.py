@@ -24,9 +24,11 @@ from orchestrator.api.containers import OWNERS
 from orchestrator.api.engines import CHANGE, LIST, Engines, Member, Replies, asked_path, engines_of
 from orchestrator.api.proxy import PROXY, path_of
 from orchestrator.api.queries import at
+from orchestrator.control.demand import host_ports
+from orchestrator.control.ports import claim_id
 from orchestrator.engine_http import Answer
 from orchestrator.errors import ApiError
-from orchestrator.model import terminal
+from orchestrator.model import PortConfig, terminal
 from orchestrator.relay import whole
 from orchestrator.store.snapshot import Snapshot
 
@@ -156,6 +158,11 @@ async def _candidates(request: web.Request, engines: Engines, snapshot: Snapshot
         for member, value in found_networks.values()
     }
     underway = request.app[UNDERWAY].since(begun)
+    published = frozenset(
+        (protocol, port)
+        for protocol, _, port in wanted.ports
+        if snapshot.claim(claim_id(PortConfig(protocol=protocol, published_port=port)))
+    )
     candidates = []
     for member, entries in listed.values():
         node = snapshot.node(member.node_id)
@@ -172,6 +179,7 @@ async def _candidates(request: web.Request, engines: Engines, snapshot: Snapshot
                 networks=wanted.networks & with_networks.get(member.node_id, set()),
                 pending=underway[member.node_id],
                 task_memory_bytes=_task_memory_bytes(snapshot, member),
+                task_ports=published | _task_ports(snapshot, member),
             )
         )
     return candidates, listed.missing() or images.missing()
@@ -183,6 +191,13 @@ async def _nothing() -> Replies:
 
 def _name_filter(names: frozenset[str]) -> str:
     return quote(codec.encode({"name": sorted(names)}).decode().strip(), safe="")
+
+
+def _task_ports(snapshot: Snapshot, member: Member) -> frozenset[tuple[str, int]]:
+    """Those that tasks take on their node."""
+    return frozenset(
+        port for task in snapshot.tasks_of_node(member.node_id) if not terminal(task.status.state) for port in host_ports(task)
+    )
 
 
 def _task_memory_bytes(snapshot: Snapshot, member: Member) -> int:

@@ -2,13 +2,15 @@
 
 Pure: no I/O. Source: classicswarm scheduler/filter (constraint, affinity, dependency, port) for what is demanded and how it is written.
 Nodes that do not pass are told apart by reason. Among those that pass, in this order: most soft expressions; this node if a directory of
-"the" machine is mounted; the node that already holds the container's named volumes; then spread: fewest containers that have not ended,
-this node, name. Nodes that have the image are the only ones, as long as there are any: it starts at once, and everywhere as the same image.
+"the" machine is mounted, or a port published on its loopback; the node that already holds the container's named volumes; then spread:
+fewest containers that have not ended, this node, name. Nodes that have the image are the only ones, as long as there are any: it starts
+at once, and everywhere as the same image.
 """
 
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,7 +68,8 @@ class Present:
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A node whose Engine answered. volumes, networks: those of the wanted ones that it has. pending: containers that are on their way;
-    task_memory_bytes: what the tasks on the node have reserved."""
+    task_memory_bytes: what the tasks on the node have reserved; task_ports: what services publish there, (protocol, port): its Engine knows
+    nothing of them."""
 
     node: Node
     name: str
@@ -77,11 +80,13 @@ class Candidate:
     networks: frozenset[str] = frozenset()
     pending: int = 0
     task_memory_bytes: int = 0
+    task_ports: frozenset[tuple[str, int]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What `docker create` asks of a node. depends_on: containers that must be on it. volumes: named ones. networks: of an Engine."""
+    """What `docker create` asks of a node. depends_on: containers that must be on it. volumes: named ones. networks: of an Engine.
+    addresses: where its ports are published, if not everywhere. means_this_machine: it mounts directories, or publishes on loopback."""
 
     image: str = ""
     os: str = ""
@@ -92,7 +97,8 @@ class Wanted:
     depends_on: tuple[str, ...] = ()
     volumes: frozenset[str] = frozenset()
     networks: frozenset[str] = frozenset()
-    mounts_directories: bool = False
+    addresses: frozenset[str] = frozenset()
+    means_this_machine: bool = False
     permissions: frozenset[str] = frozenset()
 
 
@@ -147,6 +153,7 @@ def wanted_of(creation: Creation, platform: str, options: Mapping[str, Any], clu
     sources = [bind.partition(":")[0] for bind in host.binds if ":" in bind]
     sources += [mount.source for mount in host.mounts if mount.type in ("bind", "volume")]
     networks = {host.network_mode, *creation.networking_config.endpoints_config} - {"", *PREDEFINED_NETWORKS}
+    addresses = {binding.host_ip for choices in host.port_bindings.values() for binding in choices} - _WILDCARDS
     return Wanted(
         image=creation.image,
         os=os,
@@ -157,7 +164,8 @@ def wanted_of(creation: Creation, platform: str, options: Mapping[str, Any], clu
         depends_on=tuple(depends_on),
         volumes=frozenset(source for source in sources if source and not source.startswith(("/", "."))),
         networks=frozenset(name for name in networks if not name.startswith("container:") and not cluster_networks(name)),
-        mounts_directories=any(source.startswith("/") for source in sources),
+        addresses=frozenset(addresses),
+        means_this_machine=any(source.startswith("/") for source in sources) or any(map(_is_loopback, addresses)),
         permissions=permissions.needed_by_options(options),
     )
 
@@ -220,8 +228,11 @@ def _filters(wanted: Wanted, candidates: Sequence[Candidate]) -> Iterator[tuple[
     for reference in wanted.depends_on:
         yield lambda candidate, reference=reference: _has(candidate, reference), f"container {reference} not there"  # type: ignore[misc]
     # the Engine's own words for a network that is nowhere
-    if known := frozenset(name for candidate in candidates for name in candidate.networks):
-        yield lambda candidate: wanted.networks & known <= candidate.networks, "network not there"
+    if networks := frozenset(name for candidate in candidates for name in candidate.networks):
+        yield lambda candidate: wanted.networks & networks <= candidate.networks, "network not there"
+    # one that is no node's for all we know may be a second one of its machine
+    if addresses := frozenset(candidate.node.status.addr for candidate in candidates) & wanted.addresses:
+        yield lambda candidate: addresses == {candidate.node.status.addr}, "address not there"
     if wanted.ports:
         yield lambda candidate: not _collides(wanted, candidate), "port already in use"
     if wanted.memory_bytes:
@@ -234,11 +245,11 @@ def _rank(wanted: Wanted, candidate: Candidate) -> tuple[Any, ...]:
     remote = not candidate.local
     running = candidate.pending + sum(present.state not in _ENDED for present in candidate.containers)
     if not wanted.volumes:
-        return -soft, wanted.mounts_directories and remote, running, remote, candidate.name
+        return -soft, wanted.means_this_machine and remote, running, remote, candidate.name
     # A container that comes back must find its data: where a volume is in use, else where it exists, else always the same node.
     used = sum(any(volume in present.volumes for present in candidate.containers) for volume in wanted.volumes)
     order = hashlib.sha256("\0".join((*sorted(wanted.volumes), candidate.node.id)).encode()).digest()
-    return -soft, wanted.mounts_directories and remote, -used, -len(candidate.volumes), order
+    return -soft, wanted.means_this_machine and remote, -used, -len(candidate.volumes), order
 
 
 def _holds(one: Expression, candidate: Candidate) -> bool:
@@ -302,8 +313,15 @@ def _host_ports(bindings: Mapping[str, Sequence[_Binding]]) -> Iterator[tuple[st
                 yield exposed.partition("/")[2] or "tcp", binding.host_ip, int(binding.host_port)
 
 
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
 def _collides(wanted: Wanted, candidate: Candidate) -> bool:
-    return any(
+    return any((protocol, port) in candidate.task_ports for protocol, _, port in wanted.ports) or any(
         protocol == other_protocol and port == other_port and (ip == other_ip or bool({ip, other_ip} & _WILDCARDS))
         for protocol, ip, port in wanted.ports
         for present in candidate.containers

@@ -143,6 +143,32 @@ def test_ports_that_are_taken() -> None:
         assert chosen(publishing("", free), holding(""), candidate("b", 9)) == "a"
     udp = wanted({"HostConfig": {"PortBindings": {"8080/udp": [{"HostPort": "80"}]}}})
     assert chosen(udp, holding(""), candidate("b", 9)) == "a"
+    # a service's, of which the Engine knows nothing: on every address
+    services = candidate("a", task_ports=frozenset({("tcp", 80)}))
+    assert chosen(udp, services, candidate("b", 9)) == "a"
+    for address in addresses:
+        assert chosen(publishing(address), services, candidate("b", 9)) == "b"
+    assert refused(publishing(""), services) == "no suitable node (port already in use on 1 node)"
+
+
+def test_addresses_that_ports_are_published_on() -> None:
+    def publishing(*addresses: str, port: str = "") -> Wanted:
+        return wanted({"HostConfig": {"PortBindings": {"80/tcp": [{"HostIp": ip, "HostPort": port} for ip in addresses]}}})
+
+    def at(name: str, address: str, count: int = 0) -> Candidate:
+        one = candidate(name, count)
+        return altered(one, node=replace(one.node, status=replace(one.node.status, addr=address)))
+
+    nodes = (at("a", "10.0.0.1", 9), at("b", "10.0.0.2"))
+    # loopback means the machine one is at
+    for loopback in ("127.0.0.1", "127.1.2.3", "::1"):
+        assert chosen(publishing(loopback), *nodes) == "a"
+    assert chosen(publishing("127.0.0.1", port="8080"), at("b", "10.0.0.2")) == "b"
+    # a node's own address means that node; an address that nobody has said to have, and one that is none, are for the Engine to judge
+    assert chosen(publishing("10.0.0.2"), at("a", "10.0.0.1"), at("b", "10.0.0.2", 9)) == "b"
+    for address in ("", "0.0.0.0", "::", "10.0.0.9", "nonsense"):
+        assert chosen(publishing(address), *nodes) == "b"
+    assert refused(publishing("10.0.0.1", "10.0.0.2"), *nodes) == "no suitable node (address not there on 2 nodes)"
 
 
 def test_platforms() -> None:
