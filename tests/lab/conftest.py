@@ -36,3 +36,28 @@ def cli(lab: Lab) -> Iterator[Cli]:
         for kind in ("secret", "config"):
             for name in cli.ok(kind, "ls", "-q").split():
                 cli.ok(kind, "rm", name)
+
+
+@pytest.fixture
+def fleet(cli: Cli) -> Iterator[Cli]:
+    """Containers, images, volumes and networks made through it are removed afterwards."""
+    before = _things(cli)
+    try:
+        yield cli
+    finally:
+        for line in cli.ok("ps", "-a", "--format", '{{.ID}} {{.Label "com.docker.swarm.task.id"}}').splitlines():
+            container, _, task = line.partition(" ")
+            if not task:
+                cli.ok("rm", "-f", container)
+        for kind, removal in (("volume", ("volume", "rm")), ("image", ("rmi", "-f")), ("network", ("network", "rm"))):
+            for name in sorted(_things(cli)[kind] - before[kind]):
+                cli.ok(*removal, name)
+        assert _things(cli) == before
+
+
+def _things(cli: Cli) -> dict[str, set[str]]:
+    return {
+        "volume": set(cli.ok("volume", "ls", "-q").split()),
+        "image": set(cli.ok("images", "--format", "{{.Repository}}:{{.Tag}}").split()) - {"<none>:<none>"},
+        "network": set(cli.ok("network", "ls", "--filter", "scope=local", "--format", "{{.Name}}").split()),
+    }

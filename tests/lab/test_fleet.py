@@ -23,28 +23,6 @@ pytestmark = [pytest.mark.root, pytest.mark.engine, pytest.mark.cluster]
 NODES = ["node-1", "node-2", "node-3"]
 
 
-@pytest.fixture
-def fleet(cli: Cli) -> Iterator[Cli]:
-    """Containers, images, volumes and networks made through it are removed afterwards."""
-    before = _things(cli)
-    try:
-        yield cli
-    finally:
-        for container in cli.ok("ps", "-aq", "--filter", "label=fleet").split():
-            cli.ok("rm", "-f", container)
-        for kind, removal in (("volume", "rm"), ("image", "rmi")):
-            for name in sorted(_things(cli)[kind] - before[kind]):
-                cli.ok(*((kind, removal, name) if kind == "volume" else (removal, "-f", name)))
-        assert _things(cli) == before
-
-
-def _things(cli: Cli) -> dict[str, set[str]]:
-    return {
-        "volume": set(cli.ok("volume", "ls", "-q").split()),
-        "image": set(cli.ok("images", "--format", "{{.Repository}}:{{.Tag}}").split()) - {"<none>:<none>"},
-    }
-
-
 def start(cli: Cli, node: str, *options: str, name: str, command: tuple[str, ...] = ()) -> str:
     """The container's id."""
     return cli.ok("run", "-d", "-l", "fleet", "--name", name, "-e", f"constraint:node=={node}", *options, IMAGE, *command)
