@@ -7,8 +7,7 @@ import contextlib
 import json
 import shutil
 import ssl
-import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -28,8 +27,6 @@ from orchestrator.security.api_certificates import ServerContext
 from tests.orchestrator.agent.wait import until
 from tests.orchestrator.api.fakes import FakeBackend, Setup
 from tests.orchestrator.api.tls import client_context, files, free_port
-
-_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
 def now() -> datetime:
@@ -99,86 +96,6 @@ async def test_a_client_of_the_ca_gets_in_and_nobody_else(tmp_path: Path, certif
         answer = await reader.read()
         assert answer.startswith(b"HTTP/1.0 400 ") and b"Client sent an HTTP request to an HTTPS server." in answer
         writer.close()
-
-
-async def test_the_stock_cli_over_tls_and_its_context(tmp_path: Path, certificates: Path) -> None:
-    if shutil.which("docker") is None:
-        pytest.skip("needs the docker CLI: apt-get install docker.io")
-    home = certificates / "alice"
-    async with served(tmp_path, tls=files(certificates)) as (backend, endpoint, path):
-        docker = docker_in(tmp_path)
-        tls = [f"--tls{kind}={home / name}" for kind, name in (("cacert", "ca.pem"), ("cert", "cert.pem"), ("key", "key.pem"))]
-        address = f"tcp://localhost:{endpoint.port}"
-        state = ("info", "--format", "{{.Swarm.LocalNodeState}}")
-        assert await docker("-H", address, "--tlsverify", *tls, *state) == "inactive\n"
-        assert "for clients with a certificate of its CA only: `meshd api-certs`" in await docker(
-            "-H", address, "--tlsverify", tls[0], "ps"
-        )
-        options = f"host={address},ca={home / 'ca.pem'},cert={home / 'cert.pem'},key={home / 'key.pem'}"
-        await docker("context", "create", "far", "--docker", options)
-        await docker("context", "create", "near", "--docker", f"host=unix://{path}")
-        for context in ("far", "near"):
-            backend.state = "inactive"
-            assert "Swarm initialized" in await docker("--context", context, "swarm", "init", "--advertise-addr", "10.0.0.1")
-            assert "active" in await docker("--context", context, *state)
-
-
-@pytest.mark.root
-async def test_the_stock_cli_over_ssh(tmp_path: Path) -> None:
-    """The CLI logs in and runs `docker system dial-stdio` at the other end; DOCKER_HOST there names our socket."""
-    sshd = shutil.which("sshd", path="/usr/sbin:/usr/bin")
-    if sshd is None or shutil.which("ssh") is None or shutil.which("docker") is None:
-        pytest.skip("needs sshd, ssh and docker: apt-get install openssh-server openssh-client docker.io")
-    for name in ("host", "user"):
-        keygen = await asyncio.create_subprocess_exec("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name))
-        assert await keygen.wait() == 0
-    port = free_port()
-    (tmp_path / "sshd_config").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {tmp_path}/host\nAuthorizedKeysFile {tmp_path}/user.pub\n"
-        "StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\nPidFile none\n"
-        f"SetEnv DOCKER_HOST=unix://{tmp_path}/api.sock\n"
-    )
-    # the docker CLI takes the first ssh in PATH, and ssh the configuration of the user's own home, whatever HOME says
-    (tmp_path / "bin").mkdir()
-    options = f"-i {tmp_path}/user -o IdentitiesOnly=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
-    (tmp_path / "bin" / "ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F /dev/null {options} "$@"\n')
-    (tmp_path / "bin" / "ssh").chmod(0o755)
-    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-    server = await asyncio.create_subprocess_exec(sshd, "-D", "-e", "-f", str(tmp_path / "sshd_config"), stderr=subprocess.DEVNULL)
-    try:
-        async with served(tmp_path):
-            docker = docker_in(tmp_path, f"{tmp_path}/bin:{_PATH}")
-            await until_open(port)
-            assert "created" in await docker("context", "create", "mesh", "--docker", f"host=ssh://root@127.0.0.1:{port}")
-            assert "Swarm initialized" in await docker("--context", "mesh", "swarm", "init", "--advertise-addr", "10.0.0.1")
-            assert "node-a" in await docker("--context", "mesh", "node", "ls")
-    finally:
-        server.terminate()
-        await server.wait()
-
-
-async def until_open(port: int) -> None:
-    async with asyncio.timeout(20):
-        while True:
-            with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.close()
-                return
-            await asyncio.sleep(0.05)
-
-
-def docker_in(home: Path, path: str = _PATH) -> Callable[..., Awaitable[str]]:
-    """The stock CLI with a configuration of its own; what it prints."""
-
-    async def docker(*arguments: str) -> str:
-        environment = {"PATH": path, "HOME": str(home), "DOCKER_CONFIG": str(home / "config")}
-        process = await asyncio.create_subprocess_exec(
-            "docker", *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
-        )
-        output, _ = await asyncio.wait_for(process.communicate(), 60)
-        return output.decode()
-
-    return docker
 
 
 async def test_renewed_certificates_are_taken_up(tmp_path: Path) -> None:
