@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.lab.lab import LabError, Node
+from tests import debian
 from tests.replay import differences, scenarios
 from tests.replay.differences import ACCEPTED
-from tests.replay.newest_cli import NoNewestCli, newest_cli
 from tests.replay.play import play
 from tests.replay.players import Side
 from tests.replay.sides import engines_and_mesh
@@ -44,8 +44,9 @@ configs: {c1: {file: ./payload}}
 @pytest.fixture(scope="module")
 def clis() -> list[Path]:
     try:
-        return [_DEBIANS_CLI, newest_cli()]
-    except NoNewestCli as error:
+        debian.fetch(["docker-cli"])
+        return [_DEBIANS_CLI, debian.program("docker-cli", "usr/bin/docker")]
+    except debian.Missing as error:
         warnings.warn(str(error), stacklevel=1)
         return [_DEBIANS_CLI]
 
