@@ -87,7 +87,8 @@ async def create_network(request: web.Request) -> web.StreamResponse:
         if sent.get("Scope") == "swarm":
             raise ApiError(400, f"swarm-scoped networks of driver {driver} are not supported: use the overlay driver")
         # Clients of API 1.44 leave it out, and an Engine before that would then make a second network of one name.
-        sent["CheckDuplicate"] = True
+        if sent.get("Name"):
+            sent["CheckDuplicate"] = True
         if engines_of(request).snapshot() is None:
             return await request.app[PROXY].forward(request, codec.encode(sent))
         member, sent["Name"] = local_networks.place_of(request, str(sent.get("Name") or ""))

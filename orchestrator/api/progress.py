@@ -79,7 +79,7 @@ class Told:
 
     def sentence(self) -> str:
         failed = {name for name, _ in self.failures}
-        return sentence(self.failures, [name for name in self.names if name not in failed], self.done)
+        return sentence(sorted(self.failures), [name for name in self.names if name not in failed], self.done)
 
 
 def _by(names: Sequence[str], line: Json) -> Json:

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from orchestrator.api import access, broadcast, totals, views
 from orchestrator.api.backend import Backend
+from orchestrator.api.engines import asked_path
 from orchestrator.api.proxy import PROXY
 from orchestrator.api.versions import API_VERSION, MIN_API_VERSION
 from orchestrator.errors import ApiError
@@ -61,7 +62,7 @@ async def info(request: web.Request) -> web.Response:
             if missing := replies.missing("their containers, images and volumes are not shown"):
                 warnings.append(f"nodes {missing}")
         else:
-            shown = await request.app[PROXY].get_json("/info") or {}
+            shown = await request.app[PROXY].get_json(asked_path(request, "/info")) or {}
     except ApiError as error:
         uname = platform.uname()
         shown = {"ID": "", "Name": uname.node, "OSType": "linux", "Architecture": uname.machine, "KernelVersion": uname.release}

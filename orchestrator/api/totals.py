@@ -13,7 +13,7 @@ from aiohttp import web
 
 from orchestrator.api import access, broadcast
 from orchestrator.api.broadcast import NODE_LABEL, of_all_nodes
-from orchestrator.api.engines import CHANGE, LIST, Member, Replies, engines_of
+from orchestrator.api.engines import CHANGE, LIST, Member, Replies, asked_path, engines_of
 from orchestrator.api.proxy import PROXY, forward
 from orchestrator.api.queries import same, same_path
 from orchestrator.errors import ApiError
@@ -25,7 +25,7 @@ _GIB = 1 << 30
 
 async def info_of_all(request: web.Request) -> tuple[Json, Replies]:
     """This node's answer with the sums in it. ApiError: its own Engine can't be asked."""
-    replies = await engines_of(request).ask_all("GET", "/info", patience=LIST)
+    replies = await engines_of(request).ask_all("GET", asked_path(request, "/info"), patience=LIST)
     infos = [(member, shown) for member, shown in replies.values() if isinstance(shown, dict)]
     own = next((shown for member, shown in infos if member.local), None)
     if own is None:

@@ -49,6 +49,7 @@ class FakeStores:
         app.router.add_get(p + "/volumes/{name}", self._volume)
         app.router.add_delete(p + "/volumes/{name}", self._volume_remove, name="volume-rm")
         app.router.add_get(p + "/networks", self._networks)
+        app.router.add_post(p + "/networks/create", self._network_create)
         app.router.add_get(p + "/networks/{id}", self._network)
         app.router.add_get(p + "/system/df", self._df)
         app.router.add_post(p + "/build", self._build)
@@ -170,6 +171,17 @@ class FakeStores:
 
     async def _networks(self, request: web.Request) -> web.Response:
         return web.json_response(self.networks)
+
+    async def _network_create(self, request: web.Request) -> web.Response:
+        """As dockerd: it looks for duplicates first, and everything begins with no name at all."""
+        sent = await request.json()
+        name = sent.get("Name") or ""
+        if sent.get("CheckDuplicate") and any(network["Name"].startswith(name) for network in self.networks):
+            return web.json_response({"message": f"network with name {name} already exists"}, status=409)
+        if not name:
+            return web.json_response({"message": "invalid name: "}, status=500)
+        self.networks.append({"Name": name, "Id": f"{name}-{self.name}", "Driver": "bridge", "Labels": None})
+        return web.json_response({"Id": f"{name}-{self.name}"}, status=201)
 
     async def _network(self, request: web.Request) -> web.Response:
         asked = request.match_info["id"]

@@ -319,6 +319,17 @@ async def test_totals_of_all_nodes(fleet: Fleet) -> None:
     assert [image["Labels"] for image in used["Images"]] == [{"com.meshd.node": "node-a"}, {"com.meshd.node": "node-b"}]
 
 
+async def test_info_has_the_shape_of_the_clients_version(fleet: Fleet) -> None:
+    await fleet.setup.ok("GET", "/v1.24/info")
+    assert all("GET /v1.24/info" in store.asked for store in fleet.stores.values())
+
+
+async def test_a_network_without_a_name_is_refused_as_such(fleet: Fleet) -> None:
+    assert await fleet.setup.refused("POST", "/networks/create", {}) == (500, "invalid name: ")
+    await fleet.setup.ok("POST", "/networks/create", {"Name": "made"})
+    assert (await fleet.setup.refused("POST", "/networks/create", {"Name": "made"}))[0] == 409
+
+
 async def test_a_build_and_its_session_meet_on_one_node(fleet: Fleet) -> None:
     for path in ("/build?t=x", "/session"):
         for headers, name in (({}, "node-a"), ({"X-Meshd-Nodes": "node-b"}, "node-b")):
