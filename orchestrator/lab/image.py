@@ -5,10 +5,14 @@ Edge: reads the machine's busybox. Its answer at / is `<container's hostname> <v
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import platform
 import struct
 import subprocess
 import tarfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from orchestrator.errors import ConfigError
@@ -79,6 +83,32 @@ def rootfs() -> bytes:
     return buffer.getvalue()
 
 
-def import_changes(version: str) -> list[str]:
-    """Dockerfile instructions that `docker import` applies to the archive."""
-    return ['CMD ["serve"]', "EXPOSE 80", f"ENV VERSION={version} PATH=/bin"]
+def archive() -> bytes:
+    """All versions, for `docker load`: the same images, with the same ids, wherever it is loaded. The first is `latest`, too."""
+    layer = rootfs()
+    digest = hashlib.sha256(layer).hexdigest()
+    created = datetime.fromtimestamp(int(busybox().stat().st_mtime), UTC)
+    files = {"layer.tar": layer}
+    manifest = []
+    for number, version in enumerate(VERSIONS):
+        # one after the other: lists of images have an order then
+        moment = (created + timedelta(seconds=number)).isoformat().replace("+00:00", "Z")
+        config = {
+            "architecture": "amd64" if platform.machine() == "x86_64" else "arm64",
+            "os": "linux",
+            "created": moment,
+            "config": {"Cmd": ["serve"], "ExposedPorts": {"80/tcp": {}}, "Env": [f"VERSION={version}", "PATH=/bin"]},
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
+            "history": [{"created": moment, "comment": "made by the lab"}],
+        }
+        files[f"{version}.json"] = json.dumps(config).encode()
+        tags = [f"{DEMO_IMAGE}:{tag}" for tag in (version, *(["latest"] if number == 0 else []))]
+        manifest.append({"Config": f"{version}.json", "RepoTags": tags, "Layers": ["layer.tar"]})
+    files["manifest.json"] = json.dumps(manifest).encode()
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()

@@ -353,14 +353,9 @@ class Lab:
         client = node.engine()
         try:
             have = {tag for present in client.images.list() for tag in present.tags}
-            missing = [version for version in image.VERSIONS if f"{image.DEMO_IMAGE}:{version}" not in have]
-            if missing:
-                self._progress(f"importing {image.DEMO_IMAGE} on {node.name}")
-            for version in missing:
-                client.api.import_image_from_data(
-                    image.rootfs(), repository=image.DEMO_IMAGE, tag=version, changes=image.import_changes(version)
-                )
-            client.images.get(f"{image.DEMO_IMAGE}:{image.VERSIONS[0]}").tag(image.DEMO_IMAGE, "latest")
+            if not {f"{image.DEMO_IMAGE}:{version}" for version in (*image.VERSIONS, "latest")} <= have:
+                self._progress(f"loading {image.DEMO_IMAGE} on {node.name}")
+                client.images.load(image.archive())
         finally:
             client.close()
 

@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
-import pty
-import re
-import select
-import signal
-import struct
 import subprocess
-import termios
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +12,7 @@ import pytest
 
 from orchestrator.lab.lab import Lab, wait_until
 from tests.lab.cli import IMAGE, Cli
+from tests.terminal import Terminal
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -45,56 +35,6 @@ def containers(lab: Lab, cli: Cli) -> Iterator[Cli]:
 
 def _away(cli: Cli) -> list[str]:
     return [line for line in cli.ok("node", "ls", "--format", "{{.Hostname}} {{.Status}}").splitlines() if not line.endswith("Ready")]
-
-
-class Terminal:
-    """The CLI on a terminal of its own."""
-
-    def __init__(self, cli: Cli, *arguments: str, rows: int = 33, columns: int = 101) -> None:
-        self.master, slave = pty.openpty()
-        self.resize(rows, columns)
-        self.process = subprocess.Popen(
-            cli.command(*arguments), stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=self._own
-        )
-        os.close(slave)
-        self.shown = ""
-
-    @staticmethod
-    def _own() -> None:
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-    def resize(self, rows: int, columns: int) -> None:
-        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def type(self, text: str) -> None:
-        os.write(self.master, text.encode())
-
-    def expect(self, pattern: str) -> str:
-        """Wait for it; what is shown up to there is forgotten."""
-        deadline = time.monotonic() + DEADLINE_S
-        while not (found := re.search(pattern, self.shown)):
-            assert time.monotonic() < deadline, f"{pattern!r} did not come: {self.shown!r}"
-            if select.select([self.master], [], [], 0.2)[0]:
-                with contextlib.suppress(OSError):
-                    self.shown += os.read(self.master, 65536).decode(errors="replace")
-        self.shown = self.shown[found.end() :]
-        return found[0]
-
-    def ends(self) -> int:
-        """Its exit code."""
-        drain = threading.Thread(target=self._drain, daemon=True)
-        drain.start()
-        try:
-            return self.process.wait(DEADLINE_S)
-        finally:
-            self.process.kill()
-            drain.join(DEADLINE_S)
-            os.close(self.master)
-
-    def _drain(self) -> None:
-        with contextlib.suppress(OSError):
-            while os.read(self.master, 65536):
-                pass
 
 
 # ---- one machine -----------------------------------------------------------------------------------------------------------------------
@@ -166,21 +106,20 @@ def test_run_gives_back_output_input_and_exit_code(containers: Cli) -> None:
 
 
 def test_terminals_are_resized_and_detached_from(containers: Cli) -> None:
-    run = Terminal(containers, "run", "-it", "--name", "term", *ON_2, IMAGE, "sh")
+    run = Terminal(containers.command("run", "-it", "--name", "term", *ON_2, IMAGE, "sh"))
     run.expect(r"# ")
     run.type("stty size; echo rea''dy\n")
     run.expect(r"33 101\s+ready")
     run.resize(40, 120)
-    os.kill(run.process.pid, signal.SIGWINCH)
     run.type("while [ \"$(stty size)\" != '40 120' ]; do sleep 0.1; done; echo res''ized\n")
     run.expect(r"resized")
     run.type("\x10\x11")
     assert run.ends() == 0
-    inside = Terminal(containers, "exec", "-it", "term", "sh", rows=20, columns=70)
+    inside = Terminal(containers.command("exec", "-it", "term", "sh"), rows=20, columns=70)
     inside.expect(r"# ")
     inside.type("while [ \"$(stty size)\" != '20 70' ]; do sleep 0.1; done; exit 5\n")
     assert inside.ends() == 5
-    again = Terminal(containers, "attach", "term")
+    again = Terminal(containers.command("attach", "term"))
     again.type("\necho ba''ck; exit 4\n")
     again.expect(r"back")
     assert again.ends() == 4
