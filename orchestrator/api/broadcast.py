@@ -101,7 +101,9 @@ def pruned(replies: Replies, deleted: str, whose: str) -> web.Response:
     for _, answer in answers:
         gone += [one for one in answer.get(deleted) or () if one not in gone]
     reclaimed = sum(answer.get("SpaceReclaimed") or 0 for _, answer in answers)
-    response = access.answer({deleted: gone or None, "SpaceReclaimed": reclaimed})
+    # an Engine that pruned nothing says null of some things and [] of others
+    nothing: list[Any] | None = None if all(answer.get(deleted) is None for _, answer in answers) else []
+    response = access.answer({deleted: gone or nothing, "SpaceReclaimed": reclaimed})
     replies.warn(response, f"{whose} were not pruned")
     return response
 

@@ -57,7 +57,7 @@ async def _prune_anonymous(engine: Engine, wanted: Filters) -> Answer:
         if (await engine.ask("DELETE", f"/volumes/{volume['Name']}")).ok:
             gone.append(volume["Name"])
             reclaimed_bytes += max(usage.get("Size", 0), 0)
-    return Answer(200, {}, codec.encode({"VolumesDeleted": gone or None, "SpaceReclaimed": reclaimed_bytes}))
+    return Answer(200, {}, codec.encode({"VolumesDeleted": gone, "SpaceReclaimed": reclaimed_bytes}))
 
 
 def is_anonymous(volume: dict[str, Any]) -> bool:

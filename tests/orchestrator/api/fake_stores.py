@@ -197,7 +197,7 @@ class FakeStores:
                 return web.json_response({"message": f"Invalid filter '{key}'"}, status=400)
         deleted = sorted(self.volumes)
         self.volumes.clear()
-        return web.json_response({"VolumesDeleted": deleted or None, "SpaceReclaimed": len(deleted)})
+        return web.json_response({"VolumesDeleted": deleted, "SpaceReclaimed": len(deleted)})
 
     async def _networks_prune(self, request: web.Request) -> web.Response:
         return web.json_response({"NetworksDeleted": None})

@@ -355,6 +355,8 @@ async def test_prune_sums_up(fleet: Fleet) -> None:
     pruned = await fleet.setup.ok("POST", '/v1.41/volumes/prune?filters={"node":["node-a","node-b"]}')
     assert pruned == {"VolumesDeleted": ["data", "only"], "SpaceReclaimed": 3}
     assert [name for name, store in fleet.stores.items() if store.volumes] == ["node-c"]
+    pruned = await fleet.setup.ok("POST", '/v1.41/volumes/prune?filters={"node":["node-a","node-b"]}')
+    assert pruned == {"VolumesDeleted": [], "SpaceReclaimed": 0}
 
 
 async def test_a_prune_of_volumes_leaves_named_ones_alone_though_the_engines_are_older(fleet: Fleet) -> None:
