@@ -15,13 +15,13 @@ from urllib.parse import quote, unquote
 import aiohttp
 from aiohttp import web
 
-from orchestrator.api import access, broadcast, codec, progress
+from orchestrator.api import access, broadcast, codec, newer_requests, progress
 from orchestrator.api.broadcast import NODE_LABEL, members_of, of_all_nodes
-from orchestrator.api.engines import LIST, Engines, Member, asked_path, engines_of
+from orchestrator.api.engines import CHANGE, LIST, Engines, Member, asked_path, engines_of
 from orchestrator.api.progress import Fan, Json
 from orchestrator.api.proxy import PROXY, forward
 from orchestrator.api.queries import same, same_path
-from orchestrator.engine_http import CHUNK_BYTES, Engine, end_to_end
+from orchestrator.engine_http import CHUNK_BYTES, Answer, Engine, end_to_end
 from orchestrator.errors import ApiError
 
 _ACTIONS = ("json", "history", "get", "push", "tag")
@@ -167,7 +167,13 @@ async def _distributed(
 
 @of_all_nodes
 async def remove_image(request: web.Request) -> web.StreamResponse:
-    replies = await broadcast.ask(request, "DELETE", same(request))
+    engines = engines_of(request)
+    path = asked_path(request, same(request))
+
+    async def remove(member: Member) -> Answer:
+        return await newer_requests.ask(engines.engine(member), "DELETE", path)
+
+    replies = await engines.each(remove, members_of(request), CHANGE)
     gone: list[Json] = []
     for _, lines in broadcast.outcome(replies, "removed from"):
         gone += [line for line in lines if line not in gone]

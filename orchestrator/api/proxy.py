@@ -11,7 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
-from orchestrator.api import access, volume_prunes
+from orchestrator.api import access, newer_requests
 from orchestrator.api.upgrade import last_words, upgrade, wants_upgrade
 from orchestrator.engine_http import CHUNK_BYTES, Engine, LocalEngine, end_to_end
 from orchestrator.errors import ApiError
@@ -40,7 +40,7 @@ async def forward(
     """The request at that Engine, its answer to the client. path: instead of the request's own; body: what was already read of the
     request (all of it). EngineAway: it can't be asked."""
     asked = path_of(request) if path is None else path
-    if (answered := await volume_prunes.instead(engine, request.method, asked)) is not None:
+    if (answered := await newer_requests.instead(engine, request.method, asked)) is not None:
         return whole(answered)
     spoken = await engine.path(asked)
     if wants_upgrade(request):

@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote
 
 from aiohttp import web
 
-from orchestrator.api import access, broadcast, codec, versions, volume_prunes
+from orchestrator.api import access, broadcast, codec, newer_requests, versions
 from orchestrator.api.broadcast import NODE_FILTER, NODE_LABEL, chosen, members_of, of_all_nodes
 from orchestrator.api.engines import CHANGE, LIST, Member, asked_path, engines_of
 from orchestrator.api.queries import with_filters
@@ -81,8 +81,8 @@ async def create_volume(request: web.Request) -> web.StreamResponse:
     if not name:
         # the Engines would each make up another one
         sent = {**sent, "Name": secrets.token_hex(32)}
-        if not versions.before(access.api_version(request), volume_prunes.ANONYMOUS_SINCE):
-            sent["Labels"] = {**(sent.get("Labels") or {}), volume_prunes.ANONYMOUS_LABEL: ""}
+        if not versions.before(access.api_version(request), newer_requests.ANONYMOUS_SINCE):
+            sent["Labels"] = {**(sent.get("Labels") or {}), newer_requests.ANONYMOUS_LABEL: ""}
     else:
         sent = {**sent, "Name": name}
     body = codec.encode(sent)
@@ -116,8 +116,7 @@ async def prune_volumes(request: web.Request) -> web.StreamResponse:
     engines = engines_of(request)
 
     async def ask(member: Member) -> Answer:
-        engine = engines.engine(member)
-        return await volume_prunes.instead(engine, "POST", path) or await engine.ask("POST", path)
+        return await newer_requests.ask(engines.engine(member), "POST", path)
 
     replies = await engines.each(ask, members_of(request, wanted.get(NODE_FILTER)), CHANGE)
     return broadcast.pruned(replies, "VolumesDeleted", "their volumes")

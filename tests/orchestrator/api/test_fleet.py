@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from orchestrator.api import newer_requests
 from orchestrator.api.broadcast import sentence
 from orchestrator.api.images import merged as merged_images
 from orchestrator.api.local_networks import merged as merged_networks
@@ -336,6 +337,34 @@ async def test_a_build_and_its_session_meet_on_one_node(fleet: Fleet) -> None:
             assert await fleet.lines("POST", path, data=b"context", headers=headers) == (200, [{"stream": f"context on {name}"}])
     status, lines = await fleet.lines("POST", "/build", headers={"X-Meshd-Nodes": "node-b,node-c"})
     assert (status, lines) == (400, [{"message": "a build runs on one node, not on 2: choose one"}])
+
+
+async def test_what_an_older_engine_would_ignore_is_refused_in_words(fleet: Fleet) -> None:
+    for store in fleet.stores.values():
+        store.images["app:1"] = "sha256:1"
+    status, text = await fleet.setup.refused("DELETE", "/v1.50/images/app:1?platforms=x")
+    assert (status, "knows no platforms here: leave the platform out" in text) == (400, True)
+    assert fleet.having("app:1") == ["node-a", "node-b", "node-c"]
+    await fleet.setup.ok("DELETE", "/v1.49/images/app:1?platforms=x")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "given", "asked", "spoken", "refused"),
+    [
+        ("POST", "/v1.42/containers/x/stop", {"signal": "INT", "t": "5"}, "1.42", "1.41", True),
+        ("POST", "/v1.50/containers/node-2/x/restart", {"signal": "INT"}, "1.50", "1.41", True),
+        ("POST", "/v1.42/containers/x/stop", {"t": "5"}, "1.42", "1.41", False),
+        ("POST", "/v1.41/containers/x/stop", {"signal": "INT"}, "1.41", "1.41", False),
+        ("POST", "/v1.42/containers/x/stop", {"signal": "INT"}, "1.42", "1.42", False),
+        ("POST", "/v1.42/containers/x/kill", {"signal": "INT"}, "1.42", "1.41", False),
+        ("DELETE", "/v1.50/images/a/b:1", {"platforms": "x"}, "1.50", "1.49", True),
+        ("DELETE", "/v1.50/containers/x", {"platforms": "x"}, "1.50", "1.41", False),
+    ],
+)
+def test_what_an_older_engine_is_unable_to_do(
+    method: str, path: str, given: dict[str, str], asked: str, spoken: str, refused: bool
+) -> None:
+    assert bool(newer_requests.unable(method, path, given, asked, spoken)) == refused
 
 
 async def test_a_volume_that_is_in_use_anywhere_stays_everywhere(fleet: Fleet) -> None:
