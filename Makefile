@@ -10,7 +10,7 @@
 #                  1,000 agents that lose a manager; meshd killed and restarted everywhere under load
 # make replay          the docker CLI (Debian's and the newest), requests and docker-py against a mesh and real Engines in swarm mode, all they say compared
 # make bench-api       the API beside a real Engine's in swarm mode, at 1, 100 and 1,000 services; 1,000 open event streams;
-#                  100 MB through attach, logs, cp and exec of a container on another node
+#                  containers of three nodes; 100 MB through attach, logs, cp and exec of a container on another node
 # make vagrant-rehearse  vagrant up and its smoke test on this machine, without boxes, KVM or systemd: ten minutes
 # make fuzz-api        the API's fuzz tests with TIMES=20 as many requests, others each time: minutes
 # make fuzz-dns        a million mutated packets against the DNS server: minutes
@@ -42,6 +42,7 @@ bench-orchestrator: bootstrap
 
 bench-api: bootstrap
 	@$(BIN)/python -m tests.orchestrator.bench_api
+	@$(BIN)/python -m tests.orchestrator.api.bench_fleet
 	@$(BIN)/python -m tests.orchestrator.api.bench_streams
 
 fuzz-api: bootstrap

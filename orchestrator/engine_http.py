@@ -32,8 +32,9 @@ _HOP_BY_HOP = frozenset({
 })  # fmt: skip
 # what aiohttp would add on its own: an Engine must see what its client sent
 AUTOMATIC_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
-# An Engine may be upgraded under us.
+# how long an Engine is believed to speak what it spoke whose answers don't say so
 _VERSION_TTL_S = 5.0
+_ANNOUNCED = "Api-Version"
 _VERSIONED = re.compile(r"/v([0-9]+\.[0-9]+)(?=/)")
 _HEAD_LIMIT_BYTES = 64 * 1024
 
@@ -104,8 +105,10 @@ class Engine(ABC):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._versions = ("", "")
+        self._versions: tuple[str, str] | None = None
         self._versions_until = 0.0
+        # what its answers said when it was asked for them
+        self._announced = ""
 
     @abstractmethod
     def request(
@@ -118,14 +121,23 @@ class Engine(ABC):
         """Answer: the Engine refused to upgrade. EngineAway."""
 
     async def path(self, raw: str) -> str:
-        """`raw` (with or without version) with a version that the Engine speaks: the asked one, or the nearest."""
+        """`raw` (with or without version) with a version that the Engine speaks: the asked one, or the nearest.
+
+        It is asked once, for the answer takes it long (it starts programs to ask them in turn).
+        """
         loop = asyncio.get_running_loop()
-        if not self._versions[1] or loop.time() >= self._versions_until:
+        if self._versions is None or (not self._announced and loop.time() >= self._versions_until):
             async with self.request("GET", "/version", timeout_s=10) as response:
                 spoken = await response.json(content_type=None) if response.status == HTTPStatus.OK else {}
             self._versions = (spoken.get("MinAPIVersion") or "1.12", spoken.get("ApiVersion") or "1.24")
+            self._announced = response.headers.get(_ANNOUNCED, "")
             self._versions_until = loop.time() + _VERSION_TTL_S
         return at_version(raw, *self._versions)
+
+    def heard(self, response: aiohttp.ClientResponse) -> None:
+        """For subclasses: an answer has begun. An Engine that was upgraded under us, or set back, says another version in all of them."""
+        if self._versions is not None and response.headers.get(_ANNOUNCED, "") != self._announced:
+            self._versions = None
 
     async def ask(
         self,
@@ -139,14 +151,20 @@ class Engine(ABC):
         """One request with a small answer; path: with or without version."""
         try:
             async with asyncio.timeout(timeout_s):
-                spoken = await self.path(path)
                 sent = {"Content-Type": "application/json", **(headers or {})} if body else headers
-                async with self.request(method, spoken, headers=sent, data=body) as response:
-                    return Answer(response.status, response.headers, await response.read())
+                answer = await self._ask_once(method, path, sent, body)
+                # Refused unread, if it is at a version that was spoken only before the Engine was set back.
+                if answer.status == HTTPStatus.BAD_REQUEST and self._versions is None:
+                    answer = await self._ask_once(method, path, sent, body)
+                return answer
         except TimeoutError:
             raise slow(self.name, timeout_s) from None
         except (aiohttp.ClientError, OSError) as error:
             raise EngineAway(f"{self.name} broke the connection ({type(error).__name__})") from None
+
+    async def _ask_once(self, method: str, path: str, headers: Mapping[str, str] | None, body: bytes | None) -> Answer:
+        async with self.request(method, await self.path(path), headers=headers, data=body) as response:
+            return Answer(response.status, response.headers, await response.read())
 
 
 class LocalEngine(Engine):
@@ -199,6 +217,7 @@ class LocalEngine(Engine):
             raise slow(self.name, timeout_s) from None
         except (aiohttp.ClientError, OSError) as error:
             raise self.away(error) from None
+        self.heard(response)
         try:
             yield response
         finally:

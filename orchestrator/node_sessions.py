@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT_S = 5
 _NOTICE_S = 0.5
+# a handshake costs more than the request that follows; the node itself parts from an idle connection after 75 s
+_KEEPALIVE_S = 60.0
 
 
 class _Pool:
@@ -33,7 +35,7 @@ class _Pool:
     def __init__(self, context: ssl.SSLContext) -> None:
         self.context = context
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        connector = aiohttp.TCPConnector(ssl=context, limit=0, socket_factory=self._socket)
+        connector = aiohttp.TCPConnector(ssl=context, limit=0, socket_factory=self._socket, keepalive_timeout=_KEEPALIVE_S)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S)
         self.session = aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False)
 

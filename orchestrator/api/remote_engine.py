@@ -76,6 +76,7 @@ class RemoteEngine(Engine):
         if response.status == HTTPStatus.BAD_GATEWAY:
             answer = Answer(response.status, {}, await response.read())
             raise EngineAway(f"node {self._node_name}: {answer.message()}")
+        self.heard(response)
         return response
 
     async def upgrade(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Duplex | Answer:

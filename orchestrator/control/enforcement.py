@@ -52,9 +52,8 @@ def _unsuited(snapshot: Snapshot) -> Iterator[Task]:
     placements: dict[int, Placement] = {}
     answers: dict[tuple[int, str], bool] = {}
     for service_id in sorted(snapshot.tasks_by_service):
-        for task in sorted(snapshot.tasks_of_service(service_id), key=age_key):
-            if not placed(task) or not _is_constrained(task) or not live(task):
-                continue
+        concerned = [task for task in snapshot.tasks_of_service(service_id) if _is_constrained(task) and placed(task) and live(task)]
+        for task in sorted(concerned, key=age_key):
             key = (id(task.spec), task.node_id)
             if key not in answers:
                 node = snapshot.node(task.node_id)

@@ -1,6 +1,6 @@
 """The API beside a real Engine's in swarm mode, same machine, same run, turn by turn: `make bench-api`. Prints; proves nothing.
 
-Edge: labs, sockets, clock. Services have no replicas, so nothing is started. Ratios above 1: the Engine is faster.
+Edge: labs, sockets, clock. No task is placed, so nothing is started. Ratios above 1: the Engine is faster.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ _SIZES = (1, 100, 1_000)
 _ROUNDS = {1: 200, 100: 100, 1_000: 30}
 _CREATES = 50
 _TARGET_RATIO = 2.0
+_WAITING = "waiting"
+_WAITING_TASKS = 20
+_TASKS_S = 30.0
+_VERSION = "/v1.41"
 _STREAMS = 1_000
 _DELIVERY_S = 60.0
 
@@ -51,6 +55,7 @@ class Peer:
     socket: Path
     pid: Callable[[], int]
     connection: Connection = field(init=False)
+    ids: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.connection = Connection(self.socket)
@@ -67,6 +72,22 @@ class Peer:
         start = time.perf_counter()
         self.ask(method, path, body)
         return time.perf_counter() - start
+
+    def create(self, kind: str, body: object, query: str = "") -> float:
+        return self.time_of("POST", f"{_VERSION}/{kind}/create{query}", body)
+
+    def learn_ids(self) -> None:
+        """Its tasks are there within a moment."""
+        deadline = time.monotonic() + _TASKS_S
+        while len(tasks := json.loads(self.ask("GET", f"{_VERSION}/tasks"))) < _WAITING_TASKS:
+            assert time.monotonic() < deadline, f"{self.name}: {len(tasks)} tasks"
+            time.sleep(0.05)
+        self.ids = {"{task}": tasks[0]["ID"], "{node}": json.loads(self.ask("GET", f"{_VERSION}/nodes"))[0]["ID"]}
+
+    def read(self, path: str) -> float:
+        for placeholder, id in self.ids.items():
+            path = path.replace(placeholder, id)
+        return self.time_of("GET", f"{_VERSION}{path}")
 
     def rss_bytes(self) -> int:
         return processes.resident_bytes(self.pid())
@@ -86,17 +107,46 @@ def a_service(name: str) -> dict[str, object]:
     }
 
 
-def requests(size: int) -> dict[str, tuple[str, str]]:
+def a_waiting_service() -> dict[str, object]:
+    """Its tasks find no node, so there are some to be shown, and none that run."""
+    service = a_service(_WAITING)
+    template = {"ContainerSpec": {"Image": "meshd/demo:v1"}, "Placement": {"Constraints": ["node.labels.there==nowhere"]}}
+    return {**service, "TaskTemplate": template, "Mode": {"Replicated": {"Replicas": _WAITING_TASKS}}}
+
+
+def a_network(name: str) -> dict[str, object]:
+    return {"Name": name, "Driver": "overlay", "CheckDuplicate": True, "Labels": {"team": "shop"}}
+
+
+def a_secret(name: str) -> dict[str, object]:
+    """A config's body is the same."""
+    return {"Name": name, "Labels": {"team": "shop"}, "Data": "eA=="}
+
+
+CREATED: dict[str, Callable[[str], dict[str, object]]] = {"networks": a_network, "secrets": a_secret, "configs": a_secret}
+
+
+def requests(size: int) -> dict[str, str]:
+    """What is read. {...}: what each peer calls something by its own id."""
+    found: dict[str, str] = {
+        "services, list": "/services",
+        "services, list with status": "/services?status=true",
+        "services, list by name": '/services?filters={"name":["service-0"]}',
+        "services, inspect": f"/services/service-{size - 1}?insertDefaults=true",
+    }
+    for kind in CREATED:
+        found[f"{kind}, list"] = f"/{kind}"
+        found[f"{kind}, list by name"] = f'/{kind}?filters={{"name":["first"]}}'
+        found[f"{kind}, inspect"] = f"/{kind}/first"
     return {
-        "services, list": ("GET", "/v1.41/services"),
-        "services, list with status": ("GET", "/v1.41/services?status=true"),
-        "services, list by name": ("GET", '/v1.41/services?filters={"name":["service-0"]}'),
-        "services, inspect": ("GET", f"/v1.41/services/service-{size - 1}?insertDefaults=true"),
-        "networks, inspect": ("GET", "/v1.41/networks/ov"),
-        "nodes, list": ("GET", "/v1.41/nodes"),
-        "tasks, list": ("GET", "/v1.41/tasks"),
-        "secrets, list": ("GET", "/v1.41/secrets"),
-        "info": ("GET", "/v1.41/info"),
+        **found,
+        "tasks, list": "/tasks",
+        "tasks, list of a service": f'/tasks?filters={{"service":["{_WAITING}"]}}',
+        "tasks, inspect": "/tasks/{task}",
+        "nodes, list": "/nodes",
+        "nodes, inspect": "/nodes/{node}",
+        "swarm, inspect": "/swarm",
+        "info": "/info",
     }
 
 
@@ -107,6 +157,16 @@ def in_turns(peers: tuple[Peer, Peer], rounds: int, action: Callable[[Peer, int]
         for peer, own in zip(peers, times, strict=True):
             own.append(action(peer, number))
     return times
+
+
+def table_of(what_grows: str) -> Table:
+    return Table(what_grows, "request", "engine p50 / p99 ms", "mesh p50 / p99 ms", "p50 ratio", "p99 ratio", f"<= {_TARGET_RATIO:g}")
+
+
+def creations(
+    peers: tuple[Peer, Peer], kind: str, body: Callable[[str], dict[str, object]], first: int, end: int
+) -> tuple[list[float], list[float]]:
+    return in_turns(peers, end - first, lambda peer, number: peer.create(kind, body(f"{kind.removesuffix('s')}-{first + number}")))
 
 
 def row(table: Table, size: int, name: str, times: tuple[list[float], list[float]]) -> None:
@@ -125,30 +185,28 @@ def row(table: Table, size: int, name: str, times: tuple[list[float], list[float
 
 
 def latencies(peers: tuple[Peer, Peer], sizes: tuple[int, ...], console: Console) -> None:
-    table = Table("services", "request", "engine p50 / p99 ms", "mesh p50 / p99 ms", "p50 ratio", "p99 ratio", f"<= {_TARGET_RATIO:g}")
+    table = table_of("services")
     for peer in peers:
-        peer.ask("POST", "/v1.41/networks/create", {"Name": "ov", "Driver": "overlay", "CheckDuplicate": True})
-        peer.ask("POST", "/v1.41/secrets/create", {"Name": "s", "Data": "eA=="})
+        for kind, body in CREATED.items():
+            peer.create(kind, body("first"))
+        peer.create("services", a_waiting_service())
+        peer.learn_ids()
     made = 0
     for size in sizes:
         console.print(f"[dim]· {size} services[/]")
-        rest = size - made - (_CREATES if size > _CREATES else 0)
-        for number in range(made, made + max(rest, 0)):
+        timed = min(_CREATES, max(size - made - 1, 0))
+        for number in range(made, size - timed):
             for peer in peers:
-                peer.ask("POST", "/v1.41/services/create", a_service(f"service-{number}"))
-        first = made + max(rest, 0)
-        if size > _CREATES:
-            created = in_turns(
-                peers,
-                size - first,
-                lambda peer, n, first=first: peer.time_of("POST", "/v1.41/services/create", a_service(f"service-{first + n}")),
-            )
-            row(table, size, "services, create", created)
+                peer.create("services", a_service(f"service-{number}"))
         made = size
-        for name, (method, path) in requests(size).items():
+        if timed:
+            row(table, size, "services, create", creations(peers, "services", a_service, size - timed, size))
+        for kind, body in CREATED.items():
+            row(table, size, f"{kind}, create", creations(peers, kind, body, size, size + _CREATES))
+        for name, path in requests(size).items():
             for peer in peers:
-                peer.ask(method, path)
-            row(table, size, name, in_turns(peers, _ROUNDS.get(size, 30), lambda peer, _, m=method, p=path: peer.time_of(m, p)))
+                peer.read(path)
+            row(table, size, name, in_turns(peers, _ROUNDS.get(size, 30), lambda peer, _, path=path: peer.read(path)))
     console.print(table)
 
 
@@ -192,7 +250,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as directory, engine_and_mesh(Path(directory)) as (engine, mesh):
         peers = (_peer("engine", engine, engine.layout.engine_socket, "engine"), _peer("mesh", mesh, mesh.layout.meshd_socket, "meshd"))
         latencies(peers, tuple(arguments.sizes), console)
-        streams(peers, arguments.streams, console)
+        if arguments.streams:
+            streams(peers, arguments.streams, console)
 
 
 def _peer(name: str, node: Node, socket: Path, unit: str) -> Peer:
