@@ -40,7 +40,13 @@ class Filters:
 
     def prefix(self, key: str, *candidates: str) -> bool:
         wanted = self.values.get(key)
-        return not wanted or any(candidate.startswith(value) for value in wanted for candidate in candidates)
+        # asked of every object of a list, and without a generator it takes a third of the time
+        if not wanted:
+            return True
+        for candidate in candidates:  # noqa: SIM110
+            if candidate.startswith(wanted):
+                return True
+        return False
 
     def contains(self, key: str, candidate: str) -> bool:
         """Local networks match a name anywhere in it."""

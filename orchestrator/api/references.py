@@ -35,6 +35,11 @@ def find(snapshot: Snapshot, cls: type[T], reference: str) -> T:
     exact = snapshot.get(cls, reference)
     if exact is not None:
         return exact
+    # where names are claimed, the claim says at once whose it is
+    claim = snapshot.claim(f"{kind}/{reference}")
+    owner = snapshot.get(cls, claim.owner) if claim is not None else None
+    if owner is not None and name_of(owner) == reference:
+        return owner
     objects = list(snapshot.all(cls))
     found = [obj for obj in objects if name_of(obj) == reference]
     if not found and reference:

@@ -141,7 +141,8 @@ class ControlDriver:
             try:
                 with undisturbed():
                     decision = loop(picture, context)
-                    picture = applied(picture, decision.steps)
+                    if decision.steps:
+                        picture = applied(picture, decision.steps)
             except Exception as error:  # a bug in one loop must not stop the others
                 self._complain(name, error)
                 wakeup = earliest(wakeup, context.now + _FAILED_LOOP_RETRY)
