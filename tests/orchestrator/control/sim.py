@@ -296,7 +296,8 @@ class World:
         picture, steps, wakeup = self.snapshot, list[Step](), None
         for loop in self.loops:
             decision = loop(picture, context)
-            picture = applied(picture, decision.steps)
+            if decision.steps:
+                picture = applied(picture, decision.steps)
             steps += decision.steps
             wakeup = earliest(wakeup, decision.wakeup)
         wrote = False
