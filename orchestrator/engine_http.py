@@ -7,6 +7,7 @@ hijack.go; RFC 9110, 7.6.1.
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
@@ -285,6 +286,8 @@ def version_of(path: str) -> str:
     return found[1] if found else ""
 
 
+# a request compares its version with a dozen others, always the same few
+@functools.lru_cache(maxsize=256)
 def version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 

@@ -32,6 +32,7 @@ from orchestrator.model import (
     ServiceSpec,
     Task,
     TaskState,
+    TaskStatus,
     UpdateConfig,
     Version,
 )
@@ -243,6 +244,9 @@ def test_what_concerns_a_settled_service_unsettles_it() -> None:
         "its endpoint": lambda world: world.write(Put(replace(world.service("s-named"), endpoint=Endpoint()))),
         "its way of being found": lambda world: world.write(Put(with_mode(world.service("s-named"), "dnsrr"))),
         "its volumes": lambda world: world.write(Put(replace(world.service("s-named"), mesh_homes={"1": "n1"}))),
+        "a failure beside a task that runs": lambda world: world.write(
+            Put(replace(world.live("s-named")[0], id="another", version=Version(), status=TaskStatus(state=TaskState.FAILED)))
+        ),
         "a slot twice and one not at all": lambda world: world.write(
             Put(replace(world.service("s-named"), spec=scaled(SPECS["named"], 2))),
             Put(replace(world.live("s-named")[0], id="another", version=Version())),
