@@ -12,11 +12,15 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 from aiohttp import web
 
-from orchestrator.api import broadcast
+from orchestrator.api import access, broadcast, codec
 from orchestrator.api.broadcast import NODE_LABEL, chosen, members_of
+from orchestrator.api.containers import owner_of
 from orchestrator.api.engines import LIST, Member, Replies, engines_of
+from orchestrator.api.proxy import forward
+from orchestrator.api.queries import at
 from orchestrator.api.validate import PREDEFINED_NETWORKS
 from orchestrator.errors import ApiError
 
@@ -65,6 +69,45 @@ async def holder(request: web.Request, reference: str) -> tuple[Member, str]:
         missing = replies.missing()
         raise ApiError(404, f"network {reference} not found" + (f" ({missing})" if missing else ""))
     return exact[0][0], str(exact[0][1]["Id"])
+
+
+async def connection(request: web.Request, reference: str, rest: str) -> web.StreamResponse:
+    """A container to or from a network of its node; rest: "/connect" or "/disconnect". Of networks with one name its node's is meant.
+    ApiError(403): the network is another node's."""
+    engines = engines_of(request)
+    raw = await access.body(request)
+    try:
+        sent = codec.parse(raw)
+        asked = codec.convert(sent, _Connection)
+        owner = (await owner_of(request, asked.container)).member
+    except ApiError:
+        # malformed, or no such container: the Engine says how
+        member, id = await holder(request, reference)
+        return await forward(request, engines.engine(member), path=_path(request, id, rest), body=raw)
+    node, name = broadcast.split(reference)
+    if name in PREDEFINED_NETWORKS and not node:
+        member, id = owner, name
+    else:
+        shown = await broadcast.ask(request, "GET", f"/networks/{quote(name, safe='')}", members=[owner], patience=LIST)
+        own = [network["Id"] for _, network in shown.values() if isinstance(network, dict) and node in ("", owner.name, owner.node_id)]
+        member, id = (owner, str(own[0])) if own else await holder(request, reference)
+    if member.node_id != owner.node_id:
+        raise ApiError(
+            403,
+            f"network {reference} is node {member.name}'s and container {asked.container} is on node {owner.name}: what is to reach "
+            "both is a network of the cluster (docker network create -d overlay --attachable)",
+        )
+    # the Engine knows it without its node
+    body = {**{key: value for key, value in sent.items() if key.lower() != "container"}, "Container": asked.container.rpartition("/")[2]}
+    return await forward(request, engines.engine(member), path=_path(request, id, rest), body=codec.encode(body))
+
+
+class _Connection(msgspec.Struct, rename="pascal"):
+    container: str = ""
+
+
+def _path(request: web.Request, id: str, rest: str) -> str:
+    return at(request, f"/networks/{quote(id, safe='')}{rest}")
 
 
 def place_of(request: web.Request, reference: str) -> tuple[Member, str]:

@@ -121,19 +121,25 @@ async def remove_network(request: web.Request) -> web.StreamResponse:
 
 
 async def connect_network(request: web.Request) -> web.StreamResponse:
-    return await network_connect.connect(request) or await _at_holder(request, request.match_info["id"], "/connect")
+    return await network_connect.connect(request) or await _connection(request, "/connect")
 
 
 async def disconnect_network(request: web.Request) -> web.StreamResponse:
-    return await network_connect.disconnect(request) or await _at_holder(request, request.match_info["id"], "/disconnect")
+    return await network_connect.disconnect(request) or await _connection(request, "/disconnect")
 
 
-async def _at_holder(request: web.Request, reference: str, rest: str = "") -> web.StreamResponse:
+async def _connection(request: web.Request, rest: str) -> web.StreamResponse:
+    if engines_of(request).snapshot() is None:
+        return await request.app[PROXY].forward(request)
+    return await local_networks.connection(request, request.match_info["id"], rest)
+
+
+async def _at_holder(request: web.Request, reference: str) -> web.StreamResponse:
     """A network of one node, at that node's Engine."""
     if engines_of(request).snapshot() is None:
         return await request.app[PROXY].forward(request)
     member, id = await local_networks.holder(request, reference)
-    return await forward(request, engines_of(request).engine(member), path=at(request, f"/networks/{quote(id, safe='')}{rest}"))
+    return await forward(request, engines_of(request).engine(member), path=at(request, f"/networks/{quote(id, safe='')}"))
 
 
 async def prune_networks(request: web.Request) -> web.StreamResponse:

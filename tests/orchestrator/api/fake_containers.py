@@ -49,7 +49,9 @@ class ContainerEngine(FakeEngine):
             ("GET", "/images/{name:.+}/json", self._image),
             ("GET", "/volumes", self._volumes),
             ("GET", "/networks", self._networks),
+            ("GET", "/networks/{id}", self._inspect_network),
             ("POST", "/networks/{id}/connect", self._connect),
+            ("POST", "/networks/{id}/disconnect", self._disconnect),
         ):
             app.router.add_route(method, v + path, handler)
         app.router.add_get("/version", self._version)
@@ -169,11 +171,26 @@ class ContainerEngine(FakeEngine):
         names = json.loads(request.query["filters"])["name"]
         return web.json_response({"Volumes": [{"Name": name} for name in self.volumes if any(part in name for part in names)] or None})
 
+    def _network(self, request: web.Request) -> str:
+        """Its name."""
+        reference = request.match_info["id"]
+        for name in self.local_networks:
+            if reference in (name, f"id-{name}-{self.mark}"):
+                return name
+        raise _Refused(404, f"network {reference} not found")
+
+    async def _inspect_network(self, request: web.Request) -> web.Response:
+        name = self._network(request)
+        return web.json_response({"Name": name, "Id": f"id-{name}-{self.mark}"})
+
     async def _connect(self, request: web.Request) -> web.Response:
-        body, network = await request.json(), request.match_info["id"]
-        if network not in self.local_networks:
-            raise _Refused(404, f"network {network} not found")
-        self._find(body["Container"])["Networks"][network] = body["EndpointConfig"]
+        body, network = await request.json(), self._network(request)
+        self._find(body["Container"])["Networks"][network] = body.get("EndpointConfig")
+        return web.Response()
+
+    async def _disconnect(self, request: web.Request) -> web.Response:
+        body, network = await request.json(), self._network(request)
+        del self._find(body["Container"])["Networks"][network]
         return web.Response()
 
     async def _networks(self, request: web.Request) -> web.Response:

@@ -138,6 +138,30 @@ async def test_ambiguous_references(three: Cluster) -> None:
     assert (await three.setup.ok("GET", "/containers/node-b/twin/json"))["Id"] == "abnode-b"
 
 
+async def test_a_container_is_connected_to_networks_of_its_own_node(three: Cluster) -> None:
+    ids = [await three.create(f"c{number}") for number in range(3)]
+    for node in ("node-b", "node-c"):
+        three.engines[node].local_networks.add("both")
+    three.engines["node-c"].local_networks.add("lone")
+    networks = three.engines["node-b"].containers[ids[1]]["Networks"]
+    # by whichever name: of networks with one name its node's is meant, and every node has a bridge
+    for network, container in (("both", "c1"), ("node-b/both", ids[1]), ("bridge", "node-b/c1"), ("id-both-b", "c1")):
+        sent = {"Container": container, "EndpointConfig": {"Aliases": [network]}}
+        assert (await three.setup.call("POST", f"/networks/{network}/connect", sent))[0] == 200
+        assert networks.popitem() == ("bridge" if network == "bridge" else "both", {"Aliases": [network]})
+    await three.setup.ok("POST", "/networks/both/connect", {"container": "c1"})
+    await three.setup.ok("POST", "/networks/both/disconnect", {"Container": "c1", "Force": True})
+    assert networks == {}
+    for network in ("lone", "node-c/both"):
+        assert await three.setup.refused("POST", f"/networks/{network}/connect", {"Container": "c1"}) == (
+            403,
+            f"network {network} is node node-c's and container c1 is on node node-b: what is to reach both is a network of the cluster "
+            "(docker network create -d overlay --attachable)",
+        )
+    assert await three.setup.refused("POST", "/networks/lone/connect", {"Container": "nosuch"}) == (404, "No such container: nosuch")
+    assert await three.setup.refused("POST", "/networks/nosuch/connect", {"Container": "c1"}) == (404, "network nosuch not found")
+
+
 async def test_commit_and_prune(three: Cluster) -> None:
     ids = [await three.create(f"c{number}") for number in range(3)]
     assert await three.setup.ok("POST", "/v1.41/commit?container=c1&repo=c1&comment=a%26b", {}) == {"Id": "sha256:b"}
