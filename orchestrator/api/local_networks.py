@@ -79,6 +79,8 @@ async def connection(request: web.Request, reference: str, rest: str) -> web.Str
     try:
         sent = codec.parse(raw)
         asked = codec.convert(sent, _Connection)
+        if not asked.container:
+            raise ApiError(400, "no container is named")
         owner = (await owner_of(request, asked.container)).member
     except ApiError:
         # malformed, or no such container: the Engine says how
