@@ -52,6 +52,7 @@ ORDER = (
     Scenario("secrets_and_configs"),
     Scenario("services_of_no_replicas"),
     Scenario("tasks"),
+    Scenario("changes", once=True),
     Scenario("stacks"),
     Scenario("events"),
     Scenario("requests", once=True),
