@@ -29,6 +29,8 @@ _WORD = "go"
 _SHELL_VARIABLES = frozenset({"IFS", "LINENO", "OLDPWD", "OPTARG", "OPTIND", "PPID", "PWD", "RANDOM", "SHLVL", "_"})
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _COMPLAINT = "meshd: "
+# what /proc shows of a process in the middle of execve(2): from runc to the holder, or from there to the application
+_NONE_YET = [""]
 
 # $1 = the program, the rest its arguments. The wording is the Engine's own (Go os/exec), exit codes are those of execvp users.
 _SCRIPT = """\
@@ -159,14 +161,21 @@ def is_released(directory: Path) -> bool:
 def is_waiting(pid: int) -> bool:
     """Whether the container whose first process is `pid` has not got past its holder. With an init process, its child is the holder."""
     command_line = _command_line(pid)
+    if command_line == _NONE_YET:
+        return _is_alive(pid)
     if command_line[1:2] == ["init"] and Path(command_line[0]).name == "runc":
         return True
     if is_holder(command_line):
         return True
     if Path(command_line[0] if command_line else "").name == "docker-init":
         children = [_command_line(child) for child in _children(pid)]
-        return not children or any(is_holder(child) or child == command_line for child in children)
+        return not children or any(is_holder(child) or child in (command_line, _NONE_YET) for child in children)
     return False
+
+
+def _is_alive(pid: int) -> bool:
+    """A zombie has no command line either, and no namespaces."""
+    return Path(f"/proc/{pid}/ns/net").exists()
 
 
 def _command_line(pid: int) -> list[str]:
