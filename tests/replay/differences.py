@@ -127,6 +127,11 @@ ACCEPTED: tuple[Accepted, ...] = (
     Accepted("service ps .*(there|spread)", "no suitable node", "says which constraint, and how many nodes have as many as they may"),
     Accepted("ps toobig", "insufficient resources", "says what is lacking"),
     Accepted("ps done|node ps|name=done", r"(done|<id>)\.(<id>|2)", "slots of jobs begin at 1: Engines before 25 name slot 0 by its node"),
+    Accepted(
+        "node ps|name=done",
+        r"^engine: (<id>\.1 Complete|done\.1\.<id>)$",
+        "the Engine keeps tasks and containers of jobs that were removed",
+    ),
     # ---- the machine's -------------------------------------------------------------------------------------------------------
     Accepted("^version$", "API version|Server:|meshd|Version: +0", "its own API, its own version"),
     Accepted("^info$|GET /info", "Labels|meshd", "versions and balancer are told as labels"),
