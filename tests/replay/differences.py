@@ -154,5 +154,6 @@ ACCEPTED: tuple[Accepted, ...] = (
         "Go's decoder's words; ours say where",
     ),
     Accepted("desired-state|rollback=nonsense|registryAuthFrom=nonsense|since=x", "exit (500|400)|message", "a client's mistake is a 400"),
+    Accepted("proto-x", r"^engine: (exit 20[01]|\.ID)|^mesh: (exit (400|404)|\.message)", "no such protocol: the Engine takes it for tcp"),
     Accepted("POST .*/services/create|services/bare/update", r"mesh: \.Warnings: null", "shown since API 1.44; the Engine is older"),
 )
