@@ -126,11 +126,8 @@ ACCEPTED: tuple[Accepted, ...] = (
     # ---- tasks ---------------------------------------------------------------------------------------------------------------
     Accepted("service ps .*(there|spread)", "no suitable node", "says which constraint, and how many nodes have as many as they may"),
     Accepted("ps toobig", "insufficient resources", "says what is lacking"),
-    Accepted("ps done|node ps|name=done", r"(done|<id>)\.(<id>|2)", "slots of jobs begin at 1: Engines before 25 name slot 0 by its node"),
     Accepted(
-        "node ps|name=done",
-        r"^engine: (<id>\.1 Complete|done\.1\.<id>)$",
-        "the Engine keeps tasks and containers of jobs that were removed",
+        "ps done|node ps|name=done", r"(done-\d|<id>)\.(<id>|2)", "slots of jobs begin at 1: Engines before 25 name slot 0 by its node"
     ),
     # ---- the machine's -------------------------------------------------------------------------------------------------------
     Accepted("^version$", "API version|Server:|meshd|Version: +0", "its own API, its own version"),

@@ -63,7 +63,8 @@ def play(engine: Side, mesh: Side, clis: Sequence[Path], order: Sequence[Scenari
     with ThreadPoolExecutor(2) as pool:
         for scenario in order:
             for cli in clis[-1:] if scenario.once else clis:
-                sides = replace(engine, program=str(cli)), replace(mesh, program=str(cli))
+                values = {"cli": str(clis.index(cli) + 1)}
+                sides = [replace(side, program=str(cli), values={**side.values, **values}) for side in (engine, mesh)]
                 for line in scenario.lines():
                     began_s = time.monotonic()
                     step = _step(pool, cli, line, sides)

@@ -32,7 +32,7 @@ _STEP_S = 120
 _POLL_S = 90
 _PREFIX_LENGTH = 10
 _PLACEHOLDER = re.compile(
-    r"\{(?:(?P<value>image2?|nowhere|stack|began|(?:node|address)(?:-\d)?)|token (?P<role>\w+)|task (?P<service>[\w-]+)"
+    r"\{(?:(?P<value>image2?|nowhere|cli|stack|began|(?:node|address)(?:-\d)?)|token (?P<role>\w+)|task (?P<service>[\w-]+)"
     r"|(?P<what>id|prefix|version) (?P<kind>\w+) (?P<name>[\w-]+))\}"
 )
 SORTED = "sorted "
