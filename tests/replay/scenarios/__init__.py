@@ -7,7 +7,7 @@
     GET /v1.24/nodes                a request; the rest of the line is its body
     py: api.services()              a call of docker-py's: `client` is a DockerClient, `api` its APIClient; `name = ...` keeps the result
 
-`{image}`, `{node}`, `{node-2}` (hostnames), `{address}`, `{address-2}`, `{nowhere}` (a constraint no node meets), `{cli}` (1 for the first),
+`{image}`, `{node}`, `{node-2}` (hostnames), `{address}`, `{address-2}`, `{nowhere}` (a constraint no node meets), `{cli}` (1: the first),
 `{token ROLE}`, `{began}` (when the scenario did), `{task SERVICE}` (its id), `{id KIND NAME}` (what `docker KIND inspect` calls it),
 `{prefix KIND NAME}` (that id's beginning) and `{version KINDS NAME}` (its version's index) are filled in per side. A backslash at
 its end: the line goes on. `#`: a comment.
