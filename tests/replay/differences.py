@@ -85,7 +85,7 @@ ACCEPTED: tuple[Accepted, ...] = (
     Accepted("network inspect ov4", "AuxiliaryAddresses", "auxiliary addresses are honoured; the Engine forgets them on overlays"),
     Accepted(
         "network inspect (-v )?(ingress|ov1)",
-        r"Peers\[\d\]|Containers\.(ingress-sbox|lb-ov1)",
+        r"Peers\[\d\]|Containers\.(ingress-sbox|lb-ov1)|ov1-endpoint",
         "balancers are no containers, nodes no gossip peers here",
     ),
     Accepted(
