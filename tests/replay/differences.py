@@ -140,7 +140,6 @@ ACCEPTED: tuple[Accepted, ...] = (
         "the cluster's nodes are told where classic Swarm told them",
     ),
     Accepted("volume inspect vol1", "Labels", "a label says on which node it is"),
-    Accepted("image inspect no-such", "[Nn]o such image", "no node has it: one sentence for all of them"),
     Accepted("network connect no-such no-such", "no-such", "the network is looked for before the container, which may be on any node"),
     # ---- requests ------------------------------------------------------------------------------------------------------------
     Accepted("GET /v(9.99|1.0)/", "client version", "another range of versions; always JSON"),
