@@ -8,6 +8,7 @@ the filter `all` says otherwise, and clients tell their users so; an Engine befo
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -51,15 +52,7 @@ async def instead(engine: Engine, method: str, path: str) -> Answer | None:
         return _refusal(400, f"{engine.name} speaks API {spoken} {why}")
     if not prunes or before(asked, ANONYMOUS_SINCE) or not before(spoken, ANONYMOUS_SINCE):
         return None
-    try:
-        wanted = filters.parse(given.get("filters", ""), _PRUNE_FILTERS)
-        everything = wanted.flag("all")
-    except ApiError as error:
-        return _refusal(error.status, error.message)
-    if not everything:
-        return await _prune_anonymous(engine, wanted)
-    kept = codec.encode({key: list(values) for key, values in wanted.values.items() if key != "all"}).decode().strip()
-    return await engine.ask("POST", f"/volumes/prune?filters={quote(kept, safe='')}")
+    return await prune_volumes(engine, path)
 
 
 def unable(method: str, path: str, given: dict[str, str], asked: str, spoken: str) -> str:
@@ -74,7 +67,14 @@ def _refusal(status: int, message: str) -> Answer:
     return Answer(status, {}, codec.encode({"message": message}))
 
 
-async def _prune_anonymous(engine: Engine, wanted: Filters) -> Answer:
+async def prune_volumes(engine: Engine, path: str, spared: Collection[str] = ()) -> Answer:
+    """POST `path`, a /volumes/prune with version and query, whatever the Engine's own version; `spared` stay."""
+    asked = version_of(path)
+    try:
+        wanted = filters.parse(parse_qs(urlsplit(path).query).get("filters", [""])[0], _PRUNE_FILTERS)
+        everything = (bool(asked) and before(asked, ANONYMOUS_SINCE)) or wanted.flag("all")
+    except ApiError as error:
+        return _refusal(error.status, error.message)
     used = await engine.ask("GET", "/system/df")
     if not used.ok:
         return used
@@ -82,10 +82,11 @@ async def _prune_anonymous(engine: Engine, wanted: Filters) -> Answer:
     for volume in used.json().get("Volumes") or ():
         usage, labels = volume.get("UsageData") or {}, volume.get("Labels")
         kept = any(Filters({"label": (label,)}).labels(labels) for label in wanted.get("label!"))
-        if usage.get("RefCount") != 0 or not is_anonymous(volume) or kept or not wanted.labels(labels):
+        meant = everything or is_anonymous(volume)
+        if usage.get("RefCount") != 0 or not meant or kept or volume["Name"] in spared or not wanted.labels(labels):
             continue
         # somebody may use it by now: then it stays
-        if (await engine.ask("DELETE", f"/volumes/{volume['Name']}")).ok:
+        if (await engine.ask("DELETE", f"/volumes/{quote(volume['Name'], safe='')}")).ok:
             gone.append(volume["Name"])
             reclaimed_bytes += max(usage.get("Size", 0), 0)
     return Answer(200, {}, codec.encode({"VolumesDeleted": gone, "SpaceReclaimed": reclaimed_bytes}))

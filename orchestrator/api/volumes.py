@@ -98,10 +98,7 @@ async def remove_volume(request: web.Request) -> web.StreamResponse:
     """Where it is in use somewhere it stays everywhere: the node with its user refuses."""
     name, members = _named(request)
     query = "?force=1" if access.flag(request, "force") else ""
-    wanted = codec.encode({"name": [name], "dangling": ["false"]}).decode().strip()
-    in_use = await broadcast.ask(request, "GET", f"/volumes?filters={quote(wanted, safe='')}", members=members, patience=LIST)
-    users = [member for member, answer in in_use.values() if any(volume["Name"] == name for volume in answer.get("Volumes") or ())]
-    members = users or members
+    members = [member for member, volume in await _in_use(request, members) if volume["Name"] == name] or members
     replies = await broadcast.ask(request, "DELETE", f"/volumes/{quote(name, safe='')}{query}", members=members)
     broadcast.outcome(replies, "removed from")
     response = web.Response(status=204)
@@ -114,12 +111,21 @@ async def prune_volumes(request: web.Request) -> web.StreamResponse:
     wanted = access.any_filters_of(request)
     path = asked_path(request, f"/volumes/prune{with_filters(request, wanted, without=NODE_FILTER)}")
     engines = engines_of(request)
+    # in use on any node: unused where it is not, but the same volume to whoever asks here
+    in_use = {volume["Name"] for _, volume in await _in_use(request, engines.members())}
 
     async def ask(member: Member) -> Answer:
-        return await newer_requests.ask(engines.engine(member), "POST", path)
+        engine = engines.engine(member)
+        return await (newer_requests.prune_volumes(engine, path, in_use) if in_use else newer_requests.ask(engine, "POST", path))
 
     replies = await engines.each(ask, members_of(request, wanted.get(NODE_FILTER)), CHANGE)
     return broadcast.pruned(replies, "VolumesDeleted", "their volumes")
+
+
+async def _in_use(request: web.Request, members: Sequence[Member]) -> list[tuple[Member, Json]]:
+    filters = quote(codec.encode({"dangling": ["false"]}).decode().strip(), safe="")
+    replies = await broadcast.ask(request, "GET", f"/volumes?filters={filters}", members=members, patience=LIST)
+    return [(member, volume) for member, answer in replies.values() for volume in answer.get("Volumes") or ()]
 
 
 def _named(request: web.Request) -> tuple[str, list[Member]]:
