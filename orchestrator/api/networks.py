@@ -6,7 +6,7 @@ manager/controlapi/network.go.
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import ipaddress
 from collections.abc import Sequence
 from typing import Any
@@ -29,10 +29,10 @@ from orchestrator.ids import new_id
 from orchestrator.model import IPAM, Claim, Network, Node, Service, is_attachment, terminal
 from orchestrator.store.base import Change, Delete, Put, Store
 from orchestrator.store.snapshot import Snapshot
+from orchestrator.store.subscription import wait_for
 
 # The leader's allocator answers within milliseconds; without a leader the network is there all the same, only not yet allocated.
 _ALLOCATION_WAIT_S = 2.0
-_POLL_S = 0.01
 
 
 async def list_networks(request: web.Request) -> web.StreamResponse:
@@ -271,6 +271,8 @@ def _unencrypted_nodes(snapshot: Snapshot) -> str:
 
 def _refuse_overlap(snapshot: Snapshot, network: Network) -> None:
     chosen = [ipaddress.ip_network(config.subnet, strict=False) for config in network.ipam.config or ()]
+    if not chosen:
+        return
     for other in sorted(snapshot.all(Network), key=lambda other: other.name):
         for config in other.ipam.config or ():
             if not config.subnet:
@@ -285,13 +287,13 @@ def _refuse_overlap(snapshot: Snapshot, network: Network) -> None:
 
 async def _allocated(store: Store, id: str) -> None:
     """`docker network inspect` right after the creation shows the subnet, as it does with Docker."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + _ALLOCATION_WAIT_S
-    while loop.time() < deadline:
-        network = store.snapshot().network(id)
-        if network is None or (network.mesh_vni and network.ipam.config):
-            return
-        await asyncio.sleep(_POLL_S)
+
+    def is_there(snapshot: Snapshot) -> bool:
+        network = snapshot.network(id)
+        return network is None or bool(network.mesh_vni and network.ipam.config)
+
+    with contextlib.suppress(TimeoutError):
+        await wait_for(store, is_there, _ALLOCATION_WAIT_S)
 
 
 def _users(snapshot: Snapshot, network: Network) -> list[str]:

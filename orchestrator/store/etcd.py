@@ -217,11 +217,12 @@ class EtcdStore:
 
     def _publish(self, snapshot: Snapshot, events: list[Event]) -> None:
         self._snapshot = snapshot
-        self._subscribers.publish(snapshot, events)
+        # woken before those who follow: a client waits for whoever has written
         while self._waiters and self._waiters[0][0] <= snapshot.revision:
             waiter = heapq.heappop(self._waiters)[2]
             if not waiter.done():
                 waiter.set_result(None)
+        self._subscribers.publish(snapshot, events)
 
     async def _follow(self) -> None:
         """List and watch for ever. Errors are told once a burst; every failed try goes to the next endpoint."""
