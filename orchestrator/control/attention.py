@@ -11,7 +11,7 @@ from __future__ import annotations
 from orchestrator.control.defaults import replicas
 from orchestrator.control.endpoints import ingress_of, is_complete, wants_vip
 from orchestrator.control.labels import STATEFUL
-from orchestrator.control.placement_labels import REBALANCE
+from orchestrator.control.placement_labels import REBALANCE, priority_of
 from orchestrator.control.ports import is_of_port
 from orchestrator.control.residents import Resident, to_follow
 from orchestrator.control.slots import dirty, is_updating, mode_of, wanted
@@ -21,7 +21,7 @@ from orchestrator.store.snapshot import Snapshot
 
 class Attention:
     """Also told by ids: `port_claims`, of published ports; `historic`, the services that have tasks which are not wanted any more, those
-    that are gone included; `ownerless`, the services that are gone and have tasks."""
+    that are gone included; `ownerless`, the services that are gone and have tasks; `priorities`, of the services whose priority isn't 0."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._build(snapshot)
@@ -35,6 +35,7 @@ class Attention:
         self.port_claims = {claim.id for claim in snapshot.all(Claim) if is_of_port(claim.id)}
         self.historic: set[str] = set()
         self.ownerless: set[str] = set()
+        self.priorities: dict[str, int] = {}
         for id in {*snapshot.tasks_by_service, *(service.id for service in snapshot.all(Service))}:
             self._judge(id)
 
@@ -75,6 +76,10 @@ class Attention:
         service, tasks = self._shown.service(id), self._shown.tasks_of_service(id)
         _set(self.historic, id, any(not wanted(task) for task in tasks))
         _set(self.ownerless, id, service is None and bool(tasks))
+        if priority := priority_of(service):
+            self.priorities[id] = priority
+        else:
+            self.priorities.pop(id, None)
         _set(self._with_vip, id, service is not None and wants_vip(service.spec))
         if service is None or self._is_settled(service, tasks):
             if self._unsettled.pop(id, None) is not None:

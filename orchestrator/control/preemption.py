@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from orchestrator.control.attention import attention
 from orchestrator.control.columns import Ints, Mask
 from orchestrator.control.demand import Demand, HostPort, host_ports
 from orchestrator.control.ledger import Amounts, Ledger
@@ -32,7 +33,9 @@ _ASSIGNED = STATE_ORDER[TaskState.ASSIGNED]
 
 def lowest_priority(snapshot: Snapshot) -> int:
     """Of all services; tasks of none of them can be displaced by a task that has no higher one."""
-    return min((priority_of(service) for service in snapshot.all(Service)), default=0)
+    priorities = attention(snapshot).priorities
+    others = [0] if snapshot.count(Service) > len(priorities) else []
+    return min([*priorities.values(), *others], default=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from orchestrator.control.attention import Attention
 from orchestrator.control.context import Context
 from orchestrator.control.endpoints import is_complete, of_new_service
 from orchestrator.control.loops import LOOPS
-from orchestrator.control.placement_labels import REBALANCE
+from orchestrator.control.placement_labels import PRIORITY, REBALANCE, priority_of
 from orchestrator.control.residents import Resident
 from orchestrator.control.steps import Decision, Loop
 from orchestrator.model import (
@@ -49,6 +49,7 @@ class Everything(Attention):
         self.port_claims = {claim.id for claim in snapshot.all(Claim) if claim.id.startswith("port/")}
         self.historic = set(snapshot.tasks_by_service)
         self.ownerless = {id for id in snapshot.tasks_by_service if snapshot.service(id) is None}
+        self.priorities = {service.id: priority_of(service) for service in snapshot.all(Service)}
 
     def follow(self, snapshot: Snapshot) -> None:
         self._build(snapshot)
@@ -87,7 +88,8 @@ def check_followed(snapshot: Snapshot) -> None:
     followed, built = attention.attention(snapshot), Attention(snapshot)
     assert followed.unsettled() == built.unsettled()
     assert all(service is snapshot.service(service.id) for service in followed.unsettled())
-    assert (followed.historic, followed.ownerless, followed.port_claims) == (built.historic, built.ownerless, built.port_claims)
+    for one in ("historic", "ownerless", "port_claims", "priorities"):
+        assert getattr(followed, one) == getattr(built, one), one
 
 
 def names_of(unsettled: list[Service]) -> list[str]:
@@ -102,6 +104,7 @@ SPECS: dict[str, ServiceSpec] = {
     "local": spec("local", 1, networks=("host",), ports=[PortConfig(target_port=53, published_port=53, publish_mode="host")]),
     "agent": spec("agent", None),
     "spread": spec("spread", 3, networks=(), labels={REBALANCE: "true"}),
+    "poor": spec("poor", 1, networks=(), labels={PRIORITY: "-5"}),
     "db": replace(stateful(2, volume=True), name="db"),
     "job": job(2),
 }
