@@ -85,7 +85,9 @@ async def _carry(request: web.Request, connection: Duplex) -> web.StreamResponse
     transport.set_protocol(ours)
     ours.connection_made(transport)
     client_out = asyncio.StreamWriter(transport, ours, client_in, loop)
-    to_client = loop.create_task(_pump_out(connection, client_out))
+    # a build's session is HTTP/2, where words would be a frame that nobody understands
+    has_words = request.headers["Upgrade"].lower() == "tcp"
+    to_client = loop.create_task(_pump_out(connection, client_out, has_words))
     from_client = loop.create_task(_pump_in(client_in, connection, transport.get_extra_info("socket")))
     try:
         await asyncio.wait({to_client, from_client}, return_when=asyncio.FIRST_COMPLETED)
@@ -101,8 +103,8 @@ async def _carry(request: web.Request, connection: Duplex) -> web.StreamResponse
     return _Hijacked()
 
 
-async def _pump_out(connection: Duplex, writer: asyncio.StreamWriter) -> None:
-    """Until the Engine's end, or until it breaks off: then with words."""
+async def _pump_out(connection: Duplex, writer: asyncio.StreamWriter, has_words: bool) -> None:
+    """Until the Engine's end, or until it breaks off: then with words, where there is a place for them."""
     try:
         writer.write(connection.head)
         beginning = b""
@@ -111,8 +113,8 @@ async def _pump_out(connection: Duplex, writer: asyncio.StreamWriter) -> None:
                 chunk = await connection.read()
             except ConnectionError as error:
                 log.warning("upgraded connection broke error=%s", error)
-                chunk = last_words(beginning, str(error))
-                writer.write(chunk)
+                if has_words:
+                    writer.write(last_words(beginning, str(error)))
                 break
             if not chunk:
                 break

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.api.app import serve_unix
+from orchestrator.api.remote_engine import _RequestDuplex
 from orchestrator.errors import ConfigError
 from tests.orchestrator.api.fakes import FakeEngine, Setup, a_node, other_node
 
@@ -164,6 +165,29 @@ async def test_a_client_that_reads_nothing_stops_the_container_instead_of_fillin
             assert await reader.read(1024 * 1024)
         writer.transport.abort()
         await way.engine.client_gone.wait()
+
+
+@pytest.mark.parametrize(("protocol", "words"), [(b"tcp", b"\r\nthe way is lost\r\n"), (b"h2c", b"")])
+async def test_what_breaks_off_ends_with_words_where_they_are_read(
+    manager: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: bytes, words: bytes
+) -> None:
+    """A container's terminal; not the HTTP/2 of a build's session, for which they would be nonsense."""
+
+    async def lost(duplex: object) -> bytes:
+        monkeypatch.undo()
+        monkeypatch.setattr(_RequestDuplex, "read", broken)
+        return b"hello\n"
+
+    async def broken(duplex: object) -> bytes:
+        raise ConnectionResetError("the way is lost")
+
+    monkeypatch.setattr(_RequestDuplex, "read", lost)
+    async with asyncio.timeout(20), other_node(manager, tmp_path, a_node("nb", "node-b"), FakeEngine().app()):
+        reader, writer = await asyncio.open_unix_connection(manager.socket)
+        writer.write(ATTACH.replace(b"Upgrade: tcp", b"Upgrade: " + protocol) % (b"c1", b"&node=node-b", b"Content-Length: 0\r\n"))
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.read() == b"hello\n" + words
+        writer.close()
 
 
 async def test_an_engine_that_hangs_on_a_registry_is_not_waited_for(node: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
