@@ -34,6 +34,8 @@ _WORDS = tuple(
         (_TIME, "<time>"),
         (r"(?:sha256:)?\b[0-9a-f]{64}\b", "<hash>"),
         (r"\b[0-9a-z]{25}\b", "<id>"),
+        (r"\b[0-9a-f]{12}\b", "<id>"),
+        (r"(?<=docker-import-)\d+", "<number>"),
         (r"(?<=\.)[0-9a-z]{12}(?=@)", "<id>"),
         (r"\b(?:(?:[Aa]bout|[Ll]ess than) )?(?:an?|\d+) (?:second|minute|hour)s?(?: ago)?\b", "<ago>"),
     )
@@ -43,8 +45,8 @@ _SHORT_ID = re.compile(r"[0-9a-z]{12}")
 _TABLE_OF_IDS = re.compile(r"(?:\w+ )?ID\s{2,}")
 # members of JSON objects whose values say nothing here
 _UNTOLD = {
-    "Index": "<index>", "PID": "<pid>", "EndpointID": "<endpoint>", "MacAddress": "<mac>", "LocalLBIndex": "<mark>",
-    "NFd": "<count>", "NGoroutines": "<count>", "NEventsListener": "<count>",
+    "Index": "<index>", "PID": "<pid>", "Pid": "<pid>", "EndpointID": "<endpoint>", "MacAddress": "<mac>", "LocalLBIndex": "<mark>",
+    "Created": "<time>", "NFd": "<count>", "NGoroutines": "<count>", "NEventsListener": "<count>",
     "CertIssuerSubject": "<bytes>", "CertIssuerPublicKey": "<bytes>",
     "com.docker.network.driver.overlay.vxlanid_list": "<vni>",
 }  # fmt: skip
@@ -74,12 +76,21 @@ def _json_lines(text: str, names: Mapping[str, str]) -> list[str] | None:
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict) and value:
         for key, member in sorted(value.items()):
-            yield from _leaves(f"{path}.{key}", member if member in ("", None) else _UNTOLD.get(key, member))
+            yield from _leaves(f"{path}.{key}", _told(key, member))
     elif isinstance(value, list) and value:
         for index, member in enumerate(value):
             yield from _leaves(f"{path}[{index}]", member)
     else:
         yield path, value
+
+
+def _told(key: str, member: Any) -> Any:
+    if member in ("", None) or (key == "Pid" and member == 0):
+        return member
+    if key == "Mounts" and isinstance(member, list):
+        # an Engine keeps them in a map; in what was asked for they are in order, and called Target
+        return sorted(member, key=lambda mount: str(mount.get("Destination", "")))
+    return _UNTOLD.get(key, member)
 
 
 def _text_lines(text: str, names: Mapping[str, str]) -> list[str]:

@@ -16,8 +16,9 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from orchestrator.lab.lab import LabError
 from tests.replay import differences, normalise
-from tests.replay.differences import ACCEPTED
+from tests.replay.differences import Accepted
 from tests.replay.normalise import Outcome
 from tests.replay.players import SORTED, Side
 from tests.replay.scenarios import Scenario
@@ -47,6 +48,7 @@ class Step:
     line: str
     engine: Sequence[str]
     mesh: Sequence[str]
+    accepted: Sequence[Accepted]
 
     @property
     def differences(self) -> list[tuple[str, str]]:
@@ -54,10 +56,27 @@ class Step:
 
     @property
     def unexplained(self) -> list[tuple[str, str]]:
-        return differences.unexplained(self.differences, ACCEPTED)[0]
+        return differences.unexplained(self.differences, self.accepted)[0]
 
 
-def play(engine: Side, mesh: Side, clis: Sequence[Path], order: Sequence[Scenario]) -> Iterator[Step]:
+def complaints(
+    engine: Side, mesh: Side, clis: Sequence[Path], order: Sequence[Scenario], accepted: Sequence[Accepted], *, whole: bool = True
+) -> list[str]:
+    """What differs and isn't accepted, a line each; where the whole is played, also what is accepted and doesn't differ."""
+    steps, told = [], []
+    try:
+        for step in play(engine, mesh, clis, order, accepted):
+            steps.append(step)
+            told += [f"not accepted: {line}\n    $ {command}" for command, line in step.unexplained]
+    except LabError as error:
+        told.append(str(error))
+    if whole and not told:
+        _, stale = differences.unexplained([found for step in steps for found in step.differences], accepted)
+        told += [f"accepted, but not met: {entry.commands} | {entry.line}" for entry in stale]
+    return told
+
+
+def play(engine: Side, mesh: Side, clis: Sequence[Path], order: Sequence[Scenario], accepted: Sequence[Accepted]) -> Iterator[Step]:
     """Every scenario with every CLI, one after the other; those that are played once, with the last. LabError: a poll came to nothing."""
     patience_s = _PATIENCE_S
     with ThreadPoolExecutor(2) as pool:
@@ -67,18 +86,18 @@ def play(engine: Side, mesh: Side, clis: Sequence[Path], order: Sequence[Scenari
                 sides = [replace(side, program=str(cli), values={**side.values, **values}) for side in (engine, mesh)]
                 for line in scenario.lines():
                     began_s = time.monotonic()
-                    step = _step(pool, cli, line, sides)
+                    step = _step(pool, cli, line, sides, accepted)
                     while step is not None and step.unexplained and only_asks(line):
                         if time.monotonic() - began_s > min(_AGREE_S, patience_s):
                             patience_s -= _AGREE_S
                             break
                         time.sleep(_AGAIN_S)
-                        step = _step(pool, cli, line, sides)
+                        step = _step(pool, cli, line, sides, accepted)
                     if step is not None:
                         yield step
 
 
-def _step(pool: Executor, cli: Path, line: str, sides: Sequence[Side]) -> Step | None:
+def _step(pool: Executor, cli: Path, line: str, sides: Sequence[Side], accepted: Sequence[Accepted]) -> Step | None:
     """None: nothing to compare."""
     outcomes = pool.map(_outcome, sides, [line] * len(sides))
     told = [normalise.lines(outcome, side.names) for side, outcome in zip(sides, outcomes, strict=True) if outcome is not None]
@@ -86,7 +105,7 @@ def _step(pool: Executor, cli: Path, line: str, sides: Sequence[Side]) -> Step |
         return None
     if line.startswith(SORTED):
         told = [sorted(lines) for lines in told]
-    return Step(cli, line, *told)
+    return Step(cli, line, *told, accepted)
 
 
 def _outcome(side: Side, line: str) -> Outcome | None:

@@ -22,6 +22,12 @@ NAMES = {"192.0.2.1": "<address>", "node-1": "<node>"}
         ("abcdefabcdef\n", "zzzzzzzzzzzz\n"),
         ("-----BEGIN CERTIFICATE-----\nMII\n-----END CERTIFICATE-----\n", "-----BEGIN CERTIFICATE-----\nABC\n-----END CERTIFICATE-----\n"),
         (" Runtimes: b a", " Runtimes: a b"),
+        ("container 0123456789ab is running", "container ba9876543210 is running"),
+        (
+            json.dumps({"Mounts": [{"Destination": "/a"}, {"Destination": "/b"}]}),
+            json.dumps({"Mounts": [{"Destination": "/b"}, {"Destination": "/a"}]}),
+        ),
+        (json.dumps({"Pid": 5, "Created": 7}), json.dumps({"Pid": 6, "Created": 8})),
         (json.dumps({"Version": {"Index": 5}, "ID": "x"}), json.dumps({"ID": "x", "Version": {"Index": 7}})),
         (json.dumps({"C": {"a" * 64: 1, "b" * 64: 2}}), json.dumps({"C": {"f" * 64: 2, "0" * 64: 1}})),
     ],
@@ -38,6 +44,8 @@ def test_the_same(one: str, other: str) -> None:
         (json.dumps({"Index": 1, "State": "running"}), json.dumps({"Index": 1, "State": "failed"})),
         (json.dumps({"MacAddress": ""}), json.dumps({"MacAddress": "02:42:0a:00:00:02"})),
         (json.dumps([1, 2]), json.dumps([2, 1])),
+        (json.dumps({"Pid": 0}), json.dumps({"Pid": 6})),
+        (json.dumps({"Mounts": [{"Target": "/a"}, {"Target": "/b"}]}), json.dumps({"Mounts": [{"Target": "/b"}, {"Target": "/a"}]})),
         ("Running 5 seconds ago", "Failed 5 seconds ago"),
     ],
 )

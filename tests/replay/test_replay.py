@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from orchestrator.lab.lab import LabError, Node
-from tests import debian
-from tests.replay import differences, scenarios
+from tests.replay import scenarios
+from tests.replay.clis import clis
 from tests.replay.differences import ACCEPTED
-from tests.replay.play import play
+from tests.replay.play import complaints
 from tests.replay.players import Side
-from tests.replay.sides import engines_and_mesh
+from tests.replay.sides import engines_and_mesh, side
 
 pytestmark = [
     pytest.mark.cluster,
@@ -25,8 +23,6 @@ pytestmark = [
 ]
 
 _NODES = 3
-# Debian's package docker.io, whatever else is called docker here
-_DEBIANS_CLI = Path("/usr/bin/docker")
 _STACK = """
 version: "3.8"
 services:
@@ -39,16 +35,6 @@ services:
 secrets: {s1: {file: ./payload}}
 configs: {c1: {file: ./payload}}
 """
-
-
-@pytest.fixture(scope="module")
-def clis() -> list[Path]:
-    try:
-        debian.fetch(["docker-cli"])
-        return [_DEBIANS_CLI, debian.program("docker-cli", "usr/bin/docker")]
-    except debian.Missing as error:
-        warnings.warn(str(error), stacklevel=1)
-        return [_DEBIANS_CLI]
 
 
 @pytest.fixture(scope="module")
@@ -65,28 +51,11 @@ def sides() -> Iterator[tuple[Side, Side]]:
         }
         with engines_and_mesh(directory, _NODES) as (engines, mesh):
             yield (
-                _side("engine", {node: node.layout.engine_socket for node in engines.nodes}, values),
-                _side("mesh", {node: node.layout.meshd_socket for node in mesh.nodes}, values),
+                side("engine", {node: node.layout.engine_socket for node in engines.nodes}, values, directory),
+                side("mesh", {node: node.layout.meshd_socket for node in mesh.nodes}, values, directory),
             )
 
 
-def _side(name: str, sockets: Mapping[Node, Path], values: Mapping[str, str]) -> Side:
-    (first, socket), *others = sockets.items()
-    places = {"node": first.name, "address": first.address}
-    for node, _ in others:
-        places |= {f"node-{node.layout.index}": node.name, f"address-{node.layout.index}": node.address}
-    return Side(name, socket, str(_DEBIANS_CLI), {**values, **places}, {node.name: there for node, there in others})
-
-
-def test_a_mesh_answers_as_engines_in_swarm_mode_do(sides: tuple[Side, Side], clis: list[Path]) -> None:
-    steps, told = [], []
-    try:
-        for step in play(*sides, clis, scenarios.ORDER):
-            steps.append(step)
-            told += [f"not accepted: {line}\n    $ {command}" for command, line in step.unexplained]
-    except LabError as error:
-        told.append(str(error))
-    if not told:
-        _, stale = differences.unexplained([found for step in steps for found in step.differences], ACCEPTED)
-        told += [f"accepted, but not met: {entry.commands} | {entry.line}" for entry in stale]
+def test_a_mesh_answers_as_engines_in_swarm_mode_do(sides: tuple[Side, Side]) -> None:
+    told = complaints(*sides, clis(), scenarios.ORDER, ACCEPTED)
     assert not told, "\n".join(told)

@@ -5,6 +5,9 @@
     sorted service ps web           ... its lines have no order
     poll PATTERN :: service ls      ... asked until its output matches; not compared
     GET /v1.24/nodes                a request; the rest of the line is its body
+    sh: docker ps | wc -l           a line of bash in a directory of the side's own: `docker` is the CLI, $SOCKET its daemon's socket
+    tty: run -it ... :: expect # :: type exit 3\\n :: resize 40x120
+                                    the CLI on a terminal; what it is told to expect must come, its exit code is compared
     py: api.services()              a call of docker-py's: `client` is a DockerClient, `api` its APIClient; `name = ...` keeps the result
 
 `{image}`, `{node}`, `{node-2}` (hostnames), `{address}`, `{address-2}`, `{nowhere}` (a constraint no node meets), `{cli}` (1: the first),
@@ -25,10 +28,11 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """once: nothing in it depends on which CLI plays it."""
+    """once: nothing in it depends on which CLI plays it. quick: played where there is a minute only (REPLAY=quick)."""
 
     name: str
     once: bool = False
+    quick: bool = False
 
     def lines(self) -> list[str]:
         return list(lines((Path(__file__).parent / f"{self.name}.txt").read_text()))
@@ -59,4 +63,27 @@ ORDER = (
     Scenario("docker_py", once=True),
     Scenario("roles", once=True),
     Scenario("leaving", once=True),
+)
+
+# of containers, images, volumes and an Engine's own networks: one Engine beside a cluster
+CONTAINERS = (
+    Scenario("containers/nothing_there", quick=True),
+    Scenario("containers/run"),
+    Scenario("containers/life", quick=True),
+    Scenario("containers/logs"),
+    Scenario("containers/exec"),
+    Scenario("containers/terminals", quick=True),
+    Scenario("containers/attached", quick=True),
+    Scenario("containers/copies"),
+    Scenario("containers/inspections", quick=True),
+    Scenario("containers/shared"),
+    Scenario("containers/images"),
+    Scenario("containers/builds"),
+    Scenario("containers/volumes", quick=True),
+    Scenario("containers/networks"),
+    Scenario("containers/published"),
+    Scenario("containers/events"),
+    Scenario("containers/the_machine"),
+    Scenario("containers/requests", once=True, quick=True),
+    Scenario("containers/docker_py", once=True),
 )
