@@ -32,6 +32,9 @@ services:
     secrets: [s1]
     configs: [c1]
     deploy: {replicas: 0, labels: {a: b}, update_config: {monitor: 1s}}
+  there:
+    image: "meshd/demo:v1"
+    deploy: {placement: {constraints: [node.hostname==node-2]}, update_config: {monitor: 1s}}
 secrets: {s1: {file: ./payload}}
 configs: {c1: {file: ./payload}}
 """
