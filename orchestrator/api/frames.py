@@ -5,7 +5,7 @@ Pure: no I/O; bytes in, lines out, however they are cut. Source: moby pkg/stdcop
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from orchestrator.errors import RemoteProtocolError
@@ -75,10 +75,14 @@ def frame(stream: int, payload: bytes) -> bytes:
     return bytes((stream, 0, 0, 0)) + len(payload).to_bytes(4, "big") + payload
 
 
-def shown(line: Line, *, timestamps: bool, details: str) -> bytes:
-    """`<timestamp> <details> <message>`, what was asked for of it."""
-    head = (f"{line.timestamp} " if timestamps else "") + (f"{details} " if details else "")
-    return head.encode() + line.message
+def shown(line: Line, *, timestamps: bool, details: Collection[str]) -> bytes:
+    """`<timestamp> <details> <message>`, what was asked for of it. details: to be added to those that the line begins with."""
+    message = line.message
+    head = f"{line.timestamp} " if timestamps else ""
+    if details:
+        own, _, message = message.partition(b" ")
+        head += ",".join(sorted([*(part for part in own.decode(errors="replace").split(",") if part), *details])) + " "
+    return head.encode() + message
 
 
 def _line(stream: int, payload: bytes) -> Line:

@@ -57,6 +57,7 @@ from orchestrator.store.base import Change, Delete, Put
 from orchestrator.store.memory import MemoryStore
 from orchestrator.store.snapshot import Snapshot
 from tests.orchestrator.api.fake_events import FakeEvents
+from tests.orchestrator.api.fake_logs import FakeLogs
 
 
 def now() -> datetime:
@@ -177,8 +178,7 @@ class FakeEngine:
         self.asked: list[tuple[str, str]] = []
         self.bodies: list[bytes] = []
         self.waiting = asyncio.Event()
-        self.logs: dict[str, bytes] = {}
-        self.log_queries: list[dict[str, str]] = []
+        self.logs = FakeLogs()
         self.stdin = b""
         # of the newest connection that left HTTP behind: (name, value), as they came
         self.attached_with: list[tuple[str, str]] = []
@@ -196,7 +196,7 @@ class FakeEngine:
             app.router.add_get(f"{path}/version", self._version)
             app.router.add_get(f"{path}/info", self._info)
             app.router.add_get(f"{path}/networks", self._networks)
-            app.router.add_get(f"{path}/containers/{{id}}/logs", self._logs)
+            app.router.add_get(f"{path}/containers/{{id}}/logs", self.logs.serve)
         app.router.add_get(prefix + "/containers/json", self._containers)
         app.router.add_get(prefix + "/containers/{id}/json", self._container)
         app.router.add_get(prefix + "/images/{name:.+}/json", self._image)
@@ -294,15 +294,6 @@ class FakeEngine:
 
     async def _unknown(self, request: web.Request) -> web.Response:
         return web.json_response({"message": "page not found"}, status=404)
-
-    async def _logs(self, request: web.Request) -> web.StreamResponse:
-        self.log_queries.append(dict(request.query))
-        answer = web.StreamResponse()
-        await answer.prepare(request)
-        await answer.write(self.logs[request.match_info["id"]])
-        if "follow" in request.query:
-            await asyncio.Event().wait()
-        return answer
 
     async def _attach(self, request: web.Request) -> web.StreamResponse:
         """Answers what it was sent in capitals, and only after the end of input says goodbye."""

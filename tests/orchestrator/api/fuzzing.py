@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from orchestrator.control.context import Context
 from orchestrator.control.loops import LOOPS
 from orchestrator.control.steps import applied
+from orchestrator.model import Object
 from orchestrator.store.snapshot import Snapshot
 from tests.orchestrator.api.fakes import now
 
@@ -30,3 +31,8 @@ def loops_run(snapshot: Snapshot) -> None:
     context = Context(now=now() + timedelta(minutes=5), new_id=lambda: f"new{next(ids)}")
     for loop in LOOPS:
         snapshot = applied(snapshot, loop(snapshot, context).steps)
+
+
+def objects(snapshot: Snapshot) -> dict[tuple[str, str], Object]:
+    """All of them, to be compared."""
+    return {(kind, id): obj for kind, table in snapshot.tables.items() for id, obj in table.items()}

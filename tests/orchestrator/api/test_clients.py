@@ -216,7 +216,7 @@ async def test_cli_logs(cluster: Setup, cli: Cli) -> None:
     task = next(cluster.store.snapshot().all(Task))
     assert task.status.container_status is not None
     line = frame(1, b"2026-01-01T00:00:01.000000000Z hello\n")
-    cluster.engine.logs[task.status.container_status.container_id] = line
+    cluster.engine.logs.logs[task.status.container_status.container_id] = line
     async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(cluster.backend.engine_socket)) as session:
         cluster.backend.engines[cluster.backend.node_id] = (session, "http://engine")
         shown = await cli("service", "logs", "logger")

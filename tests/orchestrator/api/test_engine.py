@@ -90,6 +90,17 @@ async def test_exec_logs_copy_and_the_rest(cli: Cli, tmp_path: Path) -> None:
     assert "Server Version: 20.10" in await cli("info")
 
 
+async def test_details_of_a_log_line_come_before_it_and_may_be_none(cli: Cli, dockerd: Engine) -> None:
+    """What `frames.shown` builds on."""
+    for options, expected in ((["-l", "tier=x", "--log-opt", "labels=tier"], b"tier=x text\n"), ([], b" text\n")):
+        id = await cli("run", "-d", "--network", "none", *options, "bb:1", "echo", "text")
+        await cli("wait", id)
+        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(dockerd.directory / "docker.sock"))) as session:
+            async with session.get(f"http://d/v1.41/containers/{id}/logs?stdout=1&details=1") as response:
+                assert (await response.read())[8:] == expected
+        await cli("rm", id)
+
+
 async def test_an_image_of_a_registry_that_cannot_be_asked_does_not_hold_up(cli: Cli) -> None:
     async with asyncio.timeout(8):
         error = await cli("service", "create", "-d", "busybox", fails=True)
