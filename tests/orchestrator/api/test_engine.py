@@ -13,11 +13,14 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from orchestrator.api.app import serve_unix
+from orchestrator.api.app import serve, serve_unix
+from orchestrator.api.endpoints import TcpEndpoint
 from orchestrator.lab import image
+from tests.lab import programs
 from tests.orchestrator.agent.conftest import Engine
 from tests.orchestrator.api.fakes import FakeBackend
 from tests.orchestrator.api.test_clients import Cli, needs_cli
+from tests.orchestrator.api.tls import files, free_port
 
 pytestmark = [pytest.mark.engine, needs_cli]
 
@@ -141,3 +144,28 @@ async def test_events_are_filtered_as_the_engine_filters_them(cli: Cli, dockerd:
         assert await told(cli.environment["DOCKER_HOST"].removeprefix("unix://"), filters) == await told(
             str(dockerd.directory / "docker.sock"), filters
         ), filters
+
+
+@pytest.mark.parametrize("builder", ["BuildKit of 20.10", "buildx"])
+async def test_a_build_and_its_session_over_tls(dockerd: Engine, tmp_path: Path, certificates: Path, builder: str) -> None:
+    """The session is HTTP/2 on a connection that has left HTTP/1.1 behind; a context goes one way through it, a result the other."""
+    config, context, result = (tmp_path / name for name in ("config", "context", "result"))
+    for directory in (config, context):
+        directory.mkdir()
+    program = programs.newest(config, "docker-buildx") if builder == "buildx" else programs.stable(config, buildkit=True)
+    words = [*program.words, *(["buildx"] if builder == "buildx" else []), "build"]
+    (context / "Dockerfile").write_text("FROM scratch\nCOPY data /\n")
+    (context / "data").write_bytes(os.urandom(3_000_000))
+    endpoint = TcpEndpoint("127.0.0.1", free_port(), tls=True)
+    door = {"DOCKER_HOST": f"tcp://localhost:{endpoint.port}", "DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(certificates / "alice")}
+    runner = await serve(FakeBackend(str(dockerd.directory / "docker.sock")), [endpoint], tls=files(certificates))
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *words, "-q", "-o", result, context, env={**os.environ, **program.environment, **door},
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        said, _ = await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        await runner.cleanup()
+    assert process.returncode == 0, said.decode()
+    assert (result / "data").read_bytes() == (context / "data").read_bytes()
