@@ -9,13 +9,13 @@ services, jobs, slots with an identity, updates under way) is never settled.
 from __future__ import annotations
 
 from orchestrator.control.defaults import replicas
-from orchestrator.control.endpoints import ingress_of, is_complete, wants_vip
+from orchestrator.control.endpoints import ingress_of, is_complete, targets, wants_vip
 from orchestrator.control.labels import STATEFUL
 from orchestrator.control.placement_labels import REBALANCE, priority_of
 from orchestrator.control.ports import is_of_port
 from orchestrator.control.residents import Resident, to_follow
 from orchestrator.control.slots import dirty, is_updating, mode_of, wanted
-from orchestrator.model import Claim, Network, Service, Task, TaskState, terminal
+from orchestrator.model import Claim, Network, Object, Service, Task, TaskState, terminal
 from orchestrator.store.snapshot import Snapshot
 
 
@@ -66,11 +66,18 @@ class Attention:
                 _set(self.port_claims, id, new is not None)
                 touched.update(claim.owner for claim in (old, new) if isinstance(claim, Claim))
             elif kind == "network":
-                touched |= self._with_vip
+                touched |= self._concerned_by(id, old, new)
         if any(kind == "network" for kind, _ in changed):
             self._ingress = ingress_of(snapshot.all(Network))
         for id in touched:
             self._judge(id)
+
+    def _concerned_by(self, network_id: str, *ages: Object | None) -> set[str]:
+        """The services that want a virtual IP there; of the ingress network all that want any, as those that publish don't name it."""
+        if any(isinstance(network, Network) and network.ingress for network in ages):
+            return self._with_vip
+        found = ((id, self._shown.service(id)) for id in self._with_vip)
+        return {id for id, service in found if service is not None and network_id in targets(service.spec)}
 
     def _judge(self, id: str) -> None:
         service, tasks = self._shown.service(id), self._shown.tasks_of_service(id)

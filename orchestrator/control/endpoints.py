@@ -53,8 +53,8 @@ def networks_with_vip(spec: ServiceSpec, overlay: Callable[[str], Network | None
         if ingress is None:
             raise ConfigError(NO_INGRESS)
         wanted.append(ingress)
-    for config in requested(spec.task_template.networks, spec.networks):
-        network = overlay(config.target)
+    for target in targets(spec):
+        network = overlay(target)
         if network is not None and network not in wanted:
             wanted.append(network)
     return wanted
@@ -64,8 +64,12 @@ def wants_vip(spec: ServiceSpec) -> bool:
     """On some network, if that is there."""
     if spec.endpoint_spec is not None and spec.endpoint_spec.mode == "dnsrr":
         return False
-    targets = (config.target for config in requested(spec.task_template.networks, spec.networks))
-    return publishes_ingress(spec) or any(target not in PREDEFINED for target in targets)
+    return publishes_ingress(spec) or any(target not in PREDEFINED for target in targets(spec))
+
+
+def targets(spec: ServiceSpec) -> list[str]:
+    """Ids of networks, and names of the node's own."""
+    return [config.target for config in requested(spec.task_template.networks, spec.networks)]
 
 
 def is_complete(service: Service, snapshot: Snapshot, ingress: Network | None) -> bool:
