@@ -65,6 +65,8 @@ class ControlDriver:
         self._new_id = new_id
         self._drain_deadline = drain_deadline
         self._reason = asyncio.Event()
+        # somebody waits: no rest before the next pass
+        self._urgent = asyncio.Event()
         self._complaints: dict[str, str] = {}
         self._rest_s = DEBOUNCE_S
 
@@ -81,6 +83,7 @@ class ControlDriver:
             in_doubt = False
             while (guard := self._fence()) is not None:
                 self._reason.clear()
+                self._urgent.clear()
                 try:
                     if in_doubt and self._refence is not None:
                         # the last commit may have happened: planned again without seeing it, its tasks would be made twice
@@ -167,17 +170,13 @@ class ControlDriver:
             timeout_s = min(max((wakeup - self._now()).total_seconds(), 0.0), timeout_s)
         resting = asyncio.get_running_loop().time() + self._rest_s
         await self._pause(timeout_s)
-        await asyncio.sleep(max(DEBOUNCE_S, resting - asyncio.get_running_loop().time()))
+        await _within(max(DEBOUNCE_S, resting - asyncio.get_running_loop().time()), self._urgent)
 
     async def _pause(self, timeout_s: float) -> None:
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._reason.wait()
-        except TimeoutError:
-            pass
+        await _within(timeout_s, self._reason)
 
     async def _watch(self, events: AsyncIterator[tuple[Snapshot, list[Event]]]) -> None:
-        """Turns the store's events into reasons; more than their kind is never read."""
+        """Turns the store's events into reasons; more than that is never read."""
         failures = 0
         while True:
             try:
@@ -186,12 +185,22 @@ class ControlDriver:
                     # a leader's sign of life every other second decides nothing, and a pass looks at every task
                     if any(event.kind != "leader" for event in batch):
                         self._reason.set()
+                    # who makes a network is answered when it has its addresses
+                    if any(event.kind == "network" and event.old is None for event in batch):
+                        self._urgent.set()
             except (Compacted, StoreUnavailable) as error:
                 log.info("control watch=restarted reason=%r", str(error))
             failures += 1
             await asyncio.sleep(_back_off_s(failures))
             events = self._store.watch()
             self._reason.set()
+
+
+async def _within(timeout_s: float, event: asyncio.Event) -> None:
+    """Until it is set, or so long."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from datetime import timedelta
 import msgspec
 import pytest
 
+from orchestrator.control import driver
 from orchestrator.control.context import Context, NetworkAcks
 from orchestrator.control.driver import ControlDriver
 from orchestrator.control.loops import LOOPS
@@ -72,6 +73,16 @@ async def test_a_service_becomes_assigned_tasks_in_one_write() -> None:
         await b.store.commit([Put(Service(id="s", spec=spec(replicas=20)))])
         after = await b.until(lambda s: assigned(s) == 20)
         assert after.revision - before.revision <= 3
+
+
+async def test_a_new_network_is_not_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever makes it is answered once it has its addresses."""
+    monkeypatch.setattr(driver, "DEBOUNCE_S", 3600.0)
+    async with bench() as b:
+        # the first pass follows no event, and the rest after it is an hour
+        await b.store.commit([change for change in world() if not isinstance(change, Put) or not isinstance(change.obj, Network)])
+        await b.store.commit([Put(Network(id="net", name="net", ipam=IPAM()))])
+        await b.until(lambda s: all(network.mesh_vni for network in s.all(Network)))
 
 
 async def test_more_than_a_transaction_holds() -> None:
