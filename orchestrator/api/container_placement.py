@@ -86,7 +86,8 @@ class Candidate:
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What `docker create` asks of a node. depends_on: containers that must be on it. volumes: named ones. networks: of an Engine.
-    addresses: where its ports are published, if not everywhere. means_this_machine: it mounts directories, or publishes on loopback."""
+    addresses: where its ports are published, if not everywhere. means_this_machine: it mounts directories, or publishes on loopback.
+    on_overlay: the mesh brings it its ports, no Engine."""
 
     image: str = ""
     os: str = ""
@@ -99,6 +100,7 @@ class Wanted:
     networks: frozenset[str] = frozenset()
     addresses: frozenset[str] = frozenset()
     means_this_machine: bool = False
+    on_overlay: bool = False
     permissions: frozenset[str] = frozenset()
 
 
@@ -165,6 +167,7 @@ def wanted_of(creation: Creation, platform: str, options: Mapping[str, Any], clu
         volumes=frozenset(source for source in sources if source and not source.startswith(("/", "."))),
         networks=frozenset(name for name in networks if not name.startswith("container:") and not cluster_networks(name)),
         addresses=frozenset(addresses),
+        on_overlay=any(cluster_networks(name) for name in networks),
         means_this_machine=any(source.startswith("/") for source in sources) or any(map(_is_loopback, addresses)),
         permissions=permissions.needed_by_options(options),
     )
@@ -202,6 +205,8 @@ def choose(wanted: Wanted, candidates: Sequence[Candidate]) -> Candidate:
             reasons.append(f"{reason} on {len(refused)} node{'' if len(refused) == 1 else 's'}")
     if not fitting:
         raise ApiError(409, f"no suitable node ({'; '.join(reasons) or 'the cluster has none that answers'})")
+    # Where none is free it is made all the same, as Docker does, and can be started once the port is: so containers are replaced
+    fitting = [candidate for candidate in fitting if not _collides(wanted, candidate)] or fitting
     with_image = [candidate for candidate in fitting if candidate.has_image]
     return min(with_image or fitting, key=lambda candidate: _rank(wanted, candidate))
 
@@ -234,6 +239,9 @@ def _filters(wanted: Wanted, candidates: Sequence[Candidate]) -> Iterator[tuple[
     if addresses := frozenset(candidate.node.status.addr for candidate in candidates) & wanted.addresses:
         yield lambda candidate: addresses == {candidate.node.status.addr}, "address not there"
     if wanted.ports:
+        # an Engine would not notice
+        yield lambda candidate: not _held_by_tasks(wanted, candidate), "port already in use"
+    if wanted.ports and wanted.on_overlay:
         yield lambda candidate: not _collides(wanted, candidate), "port already in use"
     if wanted.memory_bytes:
         yield lambda candidate: wanted.memory_bytes <= _free_memory_bytes(candidate), f"less than {memory_words(wanted.memory_bytes)} free"
@@ -320,8 +328,13 @@ def _is_loopback(address: str) -> bool:
         return False
 
 
+def _held_by_tasks(wanted: Wanted, candidate: Candidate) -> bool:
+    return any((protocol, port) in candidate.task_ports for protocol, _, port in wanted.ports)
+
+
 def _collides(wanted: Wanted, candidate: Candidate) -> bool:
-    return any((protocol, port) in candidate.task_ports for protocol, _, port in wanted.ports) or any(
+    """With a container that runs."""
+    return any(
         protocol == other_protocol and port == other_port and (ip == other_ip or bool({ip, other_ip} & _WILDCARDS))
         for protocol, ip, port in wanted.ports
         for present in candidate.containers

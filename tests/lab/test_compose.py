@@ -92,6 +92,9 @@ def test_a_project_with_bridges_volumes_and_health(lab: Lab, fleet: Cli, compose
     assert [name for name in sorted(shown(compose)) if "worker" in name] == ["shop-worker-1", "shop-worker-2", "shop-worker-3"]
     assert len(places(fleet)) == 1
     assert compose("run", "--rm", "-T", "worker", "wget", "-q", "-O", "-", "http://web/").endswith(" v1")
+    # while the old one still has the port
+    compose("up", "-d", "--force-recreate", "--no-deps", "-t", "0", "web")
+    wait_until(lambda: answers(switch(lab), address, 8094), DEADLINE_S, "its port answers again")
     # its data outlives it
     compose("down", "-t", "0")
     assert shown(compose) == {}

@@ -143,6 +143,10 @@ def test_ports_that_are_taken() -> None:
         assert chosen(publishing("", free), holding(""), candidate("b", 9)) == "a"
     udp = wanted({"HostConfig": {"PortBindings": {"8080/udp": [{"HostPort": "80"}]}}})
     assert chosen(udp, holding(""), candidate("b", 9)) == "a"
+    # nowhere free: it takes its turn, as one that replaces another does
+    assert chosen(publishing(""), holding("")) == "a"
+    overlaid = {"NetworkMode": "overlay", "PortBindings": {"8080/tcp": [{"HostPort": "80"}]}}
+    assert refused(wanted({"HostConfig": overlaid}), holding("")) == "no suitable node (port already in use on 1 node)"
     # a service's, of which the Engine knows nothing: on every address
     services = candidate("a", task_ports=frozenset({("tcp", 80)}))
     assert chosen(udp, services, candidate("b", 9)) == "a"
