@@ -43,7 +43,9 @@ ACCEPTED: tuple[Accepted, ...] = (
         "the first that is looked for is on which node a container is",
     ),
     Accepted(
-        "(--platform |platform=)(nonsense|windows)", "no suitable node|Unable|Get|message|exit (400|404|409)", "no node is such a machine"
+        "(--platform |platform=)(nonsense|windows)",
+        "no suitable node|does not match|message|exit (400|404|409)",
+        "no node is such a machine",
     ),
     Accepted("docker load < /dev/null", "docker-import", "each node's own words, with a path of its own"),
     Accepted("volume create -d local 'v/6'", "v/6|node v not found", "a volume's name may begin with its node's"),

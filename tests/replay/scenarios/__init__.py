@@ -28,7 +28,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """once: nothing in it depends on which CLI plays it. quick: played where there is a minute only (REPLAY=quick)."""
+    """once: nothing in it depends on which CLI plays it. quick: played also where there is a minute only."""
 
     name: str
     once: bool = False
@@ -69,11 +69,11 @@ ORDER = (
 CONTAINERS = (
     Scenario("containers/nothing_there", quick=True),
     Scenario("containers/run"),
-    Scenario("containers/life", quick=True),
+    Scenario("containers/life"),
     Scenario("containers/logs"),
     Scenario("containers/exec"),
     Scenario("containers/terminals", quick=True),
-    Scenario("containers/attached", quick=True),
+    Scenario("containers/attached"),
     Scenario("containers/copies"),
     Scenario("containers/inspections", quick=True),
     Scenario("containers/shared"),
