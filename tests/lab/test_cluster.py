@@ -51,6 +51,22 @@ def load(log: Log, netns: str, target: Callable[[], tuple[str, ...]], rate: floa
             probe.stop()
 
 
+@contextlib.contextmanager
+def followed_logs(cli: Cli, service: str) -> Iterator[list[str]]:
+    """The lines that `docker service logs -f` has printed so far."""
+    seen: list[str] = []
+    follower = subprocess.Popen(cli.command("service", "logs", "-f", service), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert follower.stdout is not None
+    reader = threading.Thread(target=seen.extend, args=(follower.stdout,), daemon=True)
+    reader.start()
+    try:
+        yield seen
+    finally:
+        follower.kill()
+        follower.wait()
+        reader.join(10)
+
+
 def test_nodes_and_swarm(lab: Lab, cli: Cli) -> None:
     names = cli.ok("node", "ls", "--format", "{{.Hostname}} {{.Status}} {{.Availability}} {{.ManagerStatus}}").splitlines()
     assert sorted(line.strip() for line in names) == ["node-1 Ready Active Leader", "node-2 Ready Active", "node-3 Ready Active"]
@@ -341,12 +357,28 @@ def test_a_node_whose_engine_hangs_is_not_down(lab: Lab, cli: Cli) -> None:
 
 def test_a_killed_engine_comes_back_with_its_tasks(lab: Lab, cli: Cli) -> None:
     cli.create("web", "--replicas", "3")
+    cli.create("ticks", "--mode", "global", command=("sh", "-c", "i=0; while true; do echo tick $i; i=$((i+1)); sleep 0.1; done"))
     victim = lab.nodes[2]
     before = task_containers(victim)
-    victim.kill("engine")
-    wait_until(lambda: victim.pid_of("engine") != 0, 20, "the Engine is back")
-    victim.wait_ready(30)
-    assert task_containers(victim) == before
+    with followed_logs(cli, "ticks") as seen:
+
+        def ticks() -> dict[str, list[int]]:
+            """By task."""
+            found: dict[str, list[int]] = {}
+            for who, _, what in (line.partition("| ") for line in list(seen)):
+                if what.startswith("tick "):
+                    found.setdefault(who, []).append(int(what.split()[1]))
+            return found
+
+        wait_until(lambda: len(ticks()) == 3 and all(len(numbers) > 5 for numbers in ticks().values()), 20, "all tasks are followed")
+        victim.kill("engine")
+        wait_until(lambda: victim.pid_of("engine") != 0, 20, "the Engine is back")
+        victim.wait_ready(30)
+        assert task_containers(victim) == before
+        at_least = {who: len(numbers) + 20 for who, numbers in ticks().items()}
+        wait_until(lambda: all(len(ticks()[who]) > count for who, count in at_least.items()), 30, "all tasks are followed again")
+        for who, numbers in ticks().items():
+            assert numbers == list(range(len(numbers))), f"{who}: each line once, though its Engine was killed"
     cli.ok("service", "scale", "-d", "web=6")
     cli.wait_replicas("web", "6/6")
 
