@@ -68,11 +68,11 @@ def _refusal(status: int, message: str) -> Answer:
 
 
 async def prune_volumes(engine: Engine, path: str, spared: Collection[str] = ()) -> Answer:
-    """POST `path`, a /volumes/prune with version and query, whatever the Engine's own version; `spared` stay."""
-    asked = version_of(path)
+    """POST `path`, a /volumes/prune with its query, as Engines of its version do it (without one: as this Engine does); `spared` stay."""
+    asked = version_of(path) or version_of(await engine.path(path))
     try:
         wanted = filters.parse(parse_qs(urlsplit(path).query).get("filters", [""])[0], _PRUNE_FILTERS)
-        everything = (bool(asked) and before(asked, ANONYMOUS_SINCE)) or wanted.flag("all")
+        everything = before(asked, ANONYMOUS_SINCE) or wanted.flag("all")
     except ApiError as error:
         return _refusal(error.status, error.message)
     used = await engine.ask("GET", "/system/df")

@@ -388,11 +388,12 @@ async def test_prune_sums_up(fleet: Fleet) -> None:
     assert pruned == {"VolumesDeleted": [], "SpaceReclaimed": 0}
 
 
-async def test_a_volume_that_is_in_use_anywhere_is_pruned_nowhere(fleet: Fleet) -> None:
+@pytest.mark.parametrize("version", ["", "/v1.41"])
+async def test_a_volume_that_is_in_use_anywhere_is_pruned_nowhere(fleet: Fleet, version: str) -> None:
     await fleet.setup.ok("POST", "/volumes/create", {"Name": "data"})
     await fleet.setup.ok("POST", "/volumes/create", {"Name": "unused"})
     fleet.stores["node-b"].used = {"data"}
-    pruned = await fleet.setup.ok("POST", "/v1.41/volumes/prune")
+    pruned = await fleet.setup.ok("POST", f"{version}/volumes/prune")
     assert pruned == {"VolumesDeleted": ["unused"], "SpaceReclaimed": 3}
     assert [sorted(store.volumes) for store in fleet.stores.values()] == [["data"]] * 3
 
