@@ -28,7 +28,7 @@ __all__ = ["dockerd"]
 
 pytestmark = [pytest.mark.engine]
 
-_ANSWER_S = 20.0
+_ANSWER_S = 60.0
 # a body that goes on for longer is a stream's
 _STREAM_S = 1.0
 _NOT_SUPPORTED = 501

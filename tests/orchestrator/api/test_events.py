@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import json
 import time
@@ -21,9 +22,11 @@ from orchestrator.api.event_filters import Described
 from orchestrator.api.event_position import OVERLAP_NS, Position
 from orchestrator.api.filters import Filters, parse
 from orchestrator.store.base import Put
-from tests.orchestrator.agent.wait import until
+from tests.orchestrator.agent import wait
 from tests.orchestrator.api.fake_stores import FakeStores
 from tests.orchestrator.api.fakes import Setup, a_node, other_node, serving
+
+until = functools.partial(wait.until, deadline_s=30)
 
 # ---- the fan: pure ---------------------------------------------------------------------------------------------------------------
 
@@ -243,7 +246,7 @@ async def test_many_clients_are_one_connection_an_engine(watched: Watched) -> No
             await until(lambda engine=engine: engine.open == 1, "the source is connected")
             engine.publish("volume", "create", name)
         due = [set(watched.engines), set(watched.engines), {"node-b"}, set()] * 50
-        await until(lambda: all(len(stream.events) >= len(ids) for stream, ids in zip(streams, due, strict=True)), "all are told", 30)
+        await until(lambda: all(len(stream.events) >= len(ids) for stream, ids in zip(streams, due, strict=True)), "all are told")
         for stream, ids in zip(streams, due, strict=True):
             assert sorted(stream.ids()) == sorted(ids)
             assert all(event["Actor"]["Attributes"]["node.name"] == event["Actor"]["ID"] for event in stream.events)
@@ -304,7 +307,7 @@ async def test_the_past_and_what_comes_join_without_a_gap(watched: Watched) -> N
             return [event["Actor"]["Attributes"]["name"] for event in stream.events if event["Type"] == "config"]
 
         for number, stream in enumerate(streams):
-            await until(lambda stream=stream: all(len(told(stream, node)) >= published for node in watched.engines), f"stream {number}", 20)
+            await until(lambda stream=stream: all(len(told(stream, node)) >= published for node in watched.engines), f"stream {number}")
             assert [told(stream, node) for node in watched.engines] == [expected] * 3
             await until(lambda stream=stream: len(configs(stream)) >= 20, f"stream {number}'s configs")
             assert configs(stream) == [f"c{number}" for number in range(1, 21)]

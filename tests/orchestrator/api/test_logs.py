@@ -108,7 +108,7 @@ async def test_neither_stream_is_an_error(logging: Setup) -> None:
 async def test_follow_attaches_to_tasks_that_come_later(logging: Setup) -> None:
     async with logging.session.get(f"http://d/services/web/logs?{SHOW}&follow=1&tail=0") as response:
         client = Followed(response)
-        await until(lambda: logging.engine.logs.following == 2, "both are followed")
+        await until(lambda: logging.engine.logs.following == 2, "both are followed", 20)
         await logging.engine.logs.write("c1", at(6, "six"))
         assert await client.lines(1) == [(STDOUT, "six\n")]
         logging.engine.logs.logs["c3"] = at(9, "late")
@@ -130,7 +130,7 @@ async def test_a_stream_that_breaks_is_taken_up_where_it_broke_and_says_so(loggi
     async with logging.session.get(f"http://d/services/web/logs?{SHOW}&follow=1&details=1") as response:
         client = Followed(response)
         await client.lines(5)
-        await until(lambda: logging.engine.logs.following == 2, "both are followed")
+        await until(lambda: logging.engine.logs.following == 2, "both are followed", 20)
         session = logging.backend.engines.pop("n2")
         await logging.engine.logs.cut()
         stream, text = (await client.lines(6))[5]
