@@ -7,13 +7,15 @@ to drain only when its successor serves. Source: ARCHITECTURE, draining handshak
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from orchestrator.control.context import Context, NetworkAcks
 from orchestrator.control.eligibility import unreachable
 from orchestrator.control.slots import age_key, live, running, slot_key, surplus, wanted
 from orchestrator.control.steps import Decision, earliest
 from orchestrator.control.transitions import drained, released
 from orchestrator.model import Node, Task, TaskState, terminal
-from orchestrator.store.base import Put
+from orchestrator.store.base import Guard, Put
 from orchestrator.store.snapshot import Snapshot
 
 
@@ -26,7 +28,9 @@ def drain(snapshot: Snapshot, ctx: Context) -> Decision:
             if _relieved(snapshot, ctx, task):
                 decision.steps.append((Put(drained(task, ctx.now)),))
         elif _finished(snapshot, ctx, task):
-            decision.steps.append((Put(released(task, ctx.now)),))
+            # one of them that comes back before this is written sends to the task again, and has to be asked first
+            lost = [Guard("node", node.id, node.version.index) for node in _sending_to(snapshot, task) if _is_lost(node, ctx.acks)]
+            decision.steps.append((Put(released(task, ctx.now)), *lost))
         elif task.mesh_draining_since is not None:
             wakeup = earliest(wakeup, task.mesh_draining_since + ctx.drain_deadline)
     return Decision(decision.steps, wakeup)
@@ -37,16 +41,30 @@ def everyone_shows(snapshot: Snapshot, acks: NetworkAcks, task: Task) -> bool:
 
     A node that has not come yet after a change of the leader counts as connected until the dispatcher says that it is not.
     """
-    networks = {attachment.network.id for attachment in task.networks_attachments or ()}
-    for node in snapshot.all(Node):
-        if node.id != task.node_id and not any(attachment.network_id in networks for attachment in node.mesh_attachments or ()):
+    networks = _networks(task)
+    for node in _sending_to(snapshot, task):
+        if _is_lost(node, acks):
             continue
         shown = acks.applied(node.id)
-        if shown is None and (unreachable(node) or node.mesh_disconnected_since is not None):
-            continue
         if shown is None or shown < task.version.index or acks.behind(node.id) & networks:
             return False
     return True
+
+
+def _sending_to(snapshot: Snapshot, task: Task) -> Iterator[Node]:
+    """The task's own node and those with one of its networks."""
+    networks = _networks(task)
+    for node in snapshot.all(Node):
+        if node.id == task.node_id or any(attachment.network_id in networks for attachment in node.mesh_attachments or ()):
+            yield node
+
+
+def _is_lost(node: Node, acks: NetworkAcks) -> bool:
+    return acks.applied(node.id) is None and (unreachable(node) or node.mesh_disconnected_since is not None)
+
+
+def _networks(task: Task) -> set[str]:
+    return {attachment.network.id for attachment in task.networks_attachments or ()}
 
 
 def _relieved(snapshot: Snapshot, ctx: Context, task: Task) -> bool:
