@@ -8,15 +8,15 @@ and found by the next resync: IPVS, sysctls, neighbours that were deleted.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 from collections.abc import Iterable
 from typing import Final
 
-from mesh.errors import KernelError, NamespaceGone
-from mesh.linux.namespace import inode, open_namespace
-from mesh.linux.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Netlink, attribute, attributes
+from mesh.errors import KernelError
+from mesh.linux.namespace import inode
+from mesh.linux.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Netlink, attributes
+from mesh.linux.nsid import give_number
 
 _SOL_NETLINK: Final = 270
 _ADD_MEMBERSHIP: Final = 1
@@ -29,9 +29,7 @@ _RTM_NEWNEIGH: Final = 28
 _RTM_DELNEIGH: Final = 29
 _RTM_NEWNSID: Final = 88
 _RTM_DELNSID: Final = 89
-_RTM_GETNSID: Final = 90
 _NSID: Final = 1
-_NSID_FD: Final = 3
 _NSID_ANY: Final = struct.pack("=i", -1)
 _NUD_STATIC: Final = 0x40 | 0x80
 """NOARP, PERMANENT: rows that somebody programmed. The others come and go with traffic."""
@@ -63,7 +61,7 @@ class Events:
                 known = self._followed.get(path)
                 if known is not None and known[0] == identity:
                     followed[path] = known
-                elif (number := _number(netlink, path)) is not None:
+                elif (number := give_number(netlink, path)) is not None:
                     followed[path] = (identity, number)
         self._followed = followed
 
@@ -132,19 +130,3 @@ def _messages(opened: socket.socket) -> list[tuple[bytes, int | None]]:
                 break
             found.append((packet[offset : offset + length], source))
             offset += (length + 3) & ~3
-
-
-def _number(netlink: Netlink, path: str) -> int | None:
-    """Id of the namespace at `path` in the socket's; given one if it has none."""
-    try:
-        descriptor = open_namespace(path)
-    except NamespaceGone:
-        return None
-    try:
-        request = struct.pack("=Bxxx", 0) + attribute(_NSID_FD, struct.pack("=I", descriptor))
-        netlink.request("number a namespace", _RTM_NEWNSID, 0, request + attribute(_NSID, _NSID_ANY), ignore=(errno.EEXIST,))
-        for _kind, payload in netlink.ask("read a namespace's number", _RTM_GETNSID, request):
-            return int(struct.unpack("=i", attributes(payload[4:])[_NSID])[0])
-    finally:
-        os.close(descriptor)
-    return None

@@ -18,6 +18,7 @@ from mesh.linux import conntrack, docker_user, link, nftables, policy, rows, sys
 from mesh.linux import ipvs as ipvs_netlink
 from mesh.linux.namespace import Namespaces, all_namespaces, inode, inside
 from mesh.linux.netlink import NETLINK_ROUTE, Netlink
+from mesh.linux.nsid import number_of
 from mesh.render import Names
 from mesh.table import (
     BRIDGE,
@@ -86,8 +87,8 @@ class Reading:
         return tables
 
     def read_containers(self, paths: Iterable[str] | None = None) -> dict[str, NamespaceTable]:
-        """Containers in which something of ours is left: among `paths`, or among all network namespaces with a process or a name."""
-        found = {path: self._read_container(path) for path in (all_namespaces(self.means.namespaces) if paths is None else paths)}
+        """Containers in which something of ours is left: among `paths`, or among all that a link of ours ever led into."""
+        found = {path: self._read_container(path) for path in (self._linked() if paths is None else paths)}
         # routing rules have no room for a name: they are ours where the table is
         return {path: table for path, table in found.items() if table.nft}
 
@@ -100,6 +101,17 @@ class Reading:
                 return NamespaceTable(netns_id=identity, policies=policy.read(), nft=self.means.nft.table(self.means.names.table))
         except NamespaceGone:
             return NamespaceTable()
+
+    def _linked(self) -> list[str]:
+        """The namespaces that the host's or one of ours has a number for. A table with our name anywhere else is another node's, whose host
+        is a namespace of this machine as ours may be."""
+        others = all_namespaces(self.means.namespaces)
+        found = _numbered(others)
+        for name in self.means.namespaces.names():
+            if self.means.names.owns_namespace(name) and self.means.namespaces.alive(name) and self._marked(name):
+                with inside(self.means.namespaces.path(name)):
+                    found |= _numbered(others)
+        return sorted(found)
 
     def _marked(self, name: str) -> bool:
         with inside(self.means.namespaces.path(name)), Netlink(NETLINK_ROUTE) as netlink:
@@ -259,6 +271,12 @@ class Reading:
         if path not in self._seen:
             self._seen[path] = _look_inside(path)
         return self._seen[path]
+
+
+def _numbered(paths: Iterable[str]) -> set[str]:
+    """Those of the namespaces that the calling thread's has a number for."""
+    with Netlink(NETLINK_ROUTE) as netlink:
+        return {path for path in paths if number_of(netlink, path) is not None}
 
 
 def _look_inside(path: str) -> _Inside | None:

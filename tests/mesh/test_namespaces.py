@@ -234,6 +234,9 @@ async def test_what_others_made_stays_and_flush_leaves_nothing_of_ours(pair: Pai
     before_links = sh(f"ip -n {host} -o link").count("\n")
     sh(f"ip netns exec {host} nft add table inet theirs && ip -n {host} link add name theirs type bridge")
     sh(f"ip -n {host} link add mg-theirs type veth peer name mg-other && ip netns add {bed.prefix('a')}-theirs")
+    # another node of this machine, of the same prefix, and its containers: no link leads there from here
+    elsewhere = bed.space("out")
+    sh(f"ip netns exec {elsewhere} nft add table inet meshd_{bed.prefix('a')}")
     report = await pair.meshes["a"].apply(pair.state("a"), resync=True)
     assert report.ops == ()
     assert before_links > 4
@@ -242,11 +245,13 @@ async def test_what_others_made_stays_and_flush_leaves_nothing_of_ours(pair: Pai
     links = {line.split(": ")[1].partition("@")[0] for line in sh(f"ip -n {host} -o link").splitlines()}
     assert links == {"lo", "eth0", "theirs", "mg-theirs", "mg-other"}
     assert sh(f"ip netns exec {host} nft list tables").strip() == "table inet theirs"
+    assert sh(f"ip netns exec {elsewhere} nft list tables").strip() == f"table inet meshd_{bed.prefix('a')}"
+    assert [sh(f"ip netns exec {bed.space(name)} nft list tables") for name in ("a1", "a2")] == ["", ""]
     assert sh(f"ip -n {host} route").strip() == "192.0.2.0/24 dev eth0 proto kernel scope link src 192.0.2.1"
     # under our prefix, but without our mark
     assert [p.name for p in Path("/run/netns").glob(bed.prefix("a") + "-*")] == [f"{bed.prefix('a')}-theirs"]
     assert sh(f"ip -n {bed.space('a1')} -o link").count("\n") == 1
-    sh(f"ip netns del {bed.prefix('a')}-theirs")
+    sh(f"ip netns del {bed.prefix('a')}-theirs && ip netns exec {elsewhere} nft delete table inet meshd_{bed.prefix('a')}")
     sh(f"ip -n {host} link del theirs && ip -n {host} link del mg-theirs && ip netns exec {host} nft delete table inet theirs")
 
 
