@@ -161,7 +161,8 @@ def test_a_build_that_is_interrupted_leaves_nothing(builder: Builder, fleet: Cli
         commands = {pid: processes.command_line(pid) for pid in processes.pids()}
         return [pid for pid, words in commands.items() if words[-1:] == [mark]]
 
-    command = [*builder.program.words, "build", str(where)]
+    # what a shell starts in the background is started deaf to Ctrl-C, and hands that on
+    command = ["env", "--default-signal=INT", *builder.program.words, "build", str(where)]
     client = subprocess.Popen(
         command, env=builder.program.at(builder.socket), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
