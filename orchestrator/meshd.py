@@ -57,6 +57,7 @@ log = logging.getLogger(__name__)
 
 _CERTIFICATES = "certificates"
 _UNLOCK_PATIENCE_S = 30.0
+_ROLE_PATIENCE_S = 10.0
 
 
 class Meshd:
@@ -74,6 +75,7 @@ class Meshd:
         self._node: NodeRuntime | None = None
         # one init, join, leave or change of role at a time; what comes meanwhile is told so
         self._changing = asyncio.Lock()
+        self._changing_role = False
         # what this node is, is on disk: others may be told
         self._settled = False
         self._former = former_of(config, self._membership, self._changing.locked, self._init, self._join)
@@ -197,8 +199,10 @@ class Meshd:
             log.info("joined cluster=%s node=%s role=%s", local.cluster_id, local.node_id, identity.role)
 
     async def leave(self, force: bool) -> None:
-        async with self._one_change():
-            log.info("leaving cluster=%s node=%s force=%s", self._local.cluster_id if self._local else "", self.node_id, force)
+        async with self._one_change(ends_role_change=True):
+            if self._local is None:
+                return
+            log.info("leaving cluster=%s node=%s force=%s", self._local.cluster_id, self.node_id, force)
             # first of all: a crash from here on must not come back as a member
             local_state.erase(self._config.state_dir)
             local, self._local, self._settled = self._local, None, False
@@ -206,7 +210,7 @@ class Meshd:
             node, self._node = self._node, None
             if node is not None:
                 await node.leave()
-            elif self._locked and local is not None:
+            elif self._locked:
                 await leave_without_running(self._node_settings(local), local.cluster_id, NodeMesh(prefix=self._config.netns_prefix))
             await self._seat.withdraw()
             await self._seat.stop()
@@ -331,10 +335,14 @@ class Meshd:
         async with self._changing:
             if self._local is None:
                 return
-            if role == "manager" and (self._seat.lost or (self._manager is None and not self._seat.waiting)):
-                await self._become_manager()
-            elif role == "worker" and (self._manager is not None or self._credential_role() == "manager"):
-                await self._become_worker()
+            self._changing_role = True
+            try:
+                if role == "manager" and (self._seat.lost or (self._manager is None and not self._seat.waiting)):
+                    await self._become_manager()
+                elif role == "worker" and (self._manager is not None or self._credential_role() == "manager"):
+                    await self._become_worker()
+            finally:
+                self._changing_role = False
 
     async def _become_manager(self) -> None:
         assert self._local is not None and self._credentials is not None
@@ -508,8 +516,17 @@ class Meshd:
         local_state.erase(self._config.state_dir)
 
     @contextlib.asynccontextmanager
-    async def _one_change(self) -> Any:
-        if self._changing.locked():
-            raise ApiError(503, "this node is just being initialized, joined or removed: wait until that is done")
-        async with self._changing:
+    async def _one_change(self, *, ends_role_change: bool = False) -> Any:
+        """ends_role_change: one that is under way may finish in its time, and is given up else, instead of being a reason to refuse."""
+        if self._changing.locked() and not (ends_role_change and self._changing_role):
+            raise ApiError(503, "this node is just being initialized, joined, promoted, demoted or removed: wait until that is done")
+        try:
+            async with asyncio.timeout(_ROLE_PATIENCE_S):
+                await self._changing.acquire()
+        except TimeoutError:
+            self._roles.stop()
+            await self._changing.acquire()
+        try:
             yield
+        finally:
+            self._changing.release()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from pathlib import Path
 
 import pytest
 
-from orchestrator import local_state
+from orchestrator import local_state, meshd
 from orchestrator.daemon_config import DaemonConfig
+from orchestrator.errors import ApiError
 from orchestrator.meshd import Meshd
 from tests.orchestrator.test_local_state import STATE
 
@@ -65,3 +67,38 @@ def test_a_link_to_listen_at_stands_for_its_address(tmp_path: Path, monkeypatch:
         ("", "0.0.0.0:2377"),
     ):
         assert daemon._addresses("eth0", listen, "") == ("192.0.2.1", expected)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_node_leaves_though_its_role_is_being_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool) -> None:
+    """A demotion that waits for its managers must not keep the node; one that is nearly done is waited for."""
+    local_state.save(tmp_path, STATE)
+    daemon = _daemon(tmp_path)
+    daemon._local = STATE
+    begun, end, ended = asyncio.Event(), asyncio.Event(), list[str]()
+
+    async def change() -> None:
+        begun.set()
+        try:
+            await end.wait()
+            ended.append("done")
+        except asyncio.CancelledError:
+            ended.append("given up")
+            raise
+
+    monkeypatch.setattr(daemon, "_become_worker", change)
+    monkeypatch.setattr(daemon, "_credential_role", lambda: "manager")
+    monkeypatch.setattr(meshd, "_ROLE_PATIENCE_S", 30.0 if ends else 0.01)
+    daemon._roles.start()
+    daemon._roles.told("worker")
+    await begun.wait()
+    with pytest.raises(ApiError, match="promoted, demoted"):
+        await daemon.recover()
+    leaving = [asyncio.create_task(daemon.leave(True)) for _ in range(2)]
+    if ends:
+        await asyncio.sleep(0)
+        assert local_state.load(tmp_path) == STATE and ended == []
+        end.set()
+    await asyncio.gather(*leaving)
+    assert ended == (["done"] if ends else ["given up"])
+    assert daemon.state == "inactive" and local_state.load(tmp_path) is None
