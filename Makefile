@@ -9,6 +9,7 @@
 # make bench-orchestrator  the orchestrator's figures against their targets: scheduler, store, API, leader, and those of make bench;
 #                  1,000 agents that lose a manager; meshd killed and restarted everywhere under load
 # make replay          the docker CLI (Debian's and the newest), requests and docker-py against a mesh and real Engines in swarm mode, all they say compared
+#                  (QUICK=1: a minute of it)
 # make bench-api       the API beside a real Engine's in swarm mode, at 1, 100 and 1,000 services; 1,000 open event streams;
 #                  containers of three nodes; 100 MB through attach, logs, cp and exec of a container on another node
 # make vagrant-rehearse  vagrant up and its smoke test on this machine, without boxes, KVM or systemd: ten minutes
@@ -65,7 +66,7 @@ test: check
 	@scripts/test
 
 replay: bootstrap
-	@REPLAY=1 $(BIN)/pytest tests/replay
+	@REPLAY=$(if $(QUICK),quick,1) $(BIN)/pytest tests/replay
 
 simulate: bootstrap
 	@$(BIN)/python -m tests.orchestrator.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000) --first $(or $(FIRST),1))

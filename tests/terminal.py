@@ -31,6 +31,7 @@ class Terminal:
         )
         os.close(slave)
         self.shown = ""
+        self._resized = False
 
     @staticmethod
     def _own() -> None:
@@ -41,7 +42,13 @@ class Terminal:
 
     def resize(self, rows: int, columns: int) -> None:
         self._set_size(rows, columns)
-        os.kill(self.process.pid, signal.SIGWINCH)
+        self._resized = True
+        self._tell_size()
+
+    def _tell_size(self) -> None:
+        """Again and again: the CLI sets the first size before it listens for changes, and one that comes in between is lost on it."""
+        if self._resized and self.process.poll() is None:
+            os.kill(self.process.pid, signal.SIGWINCH)
 
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
@@ -51,6 +58,7 @@ class Terminal:
         deadline = time.monotonic() + DEADLINE_S
         while not (found := re.search(pattern, self.shown)):
             assert time.monotonic() < deadline, f"{pattern!r} did not come: {self.shown!r}"
+            self._tell_size()
             if select.select([self.master], [], [], 0.2)[0]:
                 try:
                     self.shown += os.read(self.master, 65536).decode(errors="replace")
@@ -64,8 +72,15 @@ class Terminal:
         """Its exit code."""
         drain = threading.Thread(target=self._drain, daemon=True)
         drain.start()
+        deadline = time.monotonic() + DEADLINE_S
         try:
-            return self.process.wait(DEADLINE_S)
+            while True:
+                try:
+                    return self.process.wait(0.2)
+                except subprocess.TimeoutExpired:
+                    if time.monotonic() > deadline:
+                        raise
+                    self._tell_size()
         finally:
             self.process.kill()
             drain.join(DEADLINE_S)

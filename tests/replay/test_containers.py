@@ -1,6 +1,6 @@
 """A cluster's containers, images and volumes are worked with as those of one Engine are: by the stock docker CLI, docker-py and requests.
 
-Some scenarios with Debian's CLI; by `make replay` all of them, with every CLI.
+By `make replay`: all scenarios with every CLI; with QUICK=1 some of them with Debian's.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _ALL = os.environ.get("REPLAY") == "1"
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.timeout(1800),
+    pytest.mark.skipif("REPLAY" not in os.environ, reason="run by `make replay`: wants a machine that has time for it"),
 ]
 
 _NODES = 3
