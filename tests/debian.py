@@ -70,7 +70,7 @@ def fetch(packages: Iterable[str]) -> None:
 
 
 def _download(directory: Path, suite: str, packages: Iterable[str]) -> None:
-    source = f"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian {suite} main\n"
+    source = f"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {_mirror()} {suite} main\n"
     (directory / "sources.list").write_text(source)
     for needed in ("lists/partial", "archives/partial"):
         (directory / needed).mkdir(parents=True)
@@ -91,14 +91,23 @@ def _download(directory: Path, suite: str, packages: Iterable[str]) -> None:
     _run(*apt, "download", *packages, cwd=directory)
 
 
+def _mirror() -> str:
+    """Where this machine has its own packages from."""
+    wanted = ("Created-By: Packages", "Origin: Debian", "Label: Debian", "Component: main")
+    found = _run("apt-get", "indextargets", "--format", "$(REPO_URI)", *wanted).split()
+    if not found:
+        raise Missing("apt knows no mirror of Debian: check /etc/apt, then `apt-get update`")
+    return found[0]
+
+
 def _own_release() -> str:
     words = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
     return words.get("VERSION_CODENAME", "stable").strip('"')
 
 
-def _run(*command: str, cwd: Path | None = None) -> None:
+def _run(*command: str, cwd: Path | None = None) -> str:
     try:
-        subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=_APT_S, check=True)
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=_APT_S, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise Missing(f"{error} {getattr(error, 'stderr', '') or ''}".strip()) from None
 

@@ -11,11 +11,13 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 repository=$(dirname "$here")
 state=${STATE:-/var/tmp/meshd-rehearsal}
-mirror=${MIRROR:-http://deb.debian.org/debian}
+# where this machine has its own packages from
+mirror=${MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' 'Component: main' | head -n 1)}
 nodes=${1:-3}
 
 say() { printf '\033[2m· %s %s\033[0m\n' "$(date +%H:%M:%S)" "$*"; }
 die() { printf 'rehearse: %s\n' "$*" >&2; exit 2; }
+[ -n "$mirror" ] || die "apt knows no mirror of Debian: run apt-get update, or give one (MIRROR=...)"
 
 # ---- a box: Debian 12 with everything provision.sh would install -------------------------------------------------------------------
 
