@@ -8,6 +8,7 @@ agent gives up (`agent.attachments`). Source: Docker Engine API 1.44, ContainerC
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import quote
@@ -29,6 +30,7 @@ from orchestrator.ids import new_id
 from orchestrator.model import STATE_ORDER, Network, PortConfig, Task, TaskState, terminal
 from orchestrator.store.base import Change, Put, Store
 from orchestrator.store.snapshot import Snapshot
+from orchestrator.store.subscription import wait_for
 
 log = logging.getLogger(__name__)
 
@@ -116,11 +118,13 @@ async def container_removed(store: Store, container_id: str) -> None:
     if task is None:
         return
     await _change(store, task.id, _given_up)
-    deadline = asyncio.get_running_loop().time() + _SETTLE_S
-    while (left := store.snapshot().task(task.id)) is not None and not terminal(left.status.state):
-        if asyncio.get_running_loop().time() > deadline:
-            return
-        await asyncio.sleep(_POLL_S)
+    await settled(store, lambda snapshot: (left := snapshot.task(task.id)) is None or terminal(left.status.state))
+
+
+async def settled(store: Store, so: Callable[[Snapshot], bool]) -> None:
+    """Wait a moment for what leader and agent are about to do; if they don't, the next step says what is in the way."""
+    with contextlib.suppress(TimeoutError):
+        await wait_for(store, so, _SETTLE_S)
 
 
 def refuse_unable(snapshot: Snapshot, member: Member) -> None:

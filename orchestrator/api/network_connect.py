@@ -6,8 +6,7 @@ id follows from its own, so that two clients at once make one. Source: Docker En
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -17,7 +16,7 @@ from msgspec.structs import replace
 
 from orchestrator.api import access, attached, engines
 from orchestrator.api.attached_views import attachment_of, is_task
-from orchestrator.api.attachments import find_overlay, refuse_unable, until
+from orchestrator.api.attachments import find_overlay, refuse_unable, settled, until
 from orchestrator.api.containers import inspected_owner_of
 from orchestrator.control.slots import wanted as is_wanted
 from orchestrator.control.transitions import removed
@@ -28,8 +27,6 @@ from orchestrator.store.base import Change, Put
 from orchestrator.store.snapshot import Snapshot
 
 _ASSIGNED = STATE_ORDER[TaskState.ASSIGNED]
-_SETTLE_S = 5.0
-_POLL_S = 0.01
 
 
 async def connect(request: web.Request) -> web.StreamResponse | None:
@@ -64,7 +61,7 @@ async def connect(request: web.Request) -> web.StreamResponse | None:
             raise ApiError(403, f"endpoint with name {name} already exists in network {network.name}")
         return [Put(_with_networks(task, [*configs, attached.config(join)]))]
 
-    await _settled(lambda: not _is_leaving(store.snapshot().task(id)))
+    await settled(store, lambda snapshot: not _is_leaving(snapshot.task(id)))
     await access.commit(store, plan)
     try:
         await until(store, id, lambda task: _is_on(task, network.id))
@@ -91,7 +88,7 @@ async def disconnect(request: web.Request) -> web.StreamResponse | None:
     id = task.id
     await access.commit(store, lambda snapshot: _left(snapshot, id, network.id))
     # a network that was left can be removed
-    await _settled(lambda: all(task.id != id for task in store.snapshot().tasks_of_network(network.id)))
+    await settled(store, lambda snapshot: all(task.id != id for task in snapshot.tasks_of_network(network.id)))
     return web.Response(status=200)
 
 
@@ -109,14 +106,7 @@ async def wait_for_removed(request: web.Request, network: Network) -> None:
             replies = await all_engines.ask_all("GET", f"/containers/{status.container_id}/json", members=[member])
             if any(answer.status == HTTPStatus.NOT_FOUND for _, answer in replies.refusals()):
                 gone.add(task.id)
-    await _settled(lambda: all(task.id not in gone for task in store.snapshot().tasks_of_network(network.id)))
-
-
-async def _settled(so: Callable[[], bool]) -> None:
-    """Wait a moment for what leader and agent are about to do; if they don't, the next step says what is in the way."""
-    deadline = asyncio.get_running_loop().time() + _SETTLE_S
-    while not so() and asyncio.get_running_loop().time() < deadline:
-        await asyncio.sleep(_POLL_S)
+    await settled(store, lambda snapshot: all(task.id not in gone for task in snapshot.tasks_of_network(network.id)))
 
 
 def _is_leaving(task: Task | None) -> bool:
