@@ -16,7 +16,7 @@ from typing import Final
 from mesh.errors import KernelError
 from mesh.linux.namespace import inode
 from mesh.linux.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Netlink, attributes
-from mesh.linux.nsid import give_number
+from mesh.linux.nsid import NOT_NUMBERED, NSID, RTM_DELNSID, RTM_NEWNSID, give_number
 
 _SOL_NETLINK: Final = 270
 _ADD_MEMBERSHIP: Final = 1
@@ -27,10 +27,7 @@ _GROUPS_ROUTE: Final = (1, 3, 5, 9, 28)
 _GROUP_NFTABLES: Final = 7
 _RTM_NEWNEIGH: Final = 28
 _RTM_DELNEIGH: Final = 29
-_RTM_NEWNSID: Final = 88
-_RTM_DELNSID: Final = 89
-_NSID: Final = 1
-_NSID_ANY: Final = struct.pack("=i", -1)
+_ANY_NUMBER: Final = struct.pack("=i", NOT_NUMBERED)
 _NUD_STATIC: Final = 0x40 | 0x80
 """NOARP, PERMANENT: rows that somebody programmed. The others come and go with traffic."""
 
@@ -75,10 +72,10 @@ class Events:
         if not message:
             return True
         kind = _HEADER.unpack_from(message)[1]
-        if kind == _RTM_NEWNSID:
+        if kind == RTM_NEWNSID:
             return False
-        if kind == _RTM_DELNSID:
-            return struct.unpack("=i", attributes(message[20:]).get(_NSID, _NSID_ANY))[0] in numbers
+        if kind == RTM_DELNSID:
+            return struct.unpack("=i", attributes(message[20:]).get(NSID, _ANY_NUMBER))[0] in numbers
         if kind in (_RTM_NEWNEIGH, _RTM_DELNEIGH) and not _NDMSG.unpack_from(message, 16)[4] & _NUD_STATIC:
             return False
         return source in numbers if source is not None else any(mark in message for mark in self._marks)

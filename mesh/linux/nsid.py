@@ -16,11 +16,12 @@ from mesh.errors import NamespaceGone
 from mesh.linux.namespace import open_namespace
 from mesh.linux.netlink import Netlink, attribute, attributes
 
-_RTM_NEWNSID: Final = 88
+RTM_NEWNSID: Final = 88
+RTM_DELNSID: Final = 89
 _RTM_GETNSID: Final = 90
-_NSID: Final = 1
+NSID: Final = 1
 _NSID_FD: Final = 3
-_NOT_NUMBERED: Final = -1
+NOT_NUMBERED: Final = -1
 
 
 def number_of(netlink: Netlink, path: str) -> int | None:
@@ -28,8 +29,8 @@ def number_of(netlink: Netlink, path: str) -> int | None:
     try:
         with _asked(path) as request:
             for _kind, payload in netlink.ask("read a namespace's number", _RTM_GETNSID, request):
-                number = int(struct.unpack("=i", attributes(payload[4:])[_NSID])[0])
-                return None if number == _NOT_NUMBERED else number
+                number = int(struct.unpack("=i", attributes(payload[4:])[NSID])[0])
+                return None if number == NOT_NUMBERED else number
     except NamespaceGone:
         pass
     return None
@@ -39,8 +40,8 @@ def give_number(netlink: Netlink, path: str) -> int | None:
     """The same; given one if it has none."""
     try:
         with _asked(path) as request:
-            any_number = attribute(_NSID, struct.pack("=i", _NOT_NUMBERED))
-            netlink.request("number a namespace", _RTM_NEWNSID, 0, request + any_number, ignore=(errno.EEXIST,))
+            any_number = attribute(NSID, struct.pack("=i", NOT_NUMBERED))
+            netlink.request("number a namespace", RTM_NEWNSID, 0, request + any_number, ignore=(errno.EEXIST,))
     except NamespaceGone:
         return None
     return number_of(netlink, path)
