@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 from tests.orchestrator.api.fake_events import FakeEvents
+from tests.orchestrator.api.fakes import Setup, a_node, other_node, serving
 
 
 class FakeStores:
@@ -208,3 +212,14 @@ class FakeStores:
         ]  # fmt: skip
         images = [{"Id": "i", "Labels": None, "Size": 10}]
         return web.json_response({"LayersSize": 10, "Images": images, "Containers": [], "Volumes": volumes or None})
+
+
+@asynccontextmanager
+async def three_nodes(directory: Path, stores: Mapping[str, FakeStores]) -> AsyncIterator[Setup]:
+    """A cluster of node-a, which is asked, node-b and node-c, with these Engines."""
+    async with AsyncExitStack() as stack:
+        setup = await stack.enter_async_context(serving(directory, stores["node-a"]))
+        await setup.init()
+        for id, name in (("nb", "node-b"), ("nc", "node-c")):
+            await stack.enter_async_context(other_node(setup, directory, a_node(id, name), stores[name].app()))
+        yield setup

@@ -23,8 +23,8 @@ from orchestrator.api.event_position import OVERLAP_NS, Position
 from orchestrator.api.filters import Filters, parse
 from orchestrator.store.base import Put
 from tests.orchestrator.agent import wait
-from tests.orchestrator.api.fake_stores import FakeStores
-from tests.orchestrator.api.fakes import Setup, a_node, other_node, serving
+from tests.orchestrator.api.fake_stores import FakeStores, three_nodes
+from tests.orchestrator.api.fakes import Setup
 
 until = functools.partial(wait.until, deadline_s=30)
 
@@ -229,11 +229,7 @@ class Watched:
 async def watched(tmp_path: Path) -> AsyncIterator[Watched]:
     stores = {name: FakeStores(name) for name in ("node-a", "node-b", "node-c")}
     stores["node-b"].events.ahead_s, stores["node-c"].events.ahead_s = 300.0, -300.0
-    async with AsyncExitStack() as stack:
-        setup = await stack.enter_async_context(serving(tmp_path, stores["node-a"]))
-        await setup.init()
-        for id, name in (("nb", "node-b"), ("nc", "node-c")):
-            await stack.enter_async_context(other_node(setup, tmp_path, a_node(id, name), stores[name].app()))
+    async with three_nodes(tmp_path, stores) as setup:
         yield Watched(setup, stores)
 
 

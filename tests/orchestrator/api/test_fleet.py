@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from orchestrator.api.progress import Fan, Told
 from orchestrator.api.volumes import merged as merged_volumes
 from orchestrator.store.base import Put
 from tests.orchestrator.agent.wait import until
-from tests.orchestrator.api.fake_stores import FakeStores
-from tests.orchestrator.api.fakes import Setup, a_node, other_node, serving
+from tests.orchestrator.api.fake_stores import FakeStores, three_nodes
+from tests.orchestrator.api.fakes import Setup
 
 
 class Fleet:
@@ -49,11 +48,7 @@ class Fleet:
 @pytest.fixture
 async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
     stores = {name: FakeStores(name) for name in ("node-a", "node-b", "node-c")}
-    async with AsyncExitStack() as stack:
-        setup = await stack.enter_async_context(serving(tmp_path, stores["node-a"]))
-        await setup.init()
-        for id, name in (("nb", "node-b"), ("nc", "node-c")):
-            await stack.enter_async_context(other_node(setup, tmp_path, a_node(id, name), stores[name].app()))
+    async with three_nodes(tmp_path, stores) as setup:
         yield Fleet(setup, stores)
 
 
