@@ -47,7 +47,7 @@ bench-api: bootstrap
 	@$(BIN)/python -m tests.orchestrator.api.bench_streams
 
 fuzz-api: bootstrap
-	@HYPOTHESIS_PROFILE=default FUZZ=$(or $(TIMES),20) $(BIN)/pytest --timeout 3600 tests/orchestrator/api/test*_fuzz.py tests/orchestrator/api/test_fuzz.py
+	@HYPOTHESIS_PROFILE=default FUZZ=$(or $(TIMES),20) $(BIN)/pytest --timeout 3600 tests/orchestrator/api/test*_fuzz.py
 
 fuzz-dns: bootstrap
 	@$(BIN)/python -m tests.dnsd.fuzz --count 1000000

@@ -37,7 +37,6 @@ AUTOMATIC_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 _VERSION_TTL_S = 5.0
 _ANNOUNCED = "Api-Version"
 _VERSIONED = re.compile(r"/v([0-9]+\.[0-9]+)(?=/)")
-_HEAD_LIMIT_BYTES = 64 * 1024
 
 
 class EngineAway(ApiError):
