@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any
@@ -21,6 +19,7 @@ from urllib.parse import urlencode
 import aiohttp
 
 from orchestrator.api import access, broadcast, codec, event_filters, progress
+from orchestrator.api.engine_times import nanoseconds, seconds
 from orchestrator.api.engines import Engines, Member
 from orchestrator.api.event_fan import Fan
 from orchestrator.api.event_filters import Described
@@ -82,7 +81,10 @@ class Source:
             # By the Engine's clock, a moment between the first client's coming and the head of its answer: nothing older is told, nothing
             # younger is missed. When that head has gone already, rather somewhat before than after.
             waited_s = self._age_s() if self.ready.is_set() else max(asked_s, self._age_s() - READY_S)
-            self.position = Position(_nanoseconds(str((info.json() or {}).get("SystemTime", ""))) - int(waited_s * 1e9))
+            by_engine_ns = nanoseconds(str((info.json() or {}).get("SystemTime", "")))
+            # one that tells no time has this machine's clock
+            now_ns = by_engine_ns if by_engine_ns is not None else int(access.now().timestamp() * 1e9)
+            self.position = Position(now_ns - int(waited_s * 1e9))
         self.ready.set()
         position = self.position
         async with engine.request("GET", await engine.path(_path(since_ns=position.resume_ns))) as response:
@@ -237,11 +239,6 @@ def _path(*, since: str = "", since_ns: int | None = None, until: str = "") -> s
     return f"/v{API_VERSION}/events?" + urlencode({key: value for key, value in asked.items() if value})
 
 
-def seconds(time_ns: int) -> str:
-    """As the Engine reads it, to the nanosecond."""
-    return f"{time_ns // 10**9}.{time_ns % 10**9:09d}"
-
-
 def _time_ns(event: Json) -> int:
     time_ns = event.get("timeNano")
     return time_ns if isinstance(time_ns, int) else 0
@@ -253,15 +250,3 @@ def _is_ahead_of(moment: str, date: str) -> bool:
         return float(moment) > parsedate_to_datetime(date).timestamp() + 1
     except ValueError:
         return False
-
-
-_SYSTEM_TIME = re.compile(r"(.*:[0-9]{2})(?:\.([0-9]{1,9}))?(Z|[+-][0-9]{2}:[0-9]{2})")
-
-
-def _nanoseconds(system_time: str) -> int:
-    """RFC 3339, as an Engine's `SystemTime` is. One that tells none has this machine's clock."""
-    found = _SYSTEM_TIME.fullmatch(system_time)
-    if found is None:
-        return int(access.now().timestamp() * 1e9)
-    whole, fraction, zone = found.groups()
-    return int(datetime.fromisoformat(whole + zone).timestamp()) * 10**9 + int((fraction or "").ljust(9, "0"))

@@ -19,7 +19,8 @@ from aiohttp import web
 
 from orchestrator.api import access, codec
 from orchestrator.api.changes import SwarmEvent, described
-from orchestrator.api.engine_events import PastLine, Sources, of_daemon, seconds
+from orchestrator.api.engine_events import PastLine, Sources, of_daemon
+from orchestrator.api.engine_times import seconds
 from orchestrator.api.engines import ENGINES, Replies, engines_of
 from orchestrator.api.event_fan import Fan, Listener
 from orchestrator.api.event_position import OVERLAP_NS

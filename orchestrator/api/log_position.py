@@ -7,8 +7,8 @@ stdout and stderr that are written at once may be swapped.
 from __future__ import annotations
 
 from collections import Counter, deque
-from datetime import datetime
 
+from orchestrator.api.engine_times import nanoseconds, seconds
 from orchestrator.api.frames import Line
 
 # swapped lines are nearer to each other than that
@@ -30,21 +30,12 @@ class LogPosition:
         complete_ns = min(times) + 1 if len(times) == _RECENT else 0
         since_ns = max(complete_ns, max(times) - _OVERLAP_NS)
         self._again = Counter(entry for entry in self._recent if entry[0] >= since_ns)
-        return f"{since_ns // 10**9}.{since_ns % 10**9:09d}"
+        return seconds(since_ns)
 
     def admits(self, line: Line) -> bool:
-        entry = (_nanoseconds(line.timestamp), hash((line.stream, line.message)))
+        entry = (nanoseconds(line.timestamp) or 0, hash((line.stream, line.message)))
         if self._again[entry] > 0:
             self._again[entry] -= 1
             return False
         self._recent.append(entry)
         return True
-
-
-def _nanoseconds(timestamp: str) -> int:
-    """As the Engine writes it: 2026-01-01T00:00:00.000000000Z."""
-    whole, _, fraction = timestamp.rstrip("Z").partition(".")
-    try:
-        return int(datetime.fromisoformat(f"{whole}+00:00").timestamp()) * 10**9 + int(fraction.ljust(9, "0")[:9] or 0)
-    except ValueError:
-        return 0
